@@ -1,0 +1,1 @@
+"""x86-64 and ia32 facts: registers, flags, frames, descriptors, vectors. No I/O, nothing imported from ctxwatch."""

@@ -1,0 +1,28 @@
+"""Linear addresses: canonical form, halves, selectors' privilege (Intel SDM vol. 1, 3.3.7.1; vol. 3A, 3.4.2)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MASK64: Final = 0xFFFF_FFFF_FFFF_FFFF
+MASK32: Final = 0xFFFF_FFFF
+
+CR3_ADDRESS_SPACE: Final = 0x000F_FFFF_FFFF_E000
+"""CR3 bits that name an address space: without the PCID (bits 0–11) and without bit 12, which page-table isolation
+flips between the user's and the kernel's copy of the same tables, and without bit 63 (no flush)."""
+
+
+def is_canonical(address: int, bits: int = 48) -> bool:
+    """True if bits 63 … `bits`-1 of the 64-bit `address` are all equal."""
+    top = address >> (bits - 1)
+    return top in (0, (1 << (65 - bits)) - 1)
+
+
+def is_high_half(address: int) -> bool:
+    """True for the upper canonical half, where 64-bit kernels live."""
+    return address >> 63 == 1
+
+
+def rpl(selector: int) -> int:
+    """Requested privilege level of a selector: for CS, the privilege level of the context."""
+    return selector & 3
