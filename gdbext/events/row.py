@@ -80,7 +80,8 @@ class Flag:
     NO_BASES = 1 << 11  # fs_base and gs_base were not captured
     SIMD = 1 << 12  # the SIMD block is valid
     STALE = 1 << 13  # flight recorder: older rows were overwritten before this one
-    LINEAR32 = 1 << 14  # exit: the resumed context is 32-bit code (compatibility mode or ia32)
+    LINEAR32 = 1 << 14  # entry/exit: the context is 32-bit code (compatibility mode or ia32)
+    FPU_OFF = 1 << 15  # CR0.TS is set: what the FPU registers hold need not be this context's (lazy switching)
 
 
 class Field(NamedTuple):

@@ -1,0 +1,80 @@
+"""A finding: one rule's verdict on one event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gdbext.events.row import Batch
+from gdbext.rules.codes import CODES, ERROR
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the context was interrupted: guest virtual RIP, symbol if known, privilege level."""
+
+    rip: int
+    symbol: str | None
+    cpl: int
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """The instruction that last wrote a slot."""
+
+    rip: int
+    symbol: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One field of a context: its column name, the value at entry and the value at resume."""
+
+    field: str
+    expected: int
+    actual: int
+
+
+@dataclass(slots=True)
+class Finding:
+    """What a rule found. Addresses are guest virtual; ``event`` and ``entry`` are event numbers (column ``seq``)."""
+
+    code: str
+    event: int
+    cpu: int
+    vector: int
+    interrupted: Place
+    pc: int
+    """The guilty instruction: the exit, the gs: access, the store ..."""
+    cause: str
+    look_at: str
+    severity: str = ERROR
+    differences: tuple[Difference, ...] = ()
+    match: str = "none"
+    """How the ledger entry was chosen: exact, thread, nearest, none."""
+    entry: int | None = None
+    thread: str | None = None
+    slot: str | None = None
+    writer: Writer | None = None
+    bits: int = 64
+    count: int = 1
+    row: Batch | None = field(default=None, repr=False)
+    """The judged event, as a batch of one."""
+    entry_row: Batch | None = field(default=None, repr=False)
+    """The ledger entry it was held against, as a batch of one."""
+    handler: int = 0
+    """First instruction of the handler through which the context was interrupted; 0 if unknown."""
+    pc_symbol: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The code's stable name."""
+        return CODES[self.code].name
+
+    @property
+    def field(self) -> str | None:
+        """The differing fields, comma-separated, or None."""
+        return ",".join(d.field for d in self.differences) or None
+
+    def key(self) -> tuple[object, ...]:
+        """Equal findings (same code, field and path) have equal keys and are shown once with a count."""
+        return (self.code, self.field, self.pc, self.handler)
