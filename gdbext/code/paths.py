@@ -1,0 +1,448 @@
+"""What the entry points of a guest reach: recursive descent over direct control flow.
+
+:func:`explore` starts at handlers and system-call entries, follows jumps, branches and calls, nearest first, and
+notes every instruction that matters to contexts: the exits, ``swapgs``, writes of MSRs and bases, stack switches.
+What it could not follow (an indirect call through a table) it names: "not seen" must not pass for "not there".
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from gdbext.arch.vectors import UNKNOWN
+from gdbext.code.disasm import Code, Flow, Insn, constant_in
+from gdbext.code.operands import Imm, Mem, Reg
+
+
+class Gateway(Enum):
+    """How an entry is reached."""
+
+    INTERRUPT = "interrupt"  # through an IDT gate: interrupts, exceptions, NMI, int n
+    SYSCALL = "syscall"
+    SYSENTER = "sysenter"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An entry point. ``address``: guest virtual; ``vector``: as in gdbext.arch.vectors; ``ist``: 0, or the gate's
+    IST index; ``error_code``: the CPU pushes one (None: not known)."""
+
+    address: int
+    gateway: Gateway = Gateway.INTERRUPT
+    vector: int = UNKNOWN
+    ist: int = 0
+    error_code: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of an exploration. ``instructions`` in all; ``calls``: depth of calls followed; ``stretch``: instructions
+    in one straight run, against data read as code."""
+
+    instructions: int = 60_000
+    calls: int = 6
+    stretch: int = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """An instruction that resumes a context. ``how``: ``iret``, ``sysret`` or ``sysexit``; ``word``: operand size in
+    bytes (2, 4, 8; for sysret and sysexit 8 means to 64-bit code); ``depth``: calls between an entry and it;
+    ``to_itself``: an ``iret`` to the next instruction, used to serialise."""
+
+    address: int
+    how: str
+    word: int
+    depth: int
+    to_itself: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MsrAccess:
+    """``rdmsr`` or ``wrmsr``, or ``rd/wr fs/gs base``. ``msr``: number, or None if ECX is not a nearby constant."""
+
+    address: int
+    name: str
+    msr: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StackSwitch:
+    """An instruction that puts RSP on another stack. ``source``: ``memory``, ``register``, or ``frame`` where RSP
+    comes from RBP, which a compiled function does in its epilogue."""
+
+    address: int
+    source: str
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchFunction:
+    """A function that leaves one stack for another and returns on the new one (a thread switch).
+
+    ``entry``: its first instruction; ``store``: where RSP is put away; ``load``: where the other is taken;
+    ``ends``: the ``ret`` or the tail jump with which it ends.
+    """
+
+    entry: int
+    store: int
+    load: int
+    ends: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Indirect:
+    """A jump or call whose target is not known from the bytes. ``table``: its address for a jump through one."""
+
+    address: int
+    call: bool
+    table: int | None
+
+
+@dataclass(slots=True)
+class Reach:
+    """What an exploration found. All addresses are guest virtual, all lists in order of address.
+
+    ``successors``: for each instruction seen, where control goes next within the function (a call: the instruction
+    after it, but see skips_speculation_trap); ``calls``: call instruction → target; ``function_of``:
+    instruction → start of the function through which it was first reached (tail jumps keep the caller's);
+    ``depth_of``: function start → calls from an entry. ``shadows``: instructions that hold interrupts off for one
+    more. ``truncated``: a limit was reached, there is more. ``undecodable``: where a path ran into unmapped memory
+    or data.
+    """
+
+    bits: int
+    entries: tuple[Entry, ...]
+    exits: list[Exit] = field(default_factory=list)
+    swapgs: list[int] = field(default_factory=list)
+    msrs: list[MsrAccess] = field(default_factory=list)
+    cr3: list[int] = field(default_factory=list)
+    lidt: list[int] = field(default_factory=list)
+    shadows: list[int] = field(default_factory=list)
+    stack_switches: list[StackSwitch] = field(default_factory=list)
+    switch_functions: list[SwitchFunction] = field(default_factory=list)
+    indirect: list[Indirect] = field(default_factory=list)
+    undecodable: list[int] = field(default_factory=list)
+    truncated: bool = False
+    successors: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    calls: dict[int, int] = field(default_factory=dict)
+    function_of: dict[int, int] = field(default_factory=dict)
+    depth_of: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def instructions(self) -> int:
+        """How many instructions were seen."""
+        return len(self.successors)
+
+    def depth(self, address: int) -> int:
+        """Calls between an entry and the instruction at `address` (which was seen)."""
+        return self.depth_of[self.function_of[address]]
+
+
+def explore(code: Code, entries: Iterable[int | Entry], limits: Limits | None = None) -> Reach:
+    """Follow `entries` within `limits`; what is fewest calls away from an entry is found first. Never raises for
+    anything the guest's bytes may hold."""
+    points = tuple(e if isinstance(e, Entry) else Entry(e) for e in entries)
+    return _Explorer(code, Reach(code.bits, points), limits or Limits()).run()
+
+
+_LOOK_BACK: Final = 12
+"""Instructions looked back for the constant that a register holds."""
+_BASE_ACCESS: Final = frozenset({"rdfsbase", "rdgsbase", "wrfsbase", "wrgsbase"})
+_WORDS: Final = {
+    "iret": 2, "iretd": 4, "iretq": 8, "sysret": 4, "sysretq": 8, "sysexit": 4, "sysexitq": 8,
+}  # fmt: skip
+_ZEROES: Final = b"\0\0"
+"""``add [rax], al``: what zeroed memory decodes to."""
+
+
+class _Explorer:
+    """One exploration: a queue of (call depth, order, address, function), walked run by run."""
+
+    def __init__(self, code: Code, reach: Reach, limits: Limits) -> None:
+        self.code = code
+        self.reach = reach
+        self.limits = limits
+        self.queue: list[tuple[int, int, int, int]] = []
+        self.order = 0
+        self.rsp_stores: list[int] = []
+
+    def run(self) -> Reach:
+        for entry in self.reach.entries:
+            self._push(0, entry.address, entry.address)
+        while self.queue:
+            depth, _, address, function = heapq.heappop(self.queue)
+            if len(self.reach.successors) >= self.limits.instructions:
+                self.reach.truncated = True
+                break
+            self._run(address, function, depth)
+        self._finish()
+        return self.reach
+
+    def _push(self, depth: int, address: int, function: int) -> None:
+        if address in self.reach.successors:
+            return
+        if depth > self.limits.calls:
+            self.reach.truncated = True
+            return
+        self.order += 1
+        heapq.heappush(self.queue, (depth, self.order, address, function))
+
+    def _run(self, address: int, function: int, depth: int) -> None:
+        """Walk straight on from `address` until control leaves or meets what is already seen."""
+        reach = self.reach
+        reach.depth_of.setdefault(function, depth)
+        past: list[Insn] = []
+        for _ in range(self.limits.stretch):
+            if address in reach.successors:
+                return
+            insn = self.code.insn(address)
+            if insn is None or (insn.raw == _ZEROES and past and past[-1].raw == _ZEROES):
+                reach.undecodable.append(address)
+                return
+            reach.function_of[address] = function
+            following = self._follow(insn, past, function, depth)
+            reach.successors[address] = following
+            self._note(insn, past, depth)
+            for target in following:
+                if target != insn.end:
+                    self._push(depth, target, function)
+            if insn.end not in following:
+                return
+            past.append(insn)
+            address = insn.end
+        self._push(depth, address, function)
+
+    def _follow(self, insn: Insn, past: list[Insn], function: int, depth: int) -> tuple[int, ...]:
+        """Successors of `insn` within its function; calls are queued one level deeper."""
+        flow, target = insn.flow, insn.target
+        if flow is Flow.NEXT:
+            return (insn.end,)
+        if flow is Flow.BRANCH:
+            return (insn.end,) if target is None else (insn.end, target)
+        if flow in (Flow.STOP, Flow.EXIT):
+            return ()
+        if flow is Flow.RETURN:
+            constant = _pushed_constant(past, self.code.bits)
+            return () if constant is None else (constant,)
+        if target is None:
+            target = self._resolve(insn, past)
+        if flow is Flow.JUMP:
+            return () if target is None else (target,)
+        if target is None or target == insn.end:
+            return (insn.end,)
+        if skips_speculation_trap(self.code, insn.end, target):
+            return (target,)
+        self.reach.calls[insn.address] = target
+        self._push(depth + 1, target, target)
+        return (insn.end,)
+
+    def _resolve(self, insn: Insn, past: list[Insn]) -> int | None:
+        """The target of an indirect jump or call where a constant just loaded, or constant memory, gives it."""
+        operand = insn.destination
+        target = table = None
+        if isinstance(operand, Reg):
+            target = _constant_of(operand.name, past)
+        elif isinstance(operand, Mem) and not operand.segment and operand.size == self.code.word:
+            if operand.constant:
+                target = self.code.pointer_at(operand.disp)
+            elif operand.index and not operand.base:
+                table = operand.disp & ((1 << self.code.bits) - 1)
+        if target is None or self.code.insn(target) is None:
+            self.reach.indirect.append(Indirect(insn.address, insn.flow is Flow.CALL, table))
+            return None
+        return target
+
+    def _note(self, insn: Insn, past: list[Insn], depth: int) -> None:
+        """Put `insn` on the lists it belongs to."""
+        reach, name = self.reach, insn.name
+        if insn.flow is Flow.EXIT:
+            how = "iret" if name.startswith("iret") else "sysret" if name.startswith("sysret") else "sysexit"
+            to_itself = how == "iret" and _pushed_constant(past, self.code.bits) == insn.end
+            reach.exits.append(Exit(insn.address, how, _WORDS[name], depth, to_itself))
+        elif name == "swapgs":
+            reach.swapgs.append(insn.address)
+        elif name in ("wrmsr", "rdmsr"):
+            reach.msrs.append(MsrAccess(insn.address, name, _constant_of("rcx", past)))
+        elif name in _BASE_ACCESS:
+            reach.msrs.append(MsrAccess(insn.address, name, None))
+        elif name == "lidt":
+            reach.lidt.append(insn.address)
+        elif shadows_interrupts(insn):
+            reach.shadows.append(insn.address)
+        elif name == "mov" and insn.op_str.startswith("cr3,"):
+            reach.cr3.append(insn.address)
+        elif "sp" in insn.op_str:
+            source = stack_source(insn)
+            if source:
+                reach.stack_switches.append(StackSwitch(insn.address, source, depth))
+            elif stores_stack_pointer(insn):
+                self.rsp_stores.append(insn.address)
+
+    def _finish(self) -> None:
+        """Put the lists in order of address and look for thread switches among the functions met."""
+        reach = self.reach
+        entries = {entry.address for entry in reach.entries}
+        for store in self.rsp_stores:
+            function = reach.function_of[store]
+            if function in entries:
+                continue
+            found = _switch_after(self.code, reach, store, function)
+            if found:
+                reach.switch_functions.append(found)
+        for addresses in (reach.swapgs, reach.cr3, reach.lidt, reach.shadows, reach.undecodable):
+            addresses.sort()
+        for items in (reach.exits, reach.msrs, reach.stack_switches, reach.indirect):
+            items.sort(key=lambda item: item.address)
+        reach.switch_functions.sort(key=lambda item: item.entry)
+
+
+def shadows_interrupts(insn: Insn) -> bool:
+    """True if interrupts are held off until after the next instruction: ``sti``, ``mov ss``, ``pop ss``
+    (Intel SDM vol. 3A, 6.8.3)."""
+    return insn.name == "sti" or (insn.name in ("mov", "pop") and insn.writes_register("ss"))
+
+
+_TRAP: Final = 16
+"""Bytes in the longest speculation trap looked for."""
+
+
+def skips_speculation_trap(code: Code, after: int, target: int) -> bool:
+    """True if a call at whose end `after` lies nothing but a trap for speculation, up to its `target`: such a call
+    fills the return stack buffer or begins a retpoline, and control goes on at `target` without coming back."""
+    if not after < target <= after + _TRAP:
+        return False
+    address = after
+    while address < target:
+        insn = code.insn(address)
+        if insn is None:
+            return False
+        back = insn.flow is Flow.JUMP and insn.target is not None and after <= insn.target < target
+        if not back and insn.name not in ("int3", "pause", "lfence", "nop"):
+            return False
+        address = insn.end
+    return address == target
+
+
+def stack_source(insn: Insn) -> str:
+    """Where `insn` takes a new RSP from (see StackSwitch.source), or "" if it stays on its stack."""
+    name, operands = insn.name, insn.operands
+    if not any(isinstance(o, Reg) and o.name == "rsp" for o in operands):
+        return ""
+    if name == "xchg":
+        return "memory" if insn.memory else "register"
+    if not insn.writes_register("rsp"):
+        return ""
+    source = insn.source
+    if name == "pop":
+        return "memory"
+    if name == "lss":
+        return "memory"
+    if name not in ("mov", "lea", "cmove", "cmovne", "movabs") or source is None:
+        return ""
+    if isinstance(source, Imm):
+        return "register"
+    if isinstance(source, Reg):
+        return "" if source.name == "rsp" else "frame" if source.name == "rbp" else "register"
+    if name == "lea":
+        return "" if source.base == "rsp" else "frame" if source.base == "rbp" else "register"
+    return "memory"
+
+
+def stores_stack_pointer(insn: Insn) -> bool:
+    """True if `insn` puts RSP away in memory that is not addressed through the stack itself."""
+    target = insn.destination
+    return (
+        insn.name == "mov"
+        and isinstance(target, Mem)
+        and isinstance(insn.source, Reg)
+        and insn.source.name == "rsp"
+        and target.base not in ("rsp", "rbp")
+    )
+
+
+_IMPLICIT: Final = frozenset(
+    {"cpuid", "rdmsr", "rdtsc", "rdtscp", "rdpmc", "xgetbv", "mul", "imul", "div", "idiv", "popal"}
+)
+"""Instructions that change general registers they do not name."""
+
+
+def _constant_of(name: str, past: list[Insn]) -> int | None:
+    """The constant in register `name` after the straight run `past`, if one of its last instructions put it there."""
+    for insn in reversed(past[-_LOOK_BACK:]):
+        value = constant_in(insn, name)
+        if value is not None:
+            return value
+        if insn.flow is Flow.CALL or insn.name in _IMPLICIT or insn.mnemonic.startswith("rep"):
+            return None
+        written = insn.operands if insn.name in ("xchg", "xadd") else insn.operands[:1]
+        if any(isinstance(o, Reg) and o.name == name for o in written) and insn.name not in ("cmp", "test", "push"):
+            return None
+    return None
+
+
+def _pushed_constant(past: list[Insn], bits: int) -> int | None:
+    """The constant that the last instruction of `past` pushed, as an address, or None."""
+    if not past or past[-1].name != "push":
+        return None
+    operand = past[-1].destination
+    value = None
+    if isinstance(operand, Imm):
+        value = operand.value
+    elif isinstance(operand, Reg):
+        value = _constant_of(operand.name, past[:-1])
+    return None if value is None else value & ((1 << bits) - 1)
+
+
+_SWITCH_STEPS: Final = 400
+
+
+def _switch_after(code: Code, reach: Reach, store: int, function: int) -> SwitchFunction | None:
+    """The thread switch that begins with the store of RSP at `store` in `function`, if it is one.
+
+    From the store on, every path is followed within the function to an instruction that loads RSP, and from there
+    to the end; a path that takes RSP back from a frame pointer or from the new stack (``pop rsp``) only borrowed
+    another stack.
+    """
+    load = 0
+    ends: set[int] = set()
+    work = [(following, 0) for following in reach.successors[store]]
+    seen = set(work)
+    for _ in range(_SWITCH_STEPS):
+        if not work:
+            break
+        address, loaded = work.pop()
+        insn = code.insn(address)
+        if insn is None or insn.flow in (Flow.EXIT, Flow.STOP) or address not in reach.successors:
+            continue
+        source = stack_source(insn)
+        if source:
+            if loaded or source == "frame" or insn.name == "pop":
+                continue
+            loaded = load = address
+        elif loaded and insn.name == "leave":
+            continue
+        if loaded and insn.flow in (Flow.RETURN, Flow.JUMP) and _leaves(insn, reach, function):
+            ends.add(address)
+            continue
+        for following in reach.successors[address]:
+            if (following, loaded) not in seen:
+                seen.add((following, loaded))
+                work.append((following, loaded))
+    return SwitchFunction(function, store, load, tuple(sorted(ends))) if ends else None
+
+
+_NEAR: Final = 512
+"""A jump within this many bytes stays within a hand-written function."""
+
+
+def _leaves(insn: Insn, reach: Reach, function: int) -> bool:
+    """True for a return, and for a jump that looks like a tail call."""
+    if insn.flow is Flow.RETURN:
+        return True
+    following = reach.successors[insn.address]
+    return not following or following[0] in reach.depth_of or not function <= following[0] <= insn.end + _NEAR
