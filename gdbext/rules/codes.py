@@ -37,7 +37,9 @@ _TABLE: Final = (
     Code("CW303", "wrong-landing-stack", "an entry from user mode landed on a stack that is not this thread's"),
     Code("CW304", "ist-reused", "an IST stack was entered again while a frame on it was live"),
     Code("CW305", "red-zone-overwritten", "a frame was pushed over the red zone of code that uses one"),
-    Code("CW401", "foreign-write", "a save area was written by code outside the profile's writers or from another stack"),
+    Code(
+        "CW401", "foreign-write", "a save area was written by code outside the profile's writers or from another stack"
+    ),
     Code("CW402", "save-area-shifted", "the slots hold a context moved by N words"),
     Code("CW403", "slot-implausible", "a slot cannot hold what its register can hold"),
     Code("CW404", "slot-stale", "the value resumed was not stored on this save, but on an earlier one"),

@@ -1,0 +1,151 @@
+"""The one law on columns: which fields of a resumed context differ from the interrupted one, and which must not.
+
+A difference is one bit of a mask; :data:`FIELD_BITS` names the bits. All functions take two batches of equal length
+(interrupted contexts and the exits that resume them) and return one mask per pair, so that a batch of a million and
+a batch of one run the same code.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from gdbext.arch import flags as rf
+from gdbext.arch.addresses import CR3_ADDRESS_SPACE
+from gdbext.arch.registers import GPR64
+from gdbext.events.row import ROW, Batch, Flag, How
+
+U64 = npt.NDArray[np.uint64]
+Mask = npt.NDArray[np.uint32]
+Bools = npt.NDArray[np.bool_]
+
+FIELD_BITS: Final[tuple[str, ...]] = (
+    *GPR64,
+    "rip", "rflags", "cs", "ss", "ds", "es", "fs", "gs", "fs_base", "gs_base", "simd",
+)  # fmt: skip
+"""Bit n of a difference mask is this field."""
+
+BIT: Final = {name: np.uint32(1 << index) for index, name in enumerate(FIELD_BITS)}
+GPR_BITS: Final = 0xFFFF
+_FIRST_GPR = ROW.fields["rax"][1] if ROW.fields else 0
+
+
+def gprs(batch: Batch) -> U64:
+    """The sixteen general registers as an (n, 16) view without copying."""
+    if not len(batch):
+        return np.zeros((0, 16), "<u8")
+    return np.ndarray((len(batch), 16), "<u8", batch, _FIRST_GPR, (batch.strides[0], 8))
+
+
+def is_user(batch: Batch) -> Bools:
+    """True where the row's context runs at CPL 3 (a sysret or sysexit always resumes CPL 3)."""
+    how = batch["how"]
+    by_call = (how == How.SYSRET) | (how == How.SYSEXIT) | (how == How.SYSCALL) | (how == How.SYSENTER)
+    user: Bools = by_call | ((batch["cs"] & 3) == 3)
+    return user
+
+
+def is_call(entries: Batch) -> Bools:
+    """True where the entry is a system call: syscall, sysenter or int n."""
+    how = entries["how"]
+    call: Bools = (how == How.SYSCALL) | (how == How.SYSENTER) | (how == How.SOFT)
+    return call
+
+
+def space(batch: Batch) -> U64:
+    """The address space of each row's context: CR3 without PCID and isolation bits; 0 for kernel contexts.
+
+    A kernel context may be resumed under another CR3 (lazy TLB); user contexts may not.
+    """
+    value: U64 = np.where(is_user(batch), batch["cr3"] & np.uint64(CR3_ADDRESS_SPACE), np.uint64(0))
+    return value
+
+
+def keys(batch: Batch) -> U64:
+    """One hash per context of (RIP, RSP, address space): equal contexts have equal keys."""
+    with np.errstate(over="ignore"):
+        key: U64 = batch["rip"] * np.uint64(0x9E3779B97F4A7C15)
+        key ^= (batch["rsp"] + np.uint64(0x7F4A7C15)) * np.uint64(0xC2B2AE3D27D4EB4F)
+        key ^= space(batch) * np.uint64(0x165667B19E3779F9)
+        key ^= key >> np.uint64(29)
+    return key
+
+
+def may_change(names: frozenset[str]) -> int:
+    """The mask of the general registers `names` (what a system call may change)."""
+    return sum(1 << GPR64.index(name) for name in names)
+
+
+def differences(entries: Batch, exits: Batch, call_mask: int) -> Mask:
+    """Return, per pair, the mask of fields that had to come back and did not.
+
+    call_mask: general registers that a system call may change.  What is left out, and why:
+    RF is set by faults; CF is many ABIs' error flag of a system call; CS and SS of ``syscall`` and ``sysret`` come from
+    STAR and are judged as such; DS and ES mean nothing to 64-bit code; while kernel code runs, FS base, inactive GS
+    base and user TLS selectors belong to the user context and are judged at its next resume; a system call may set
+    the FS or GS base to one of its arguments; FPU registers are the context's only at a resume of user code with
+    CR0.TS clear.
+    """
+    call = is_call(entries)
+    user = is_user(exits)
+    changed = gprs(entries) != gprs(exits)
+    mask: Mask = np.packbits(changed, axis=1, bitorder="little").view("<u2")[:, 0].astype(np.uint32)
+    mask[call] &= np.uint32(~call_mask & 0xFFFF_FFFF)
+
+    def mark(name: str, where: Bools) -> None:
+        mask[where] |= BIT[name]
+
+    mark("rip", entries["rip"] != exits["rip"])
+    ignored = np.where(call, np.uint64(rf.RF | rf.CF), np.uint64(rf.RF))
+    mark("rflags", ((entries["rflags"] ^ exits["rflags"]) & ~ignored) != 0)
+    framed = ~_by_call(entries) & (exits["how"] == How.IRET)
+    for name in ("cs", "ss"):
+        mark(name, framed & (entries[name] != exits[name]))
+    small = (exits["flags"] & Flag.LINEAR32) != 0
+    for name in ("ds", "es"):
+        mark(name, small & (entries[name] != exits[name]))
+    for name in ("fs", "gs"):
+        own = user | (small & ((entries[name] & 3) == 0))
+        mark(name, own & (entries[name] != exits[name]))
+    have_bases = ((entries["flags"] | exits["flags"]) & Flag.NO_BASES) == 0
+    for name in ("fs_base", "gs_base"):
+        lost = have_bases & user & (entries[name] != exits[name])
+        if lost.any():
+            lost &= ~(call & (small | (gprs(entries) == exits[name][:, None]).any(axis=1)))
+        mark(name, lost)
+    _mark_simd(entries, exits, user, mask)
+    return mask
+
+
+def _by_call(entries: Batch) -> Bools:
+    how = entries["how"]
+    by_call: Bools = (how == How.SYSCALL) | (how == How.SYSENTER)
+    return by_call
+
+
+def _mark_simd(entries: Batch, exits: Batch, user: Bools, mask: Mask) -> None:
+    """Compare XMM, MXCSR and the x87 registers where both rows hold them."""
+    if "simd" not in (entries.dtype.names or ()) or "simd" not in (exits.dtype.names or ()):
+        return
+    valid = user & (entries["flags"] & exits["flags"] & Flag.SIMD != 0)
+    valid &= (entries["flags"] | exits["flags"]) & Flag.FPU_OFF == 0
+    if valid.any():
+        before, after = entries["simd"], exits["simd"]
+        lost = (before["xmm"] != after["xmm"]).any(axis=(1, 2)) | (before["x87"] != after["x87"]).any(axis=(1, 2))
+        lost |= entries["mxcsr"] != exits["mxcsr"]
+        mask[valid & lost] |= BIT["simd"]
+
+
+def names(mask: int) -> list[str]:
+    """The fields of one difference mask, in the order of FIELD_BITS."""
+    return [name for index, name in enumerate(FIELD_BITS) if mask >> index & 1]
+
+
+def agreement(entries: Batch, exits: Batch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Per pair: how many of the 15 general registers other than RSP are equal, and how many of those are not zero."""
+    same = gprs(entries) == gprs(exits)
+    same[:, 4] = False
+    telling = same & (gprs(entries) != 0)
+    return same.sum(axis=1), telling.sum(axis=1)

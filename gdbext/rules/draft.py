@@ -1,0 +1,25 @@
+"""A verdict before it is a finding: the rule's own part, without place, names and code facts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gdbext.events.row import Batch
+from gdbext.rules.codes import ERROR
+from gdbext.rules.finding import Difference
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """code, one sentence of cause, one of what to look at, the differing fields, and how sure.
+
+    blame: the event (a batch of one) at fault where it is not the judged one.
+    """
+
+    code: str
+    cause: str
+    look_at: str
+    differences: tuple[Difference, ...] = ()
+    severity: str = ERROR
+    match: str = "none"
+    blame: Batch | None = None

@@ -1,0 +1,137 @@
+"""The engine: batches of events in, findings out, the same for a live guest, a replay and a single stop."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from gdbext.events.row import Batch, Flag, Kind
+from gdbext.ledger.compare import is_call, is_user, space
+from gdbext.rules import codes as code_table
+from gdbext.rules import death, explain
+from gdbext.rules.draft import Draft
+from gdbext.rules.finding import Finding, Place
+from gdbext.rules.guest import GuestView, NoGuest
+from gdbext.rules.history import History
+from gdbext.rules.policy import Policy
+from gdbext.rules.resume import ResumeJudge
+from gdbext.rules.switches import SwitchJudge
+
+
+@dataclass(slots=True)
+class Counts:
+    """What was seen, in events."""
+
+    entries: int = 0
+    exits: int = 0
+    syscalls: int = 0
+    swapgs: int = 0
+    identical: int = 0
+    unmatched: int = 0
+
+
+class Engine:
+    """Judges batches in order.
+
+    policy: what the profile says.  codes: the codes to report (None: all).  guest: code bytes and names, for the
+    explanation of a finding.
+    """
+
+    def __init__(
+        self,
+        policy: Policy | None = None,
+        *,
+        codes: Collection[str] | None = None,
+        guest: GuestView | None = None,
+    ) -> None:
+        self.policy = policy or Policy()
+        self.guest: GuestView = guest or NoGuest()
+        self.counts = Counts()
+        self.history = History()
+        self._codes = code_table.select(codes)
+        self._resume = ResumeJudge(self.policy)
+        self._switches = SwitchJudge()
+        self._found: dict[tuple[object, ...], Finding] = {}
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All findings so far, equal ones once with a count, in order of events."""
+        return sorted(self._found.values(), key=lambda finding: finding.event)
+
+    def feed(self, batch: Batch) -> list[Finding]:
+        """Judge `batch` (rows in order of ``seq``); return the findings that are the first of their kind."""
+        if not len(batch):
+            return []
+        batch = np.ascontiguousarray(batch)
+        self.history.begin(batch)
+        self._count(batch)
+        judged = [*self._resume.feed(batch), *self._switches.feed(batch), *death.judge(batch, self.history)]
+        self.counts.identical = self._resume.identical
+        self.counts.unmatched = self._resume.unmatched
+        judged.sort(key=lambda item: int(item[1]["seq"][0]))
+        return self._collect(judged)
+
+    def finish(self) -> list[Finding]:
+        """The stream has ended."""
+        return []
+
+    def pending(self) -> Batch:
+        """The contexts that wait to be resumed, oldest first."""
+        return self._resume.pending()
+
+    def _count(self, batch: Batch) -> None:
+        kind = batch["kind"]
+        entry = kind == Kind.ENTRY
+        self.counts.entries += int(entry.sum())
+        self.counts.exits += int((kind == Kind.EXIT).sum())
+        self.counts.syscalls += int((entry & is_call(batch)).sum())
+        self.counts.swapgs += int((kind == Kind.SWAPGS).sum())
+
+    def _collect(self, judged: Iterable[tuple[Draft, Batch, Batch | None]]) -> list[Finding]:
+        new = []
+        for draft, row, entry in judged:
+            if draft.code not in self._codes:
+                continue
+            finding = self._finding(draft, row, entry)
+            known = self._found.setdefault(finding.key(), finding)
+            if known is finding:
+                explain.complete(finding, self.guest, self.history)
+                new.append(finding)
+            else:
+                known.count += 1
+        return new
+
+    def _finding(self, draft: Draft, row: Batch, entry: Batch | None) -> Finding:
+        blamed = draft.blame if draft.blame is not None else row
+        origin = entry if entry is not None else row
+        rip = int(origin["rip"][0])
+        user = bool(is_user(origin)[0])
+        return Finding(
+            code=draft.code,
+            severity=draft.severity,
+            event=int(blamed["seq"][0]),
+            cpu=int(blamed["cpu"][0]),
+            vector=int(origin["vector"][0]),
+            interrupted=Place(rip, self.guest.symbol(rip), 3 if user else int(origin["cs"][0]) & 3),
+            pc=int(blamed["pc"][0]),
+            pc_symbol=self.guest.symbol(int(blamed["pc"][0])),
+            cause=draft.cause,
+            look_at=draft.look_at,
+            differences=draft.differences,
+            match=draft.match,
+            entry=int(entry["seq"][0]) if entry is not None else None,
+            thread=_thread(origin, user),
+            bits=32 if origin["flags"][0] & Flag.LINEAR32 or origin["mode"][0] == 32 else 64,
+            row=np.array(row),
+            entry_row=np.array(entry) if entry is not None else None,
+            handler=int(entry["pc"][0]) if entry is not None else 0,
+        )
+
+
+def _thread(row: Batch, user: bool) -> str | None:
+    """A key for the thread as far as registers tell: address space and FS base of user code, stack of kernel code."""
+    if user:
+        return f"cr3 {int(space(row)[0]):#x} fs {int(row['fs_base'][0]):#x}"
+    return f"kernel stack {int(row['rsp'][0]) & ~0xFFF:#x}" if row["rsp"][0] else None

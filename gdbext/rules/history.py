@@ -1,0 +1,47 @@
+"""The last events, bounded: where a wrong value was seen before, and what happened before the machine died."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from gdbext.events.row import ROW, Batch, Kind
+from gdbext.ledger.compare import is_user, space
+
+CAPACITY: Final = 2048
+
+
+class History:
+    """The last CAPACITY rows before the batch at hand, and the part of it already judged."""
+
+    def __init__(self) -> None:
+        self._past: Batch = np.zeros(0, ROW)
+        self._now: Batch = self._past
+
+    def begin(self, batch: Batch) -> None:
+        """`batch` is about to be judged; the one before becomes past."""
+        if self._now.dtype != self._past.dtype:
+            self._past = self._now[:0]
+        self._past = np.concatenate((self._past[-CAPACITY:], self._now[-CAPACITY:]))[-CAPACITY:]
+        self._now = batch
+
+    def before(self, seq: int) -> Batch:
+        """The rows with an event number below `seq`, oldest first, CAPACITY at most."""
+        now = self._now[self._now["seq"] < seq][-CAPACITY:]
+        if self._past.dtype != now.dtype or not len(self._past):
+            return now
+        return np.concatenate((self._past, now))[-CAPACITY:]
+
+    def last_with(self, row: Batch, field: str, value: int) -> Batch | None:
+        """The last entry of the thread of `row` (a batch of one) before it whose `field` was `value`, or None.
+
+        A thread is told by its address space and FS base when it is user code; kernel code is not told apart.
+        """
+        rows = self.before(int(row["seq"][0]))
+        rows = rows[rows["kind"] == Kind.ENTRY]
+        if not len(rows):
+            return None
+        mine = (rows[field] == np.uint64(value)) & (space(rows) == space(row)) & (is_user(rows) == is_user(row))
+        hits = np.flatnonzero(mine)
+        return rows[hits[-1:]] if len(hits) else None

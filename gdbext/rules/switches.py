@@ -1,0 +1,52 @@
+"""Voluntary stack switches: what the switch function was entered with comes back when it returns (CW108)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from gdbext.arch.registers import CALLEE_SAVED_32, CALLEE_SAVED_64
+from gdbext.events.row import Batch, Kind
+from gdbext.rules.draft import Draft
+from gdbext.rules.finding import Difference
+
+CAPACITY: Final = 4096
+
+
+class SwitchJudge:
+    """Threads that switched away, by the stack pointer at the switch function's first instruction."""
+
+    def __init__(self) -> None:
+        self._away: dict[int, Batch] = {}
+
+    def feed(self, batch: Batch) -> list[tuple[Draft, Batch, Batch | None]]:
+        """Judge the switches of a batch in order."""
+        judged: list[tuple[Draft, Batch, Batch | None]] = []
+        kind = batch["kind"]
+        for index in np.flatnonzero((kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN)):
+            row = batch[index : index + 1]
+            stack = int(row["rsp"][0])
+            if row["kind"][0] == Kind.SWITCH_OUT:
+                self._away.pop(stack, None)
+                self._away[stack] = row.copy()
+                if len(self._away) > CAPACITY:
+                    del self._away[next(iter(self._away))]
+                continue
+            left = self._away.pop(stack, None)
+            if left is not None:
+                judged += [(draft, row, left) for draft in _judge(left, row)]
+        return judged
+
+
+def _judge(left: Batch, back: Batch) -> list[Draft]:
+    saved = CALLEE_SAVED_64 if back["mode"][0] == 64 else CALLEE_SAVED_32
+    lost = tuple(Difference(n, int(left[n][0]), int(back[n][0])) for n in saved if left[n][0] != back[n][0])
+    if not lost:
+        return []
+    listed = ", ".join(d.field for d in lost)
+    cause = (
+        f"the thread that switched away at event {int(left['seq'][0])} comes back with {listed} changed; "
+        "the calling convention has its caller rely on it"
+    )
+    return [Draft("CW108", cause, "the pushes of the switch function beside its pops", lost, match="exact")]

@@ -1,0 +1,233 @@
+"""The law on single events: each bug by its code, each legitimate change in silence, whatever the batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gdbext.events.row import Batch
+from gdbext.rules.engine import Engine
+from gdbext.rules.policy import Policy
+from tests.rules.rows import Flag, How, batch, context, entry, exit_
+
+FRAME = 0xFFFFFFFF80300000
+
+
+def codes(*rows: Batch, policy: Policy | None = None) -> list[tuple[str, str | None]]:
+    """Judge the rows as one batch, then one by one, then inside a crowd of clean pairs: always the same verdicts."""
+    whole = batch(*rows)
+    crowd = [r for n in range(50, 70) for r in (entry(context(n)), exit_(context(n)))]
+    results = []
+    for feeds in ([whole], [whole[i : i + 1] for i in range(len(whole))], [batch(*crowd, *rows)]):
+        engine = Engine(policy)
+        for feed in feeds:
+            engine.feed(feed)
+        results.append([(finding.code, finding.field) for finding in engine.findings])
+    assert results[0] == results[1] == results[2]
+    return results[0]
+
+
+def test_bit_identical_resume_is_silent() -> None:
+    assert codes(entry(context()), exit_(context())) == []
+
+
+def test_contexts_of_other_address_spaces_do_not_mix() -> None:
+    one, two = context(1), context(1, cr3=0x900000, rbx=5)
+    assert codes(entry(one), entry(two), exit_(one), exit_(two)) == []
+
+
+@pytest.mark.parametrize("lost", ["rbx", "r8", "r15", "rax"])
+def test_lost_register(lost: str) -> None:
+    assert codes(entry(context()), exit_(context(**{lost: 0xDEAD}))) == [("CW101", lost)]
+
+
+def test_exchanged_registers_are_both_named() -> None:
+    ctx = context()
+    engine = Engine()
+    engine.feed(batch(entry(ctx), exit_(ctx | {"r12": ctx["r13"], "r13": ctx["r12"]})))
+    (finding,) = engine.findings
+    assert finding.code == "CW101"
+    assert finding.field == "r12,r13"
+    assert "exchanged" in finding.cause
+
+
+def test_lost_flags_and_where_they_come_from() -> None:
+    engine = Engine()
+    engine.feed(batch(entry(context(rflags=0x202), How.SYSCALL), exit_(context(rflags=0x202), How.SYSRET)))
+    engine.feed(batch(entry(context(rip=0x400200, rflags=0x246)), exit_(context(rip=0x400200, rflags=0x202))))
+    (finding,) = engine.findings
+    assert (finding.code, finding.field, finding.match) == ("CW102", "rflags", "exact")
+    assert "ZF lost" in finding.cause
+    assert "system call at event" in finding.cause
+
+
+def test_resume_flag_may_change() -> None:
+    assert codes(entry(context(rflags=0x246)), exit_(context(rflags=0x10246))) == []
+
+
+def test_selectors_count_for_32_bit_code_only() -> None:
+    assert codes(entry(context(ds=0x2B)), exit_(context(ds=0x18))) == []
+    flags = {"flags": Flag.LINEAR32}
+    assert codes(entry(context(ds=0x2B), **flags), exit_(context(ds=0x18), **flags)) == [("CW103", "ds")]
+
+
+def test_fs_base_of_user_code_only() -> None:
+    assert codes(entry(context()), exit_(context(fs_base=0))) == [("CW104", "fs_base")]
+    assert codes(entry(context(user=False)), exit_(context(user=False, fs_base=7))) == []
+
+
+def test_system_call_may_set_fs_base_to_its_argument() -> None:
+    ctx = context(rsi=0xABC000)
+    after = ctx | {"rax": 0, "fs_base": 0xABC000}
+    assert codes(entry(ctx, How.SYSCALL), exit_(after, How.SYSRET)) == []
+    assert codes(entry(ctx, How.SYSCALL), exit_(after | {"fs_base": 0x123000}, How.SYSRET)) == [("CW104", "fs_base")]
+
+
+def test_system_call_changes_its_result_only() -> None:
+    ctx = context()
+    assert codes(entry(ctx, How.SYSCALL), exit_(ctx | {"rax": 9}, How.SYSRET)) == []
+    assert codes(entry(ctx, How.SYSCALL), exit_(ctx | {"rax": 9, "rdx": 9}, How.SYSRET)) == [("CW106", "rdx")]
+    assert codes(entry(ctx, How.SOFT), exit_(ctx | {"rdx": 9})) == [("CW106", "rdx")]
+    returns = Policy(syscall_returns=frozenset({"rax", "rdx", "rcx", "r11"}))
+    assert codes(entry(ctx, How.SYSCALL), exit_(ctx | {"rdx": 9}, How.SYSRET), policy=returns) == []
+
+
+def test_restarted_system_call_is_silent() -> None:
+    ctx = context()
+    assert codes(entry(ctx, How.SYSCALL), exit_(ctx | {"rip": ctx["rip"] - 2, "rax": 1}, How.SYSRET)) == []
+
+
+def test_registers_of_another_context() -> None:
+    one, two = context(1), context(2)
+    wrong = two | {"rip": one["rip"], "rsp": one["rsp"], "cr3": one["cr3"], "fs_base": one["fs_base"]}
+    assert [code for code, _ in codes(entry(two), entry(one), exit_(wrong))] == ["CW107"]
+
+
+def test_user_stack_of_another_thread_in_a_system_call() -> None:
+    one, two = context(1), context(2, cr3=0x100000)
+    wrong = one | {"rsp": two["rsp"]}
+    assert codes(entry(two, How.SYSCALL), entry(one, How.SYSCALL), exit_(wrong, How.SYSRET)) == [("CW107", "rsp")]
+
+
+def test_new_thread_of_a_clone_is_silent() -> None:
+    ctx = context()
+    assert codes(entry(ctx, How.SYSCALL), exit_(ctx | {"rsp": 0x600000, "rax": 0}, How.SYSRET)) == []
+
+
+def test_wrong_address_space() -> None:
+    assert codes(entry(context()), exit_(context(cr3=0x55000000))) == [("CW107", "cr3")]
+
+
+def test_fork_child_is_silent() -> None:
+    ctx = context()
+    assert codes(entry(ctx, How.SYSCALL), exit_(ctx | {"rax": 0, "cr3": 0x55000000}, How.SYSRET)) == []
+
+
+def test_fixup_changes_rip_alone() -> None:
+    ctx = context(user=False)
+    there = ctx["rip"] + 0x40
+    assert codes(entry(ctx, How.EXCEPTION), exit_(ctx | {"rip": there})) == []
+    known = Policy(fixups=frozenset({there}))
+    assert codes(entry(ctx, How.EXCEPTION), exit_(ctx | {"rip": there}), policy=known) == []
+    assert codes(entry(ctx, How.EXCEPTION), exit_(ctx | {"rip": there + 8}), policy=known) == [("CW101", "rip")]
+    assert codes(entry(ctx, How.INTERRUPT), exit_(ctx | {"rip": there})) == [("CW101", "rip")]
+
+
+def test_first_run_is_silent() -> None:
+    assert codes(exit_(context(3))) == []
+
+
+def test_signal_delivery_and_return_are_silent() -> None:
+    ctx = context()
+    handler = ctx | {"rip": 0x401000, "rsp": ctx["rsp"] - 0x400, "rdi": 11, "rsi": 1, "rdx": 2, "rax": 0}
+    assert codes(entry(ctx, How.EXCEPTION), exit_(handler), exit_(ctx)) == []
+
+
+def test_two_kernel_frames_dropped_at_once_are_silent() -> None:
+    user, kernel = context(1), context(2, user=False)
+    rows = entry(user, How.SYSCALL), entry(kernel, How.EXCEPTION), exit_(user | {"rax": 14}, How.SYSRET)
+    assert codes(*rows, entry(user | {"rip": 0x400300}), exit_(user | {"rip": 0x400300})) == []
+
+
+def test_serialising_iret_is_no_return() -> None:
+    ctx = context(user=False)
+    assert codes(entry(ctx), exit_(context(9, user=False), flags=Flag.SELF), exit_(ctx)) == []
+
+
+@pytest.mark.parametrize("words", [-2, -1, 1, 2])
+def test_unbalanced_frame(words: int) -> None:
+    ctx = context()
+    before = entry(ctx, How.EXCEPTION)
+    memory = [4, 0x33000, *before["stack"][0][:5].tolist(), 0, 0, 0, 0, 0, 0]
+    popped = memory[2 + words : 10 + words]
+    fields = dict(zip(("rip", "cs", "rflags", "rsp", "ss"), popped, strict=False))
+    fields = {name: value & (0xFFFF if name in ("cs", "ss") else 2**64 - 1) for name, value in fields.items()}
+    after = exit_(ctx | fields, frame=FRAME + 8 * words, stack=[popped])
+    assert codes(before, after) == [("CW301", "rsp")]
+
+
+def test_rebuilt_frame_elsewhere_is_silent() -> None:
+    assert codes(entry(context()), exit_(context(), frame=FRAME + 8)) == []
+
+
+def test_noncanonical_return() -> None:
+    ctx = context()
+    assert codes(entry(ctx, How.SYSCALL), exit_(ctx | {"rip": 0x800000000000}, How.SYSRET)) == [("CW601", "rip")]
+
+
+def test_interrupts_off_in_user() -> None:
+    assert codes(exit_(context(rflags=0x46))) == [("CW602", "rflags")]
+    got = codes(entry(context(rflags=0x246)), exit_(context(rflags=0x46)))
+    assert {code for code, _ in got} == {"CW102", "CW602"}
+
+
+def test_iopl_leak() -> None:
+    assert codes(exit_(context(rflags=0x3246))) == [("CW603", "rflags")]
+    assert codes(exit_(context(rflags=0x3246)), policy=Policy(user_iopl=True)) == []
+
+
+def test_user_code_with_nested_task_flag_of_its_own_is_silent() -> None:
+    assert codes(entry(context(rflags=0x4246)), exit_(context(rflags=0x4246))) == []
+
+
+def test_bad_star_blames_the_sysret_once() -> None:
+    ctx = context()
+    bad = ctx | {"ss": 0x28}
+    sysret = exit_(ctx, How.SYSRET, pc=0xFFFFFFFF80000AAA)
+    rows = entry(ctx, How.SYSCALL), sysret, entry(bad), exit_(bad)
+    assert codes(*rows) == [("CW604", "ss")]
+    engine = Engine()
+    engine.feed(batch(*rows))
+    (finding,) = engine.findings
+    assert finding.pc == 0xFFFFFFFF80000AAA
+    assert finding.event == int(sysret["seq"][0])
+    assert "sysret" in finding.cause
+
+
+def test_equal_findings_are_counted() -> None:
+    engine = Engine()
+    for _ in range(5):
+        engine.feed(batch(entry(context()), exit_(context(rbx=1))))
+    (finding,) = engine.findings
+    assert finding.count == 5
+
+
+def test_codes_can_be_chosen() -> None:
+    engine = Engine(codes={"CW102"})
+    engine.feed(batch(entry(context()), exit_(context(rbx=1))))
+    assert engine.findings == []
+
+
+def test_counts() -> None:
+    engine = Engine()
+    ctx = context()
+    engine.feed(batch(entry(ctx), exit_(ctx), entry(ctx, How.SYSCALL), exit_(ctx, How.SYSRET), exit_(context(7))))
+    counts = engine.counts
+    assert (counts.entries, counts.exits, counts.syscalls, counts.identical, counts.unmatched) == (2, 3, 1, 2, 1)
+
+
+def test_pending_is_bounded() -> None:
+    engine = Engine()
+    for start in range(0, 10_000, 1000):
+        engine.feed(np.concatenate([entry(context(1, rip=start + n)) for n in range(1000)]))
+    assert len(engine.pending()) == 4096
