@@ -6,16 +6,16 @@ import numpy as np
 
 from gdbext.arch import vectors
 from gdbext.events.row import Batch, Kind
-from gdbext.rules.draft import Draft
+from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.history import History
 
 SHOWN = 8
 """Events named in the cause."""
 
 
-def judge(batch: Batch, history: History) -> list[tuple[Draft, Batch, Batch | None]]:
+def judge(batch: Batch, history: History) -> list[Judged]:
     """One draft per row that says the machine died."""
-    judged: list[tuple[Draft, Batch, Batch | None]] = []
+    judged: list[Judged] = []
     for index in np.flatnonzero(batch["kind"] == Kind.DIED):
         row = batch[index : index + 1]
         last = history.before(int(row["seq"][0]))

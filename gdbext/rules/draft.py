@@ -23,3 +23,7 @@ class Draft:
     severity: str = ERROR
     match: str = "none"
     blame: Batch | None = None
+
+
+Judged = tuple[Draft, Batch, Batch | None]
+"""A draft, the event it is about, and the ledger entry it was held against (batches of one)."""

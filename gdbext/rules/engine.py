@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -11,13 +12,23 @@ from gdbext.events.row import Batch, Flag, Kind
 from gdbext.ledger.compare import is_call, is_user, space
 from gdbext.rules import codes as code_table
 from gdbext.rules import death, explain
-from gdbext.rules.draft import Draft
+from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Finding, Place
+from gdbext.rules.gs import GsJudge
 from gdbext.rules.guest import GuestView, NoGuest
 from gdbext.rules.history import History
+from gdbext.rules.kernel_base import KernelBaseJudge
+from gdbext.rules.nesting import NestingJudge
 from gdbext.rules.policy import Policy
 from gdbext.rules.resume import ResumeJudge
 from gdbext.rules.switches import SwitchJudge
+
+
+class Judge(Protocol):
+    """One family of rules."""
+
+    def feed(self, batch: Batch) -> list[Judged]:
+        """Judge a batch whose rows are in order of ``seq``; the verdict must not depend on where batches are cut."""
 
 
 @dataclass(slots=True)
@@ -52,7 +63,14 @@ class Engine:
         self.history = History()
         self._codes = code_table.select(codes)
         self._resume = ResumeJudge(self.policy)
-        self._switches = SwitchJudge()
+        self._gs = GsJudge()
+        self._judges: tuple[Judge, ...] = (
+            self._resume,
+            SwitchJudge(),
+            self._gs,
+            KernelBaseJudge(self._gs),
+            NestingJudge(),
+        )
         self._found: dict[tuple[object, ...], Finding] = {}
 
     @property
@@ -67,7 +85,8 @@ class Engine:
         batch = np.ascontiguousarray(batch)
         self.history.begin(batch)
         self._count(batch)
-        judged = [*self._resume.feed(batch), *self._switches.feed(batch), *death.judge(batch, self.history)]
+        judged = [item for judge in self._judges for item in judge.feed(batch)]
+        judged += death.judge(batch, self.history)
         self.counts.identical = self._resume.identical
         self.counts.unmatched = self._resume.unmatched
         judged.sort(key=lambda item: int(item[1]["seq"][0]))
@@ -89,7 +108,7 @@ class Engine:
         self.counts.syscalls += int((entry & is_call(batch)).sum())
         self.counts.swapgs += int((kind == Kind.SWAPGS).sum())
 
-    def _collect(self, judged: Iterable[tuple[Draft, Batch, Batch | None]]) -> list[Finding]:
+    def _collect(self, judged: Iterable[Judged]) -> list[Finding]:
         new = []
         for draft, row, entry in judged:
             if draft.code not in self._codes:

@@ -21,7 +21,7 @@ from gdbext.ledger.pairing import pair
 from gdbext.ledger.pending import Pending
 from gdbext.rules import returns
 from gdbext.rules.codes import ERROR, WARNING
-from gdbext.rules.draft import Draft
+from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 from gdbext.rules.frames import judge_unbalanced
 from gdbext.rules.policy import Policy
@@ -30,9 +30,6 @@ STRONG_EQUAL: Final = 13
 """Of the 15 general registers besides RSP, how many must agree for a match by likeness ..."""
 STRONG_TELLING: Final = 4
 """... and how many of those must hold something other than zero."""
-
-Judged = tuple[Draft, Batch, Batch | None]
-"""A draft, the exit or entry it is about, and the ledger entry (batches of one)."""
 
 
 class ResumeJudge:

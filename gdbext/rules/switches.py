@@ -8,7 +8,7 @@ import numpy as np
 
 from gdbext.arch.registers import CALLEE_SAVED_32, CALLEE_SAVED_64
 from gdbext.events.row import Batch, Kind
-from gdbext.rules.draft import Draft
+from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 
 CAPACITY: Final = 4096
@@ -20,9 +20,9 @@ class SwitchJudge:
     def __init__(self) -> None:
         self._away: dict[int, Batch] = {}
 
-    def feed(self, batch: Batch) -> list[tuple[Draft, Batch, Batch | None]]:
+    def feed(self, batch: Batch) -> list[Judged]:
         """Judge the switches of a batch in order."""
-        judged: list[tuple[Draft, Batch, Batch | None]] = []
+        judged: list[Judged] = []
         kind = batch["kind"]
         for index in np.flatnonzero((kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN)):
             row = batch[index : index + 1]

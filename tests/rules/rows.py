@@ -57,4 +57,10 @@ def batch(*rows: Batch) -> Batch:
     return np.concatenate(rows)
 
 
-__all__ = ["Flag", "How", "Kind", "batch", "context", "entry", "exit_"]
+def stamp(rows: Batch) -> Batch:
+    """Number the rows from 1 in the order they stand (a row may have been used twice)."""
+    rows["seq"] = np.arange(1, len(rows) + 1)
+    return rows
+
+
+__all__ = ["KERNEL_RIP", "Flag", "How", "Kind", "batch", "context", "entry", "exit_", "stamp"]

@@ -1,0 +1,315 @@
+"""GS by parity: CW201, CW202, CW203, and handlers that ran on the wrong base or stack inside a window (CW501).
+
+Everything is told from the order of entries, exits and swaps on one CPU: a rule looks at an event and the one or two
+before it. A kernel that never swaps has no parity to get wrong, so that nothing is judged before the first
+``swapgs`` behind an entry from user mode was seen. A handler that writes the GS base itself (a paranoid entry on a
+CPU with FSGSBASE) is believed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from gdbext.arch import vectors
+from gdbext.arch.registers import MSR_GS_BASE
+from gdbext.events.row import Batch, Flag, How, Kind
+from gdbext.ledger.compare import Bools, is_user
+from gdbext.rules.draft import Draft, Judged
+from gdbext.rules.finding import Difference
+from gdbext.rules.parity import KERNEL, USER, Parity, ParityCount
+
+LOOK_BACK: Final = 3
+SHORT_CODE: Final = 64
+"""Bytes of code within which two swaps make a deliberate pair (a GS selector loaded on the user's side)."""
+ON_STACK: Final = 512
+"""A frame this close below the interrupted RSP was pushed onto the interrupted stack."""
+MAY_HIT_WINDOW: Final = (vectors.NMI, vectors.DB, vectors.MC, vectors.DF)
+"""Vectors that can come in a window of a correct kernel."""
+
+
+@dataclass(slots=True)
+class _Line:
+    """The events of one CPU in order, with the carried ones in front."""
+
+    rows: Batch
+    parity: Parity
+    fresh: Bools
+
+    def back(self, steps: int) -> tuple[Batch, Parity]:
+        """Each event's predecessor `steps` before; the first ones get the first event (and fail every test)."""
+        index = np.maximum(np.arange(len(self.rows)) - steps, 0)
+        return self.rows[index], self.parity[index]
+
+
+class GsJudge:
+    """Follows GS on every CPU."""
+
+    def __init__(self) -> None:
+        self._count = ParityCount()
+        self._carried: dict[int, tuple[Batch, Parity]] = {}
+        self._in_window: dict[int, list[tuple[int, int]]] = {}
+        self._user_rsp: dict[int, int] = {}
+        self._swaps_since: int | None = None
+        self._exit_swaps: dict[int, int] = {}
+
+    @property
+    def swaps_since(self) -> int | None:
+        """The event at which the kernel was first seen to swap on an entry from user mode, or None."""
+        return self._swaps_since
+
+    def feed(self, batch: Batch) -> list[Judged]:
+        """Judge a batch in order of ``seq``."""
+        batch = batch[_relevant(batch)]
+        if not len(batch):
+            return []
+        parity = self._count.count(batch)
+        judged: list[Judged] = []
+        for cpu in np.unique(batch["cpu"]):
+            mine = batch["cpu"] == cpu
+            judged += self._one_cpu(int(cpu), batch[mine], parity[mine])
+        return judged
+
+    def parity_of(self, cpu: int) -> int:
+        """The parity of a CPU after the last event: USER, KERNEL or UNKNOWN."""
+        return self._count.after(cpu)
+
+    def _one_cpu(self, cpu: int, rows: Batch, parity: Parity) -> list[Judged]:
+        old, old_parity = self._carried.get(cpu, (rows[:0], parity[:0]))
+        fresh = np.concatenate((np.zeros(len(old), bool), np.ones(len(rows), bool)))
+        line = _Line(np.concatenate((old, rows)), np.concatenate((old_parity, parity)), fresh)
+        self._carried[cpu] = line.rows[-LOOK_BACK:], line.parity[-LOOK_BACK:]
+        self._learn(line)
+        judged: list[Judged] = []
+        on_user_stack = self._on_user_stack(line, cpu)
+        for index in np.flatnonzero((self._odd(line) | on_user_stack) & line.fresh):
+            if on_user_stack[index]:
+                row = line.rows[index : index + 1]
+                judged.append((_on_users_stack(row), row, None))
+            if self._swaps_since is not None and line.rows["seq"][index] > self._swaps_since:
+                judged += self._judge(line, cpu, int(index))
+        return judged
+
+    def _learn(self, line: _Line) -> None:
+        """When swaps began, and which swapgs instructions serve exits (with the event that showed it)."""
+        rows, parity = line.rows, line.parity
+        before, before_parity = line.back(1)
+        if self._swaps_since is None:
+            swaps = (rows["kind"] == Kind.SWAPGS) & (before["kind"] == Kind.ENTRY) & is_user(before)
+            hits = np.flatnonzero(swaps)
+            if len(hits):
+                self._swaps_since = int(rows["seq"][hits[0]])
+        good = (before["kind"] == Kind.SWAPGS) & (before_parity == KERNEL) & (parity == USER)
+        hits = np.flatnonzero(good & (rows["kind"] == Kind.EXIT) & is_user(rows) & line.fresh)
+        for pc, first in zip(*np.unique(before["pc"][hits], return_index=True), strict=True):
+            self._exit_swaps.setdefault(int(pc), int(rows["seq"][hits[first]]))
+
+    def _odd(self, line: _Line) -> Bools:
+        """Events that need a look: anything but the regular entry, swap, swap, exit."""
+        rows, parity = line.rows, line.parity
+        kind, user = rows["kind"], is_user(rows)
+        before, before_parity = line.back(1)
+        entry, exit_ = kind == Kind.ENTRY, kind == Kind.EXIT
+        odd = exit_ & user & (parity == KERNEL)
+        odd |= exit_ & ~user & (parity == USER)
+        odd |= entry & ~user & (parity == USER)
+        odd |= kind == Kind.GS_ACCESS
+        odd |= (before["kind"] == Kind.ENTRY) & ~is_user(before) & (before_parity == USER)
+        odd |= (before["kind"] == Kind.SWAPGS) & (before_parity == KERNEL) & ~(exit_ & user)
+        result: Bools = odd
+        return result
+
+    def _on_user_stack(self, line: _Line, cpu: int) -> Bools:
+        """Entries from kernel code whose RSP was still, or again, the user's and whose frame went onto that stack."""
+        rows = line.rows
+        from_user = (rows["kind"] == Kind.ENTRY) & is_user(rows)
+        latest = np.maximum.accumulate(np.where(from_user, np.arange(1, len(rows) + 1), 0))
+        known = self._user_rsp.get(cpu, 0)
+        user_rsp: npt.NDArray[np.uint64] = np.where(latest > 0, rows["rsp"][latest - 1], np.uint64(known))
+        if latest[-1]:
+            self._user_rsp[cpu] = int(rows["rsp"][latest[-1] - 1])
+        depth = rows["rsp"] - rows["frame"]
+        top = np.uint64(63)
+        users = (rows["rsp"] == user_rsp) & (user_rsp != 0)
+        users |= ((rows["pc"] >> top) == 1) & ((rows["rsp"] >> top) == 0) & (rows["rsp"] != 0)
+        result: Bools = users & (depth <= ON_STACK) & (rows["mode"] == 64) & ~is_user(rows)
+        result &= rows["kind"] == Kind.ENTRY
+        return result
+
+    def _judge(self, line: _Line, cpu: int, index: int) -> list[Judged]:
+        rows, parity = line.rows, line.parity
+        row = rows[index : index + 1]
+        kind, user = int(row["kind"][0]), bool(is_user(row)[0])
+        judged = self._judge_before(line, index)
+        if kind == Kind.EXIT and user and parity[index] == KERNEL:
+            judged += self._exit_to_user(line, index)
+        elif kind == Kind.EXIT and not user and parity[index] == USER:
+            judged += self._exit_to_kernel(cpu, row)
+        elif kind == Kind.ENTRY and not user and parity[index] == USER:
+            waiting = self._in_window.setdefault(cpu, [])
+            waiting.append((int(row["rip"][0]), int(row["rsp"][0])))
+            del waiting[:-16]
+        elif kind == Kind.GS_ACCESS:
+            judged += self._gs_access(line, index)
+        return judged
+
+    def _judge_before(self, line: _Line, index: int) -> list[Judged]:
+        """What this event tells about the one before it."""
+        if index < 1:
+            return []
+        row, last = line.rows[index : index + 1], line.rows[index - 1 : index]
+        kind, last_kind = int(row["kind"][0]), int(last["kind"][0])
+        two = line.rows[index - 2 : index - 1] if index > 1 else None
+        swapped = last_kind == Kind.SWAPGS and line.parity[index - 1] == KERNEL
+        if swapped and two is not None and _from_kernel(two) and line.parity[index - 2] == KERNEL:
+            pair = kind == Kind.SWAPGS and abs(int(row["pc"][0]) - int(last["pc"][0])) <= SHORT_CODE
+            if kind in (Kind.GS_ACCESS, Kind.SWAPGS) and not pair:
+                return [(_entry_swapped(two), last, two)]
+        if _from_kernel(last) and line.parity[index - 1] == USER and kind not in (Kind.SWAPGS, Kind.BASE):
+            before = two if two is not None and two["kind"][0] == Kind.EXIT else None
+            return [(_not_paranoid(last, before), last, None)]
+        return []
+
+    def _exit_to_user(self, line: _Line, index: int) -> list[Judged]:
+        """The kernel's base is active at a return to user mode: who swapped wrongly?"""
+        row = line.rows[index : index + 1]
+        last = line.rows[index - 1 : index] if index else row
+        two = line.rows[index - 2 : index - 1] if index > 1 else None
+        if last["kind"][0] == Kind.SWAPGS and two is not None:
+            if two["kind"][0] == Kind.SWAPGS:
+                return [(_swapped_twice(two), row, None)]
+            serves_exits = self._exit_swaps.get(int(last["pc"][0]))
+            if _from_user(two) and serves_exits is not None and serves_exits < int(row["seq"][0]):
+                return [(_never_swapped(two), two, None)]
+            if _from_kernel(two) and line.parity[index - 2] == USER:
+                return [(_not_paranoid(two, None), two, None)]
+        return [(_wrong_at_exit(row, "user"), row, None)]
+
+    def _exit_to_kernel(self, cpu: int, row: Batch) -> list[Judged]:
+        place = int(row["rip"][0]), int(row["rsp"][0])
+        waiting = self._in_window.get(cpu, [])
+        for known in reversed(waiting):
+            if known[0] == place[0] or known[1] == place[1]:
+                waiting.remove(known)
+                return []
+        return [(_wrong_at_exit(row, "kernel"), row, None)]
+
+    def _gs_access(self, line: _Line, index: int) -> list[Judged]:
+        """A gs: access on the user's base: blame what left it active, once."""
+        row = line.rows[index : index + 1]
+        last = line.rows[index - 1 : index] if index else row
+        last_kind = int(last["kind"][0])
+        if last_kind in (Kind.GS_ACCESS, Kind.BASE) or _from_kernel(last):
+            return []
+        two = line.rows[index - 2 : index - 1] if index > 1 else None
+        if last_kind == Kind.SWAPGS:
+            nested = two is not None and _from_kernel(two)
+            return [] if nested else [(_access_after_swap(row, last), last, None)]
+        if _from_user(last):
+            return [(_access_unswapped(row, last), row, last)]
+        return [(_access_unswapped(row, None), row, None)]
+
+
+def _relevant(batch: Batch) -> Bools:
+    kind = batch["kind"]
+    chosen = (kind == Kind.ENTRY) | (kind == Kind.EXIT) | (kind == Kind.SWAPGS) | (kind == Kind.GS_ACCESS)
+    chosen |= (kind == Kind.BASE) & (batch["addr"] == MSR_GS_BASE)
+    relevant: Bools = chosen & ((batch["flags"] & (Flag.SELF | Flag.UNREADABLE)) == 0)
+    return relevant
+
+
+def _from_user(row: Batch) -> bool:
+    return bool(row["kind"][0] == Kind.ENTRY and is_user(row)[0])
+
+
+def _from_kernel(row: Batch) -> bool:
+    return bool(row["kind"][0] == Kind.ENTRY and not is_user(row)[0])
+
+
+def _what(row: Batch) -> str:
+    return vectors.name(int(row["vector"][0]))
+
+
+def _at(row: Batch) -> str:
+    return f"{int(row['pc'][0]):#x}"
+
+
+def _bases(row: Batch) -> tuple[Difference, ...]:
+    """The active base beside the one that should be."""
+    if row["flags"][0] & (Flag.NO_BASES | Flag.NO_KERNEL_GS):
+        return ()
+    return (Difference("gs_base", int(row["kernel_gs_base"][0]), int(row["gs_base"][0])),)
+
+
+def _wrong_at_exit(row: Batch, to: str) -> Draft:
+    active = "kernel" if to == "user" else "user"
+    name = How.NAMES[int(row["how"][0])]
+    cause = f"{name} returns to {to} code with the {active}'s GS base active (by count of the swapgs since CPL 3)"
+    return Draft(
+        "CW201", cause, "how this exit path decides to swap: from the saved CS, at the right offset?", _bases(row)
+    )
+
+
+def _swapped_twice(first: Batch) -> Draft:
+    cause = f"the exit path swapped twice (first at {_at(first)}): user code gets the kernel's GS base"
+    return Draft("CW203", cause, "the branches between the two swapgs and the return", _bases(first))
+
+
+def _entry_swapped(entry: Batch) -> Draft:
+    cause = f"{_what(entry)} interrupted kernel code, and its handler swapped: it now runs on the user's GS base"
+    return Draft("CW203", cause, "which word the entry tests for the privilege level: CS, with or without error code")
+
+
+def _never_swapped(entry: Batch) -> Draft:
+    cause = f"{_what(entry)} came from user code and its handler did not swap, but the exit did"
+    return Draft(
+        "CW202", cause, f"the entry path at {_at(entry)}: it needs the swapgs its siblings have", _bases(entry)
+    )
+
+
+def _access_unswapped(row: Batch, entry: Batch | None) -> Draft:
+    cause = f"kernel code accesses gs: at {int(row['addr'][0]):#x} with the user's base active"
+    if entry is None:
+        return Draft("CW202", cause, "the last path into the kernel on this CPU", _bases(row))
+    cause += f": the entry by {_what(entry)} has not swapped"
+    return Draft("CW202", cause, f"the entry path at {_at(entry)}: where is its swapgs?", _bases(row))
+
+
+def _access_after_swap(row: Batch, swap: Batch) -> Draft:
+    cause = f"the swapgs at {_at(swap)} made the user's base active, and kernel code at {_at(row)} goes on to use gs:"
+    return Draft("CW203", cause, "why this path swaps while it stays in the kernel", _bases(row))
+
+
+def _on_users_stack(entry: Batch) -> Draft:
+    cause = (
+        f"{_what(entry)} interrupted kernel code at {int(entry['rip'][0]):#x} while RSP was the user's, without an IST "
+        f"stack: its frame was pushed to {int(entry['frame'][0]):#x}, memory that user code controls"
+    )
+    look = (
+        "what lets this vector in between syscall and the stack switch (or between the switch back and sysret): "
+        "interrupts on, a breakpoint, a fault; non-IST exceptions there are fatal"
+    )
+    found = (Difference("rsp", 0, int(entry["rsp"][0])),)
+    return Draft("CW501", cause, look, found)
+
+
+def _not_paranoid(entry: Batch, exit_before: Batch | None) -> Draft:
+    if exit_before is not None and exit_before["pc"][0] == entry["rip"][0]:
+        cause = (
+            f"{_what(entry)} was raised by the return itself at {int(entry['rip'][0]):#x}, after the swap to the "
+            "user's GS base; its handler took CS for an answer and did not swap back"
+        )
+        look = "the handler's check for a faulting iret: it must swap although CS says kernel"
+        return Draft("CW201", cause, look, _bases(entry))
+    cause = (
+        f"{_what(entry)} interrupted kernel code at {int(entry['rip'][0]):#x} while the user's GS base was active, and "
+        "its handler did not swap: a non-paranoid exception outside swapgs"
+    )
+    if int(entry["vector"][0]) in MAY_HIT_WINDOW:
+        look = "the entry of this vector: CS does not tell which base is active, it must read GS or the MSR"
+    else:
+        look = "what lets this vector in between the swapgs and the return (or the entry): interrupts on, or a fault"
+    return Draft("CW501", cause, look, _bases(entry))

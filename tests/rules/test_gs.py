@@ -1,0 +1,173 @@
+"""GS by parity: each wrong swap by its code, each right pattern in silence, whatever the batches."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gdbext.arch.registers import MSR_GS_BASE
+from gdbext.events.row import ROW, Batch
+from gdbext.rules.engine import Engine
+from tests.rules.rows import KERNEL_RIP, Flag, How, Kind, batch, context, entry, exit_, stamp
+
+KERNEL_BASE = 0xFFFFFFFF80200000
+
+
+def _event(kind: int, **fields: object) -> Batch:
+    row = np.zeros(1, ROW)
+    row["kind"], row["mode"], row["pc"] = kind, 64, KERNEL_RIP + 0x700
+    row["gs_base"], row["kernel_gs_base"] = 0x7000, KERNEL_BASE
+    for name, value in fields.items():
+        row[name] = value
+    return row
+
+
+def swap(**fields: object) -> Batch:
+    return _event(Kind.SWAPGS, **fields)
+
+
+def access(**fields: object) -> Batch:
+    return _event(Kind.GS_ACCESS, addr=8, **fields)
+
+
+def write_base() -> Batch:
+    return _event(Kind.BASE, how=How.WRBASE, addr=MSR_GS_BASE, value=KERNEL_BASE)
+
+
+def normal(n: int = 1, how: int = How.INTERRUPT) -> list[Batch]:
+    """A user context interrupted and resumed with a swap on either side."""
+    ctx = context(n)
+    leave = How.SYSRET if how == How.SYSCALL else How.IRET
+    return [entry(ctx, how), swap(), swap(pc=KERNEL_RIP + 0x880), exit_(ctx, leave)]
+
+
+def codes(*rows: Batch) -> list[str]:
+    """The codes found after a normal round, fed whole and one by one."""
+    whole = stamp(batch(*normal(40), *rows))
+    results = []
+    for feeds in ([whole], [whole[i : i + 1] for i in range(len(whole))]):
+        engine = Engine()
+        for feed in feeds:
+            engine.feed(feed)
+        results.append([finding.code for finding in engine.findings])
+    assert results[0] == results[1]
+    return results[0]
+
+
+KERNEL = context(2, user=False, gs_base=KERNEL_BASE, kernel_gs_base=0x7000)
+
+
+def test_swaps_on_both_sides() -> None:
+    user = context(3)
+    nested = entry(user), swap(), entry(KERNEL), exit_(KERNEL), swap(), exit_(user)
+    assert codes(*normal(1), *normal(2, How.SYSCALL), *nested) == []
+
+
+def test_kernel_that_never_swaps() -> None:
+    engine = Engine()
+    ctx = context()
+    engine.feed(stamp(batch(*(r for _ in range(9) for r in (entry(ctx), entry(KERNEL), exit_(KERNEL), exit_(ctx))))))
+    assert engine.findings == []
+
+
+def test_exit_without_swap() -> None:
+    ctx = context()
+    assert codes(entry(ctx), swap(), exit_(ctx)) == ["CW201"]
+
+
+def test_exit_to_kernel_with_swap() -> None:
+    ctx = context()
+    assert codes(entry(ctx), swap(), entry(KERNEL), swap(), exit_(KERNEL)) == ["CW201"]
+
+
+def test_exit_that_swaps_twice() -> None:
+    ctx = context()
+    assert codes(entry(ctx), swap(), swap(), swap(), exit_(ctx)) == ["CW203"]
+
+
+def test_access_behind_an_entry_that_did_not_swap() -> None:
+    ctx = context()
+    assert codes(entry(ctx), access(), access()) == ["CW202"]
+
+
+def test_entry_that_did_not_swap_told_by_its_exit() -> None:
+    ctx = context()
+    assert codes(entry(ctx), swap(pc=KERNEL_RIP + 0x880), exit_(ctx)) == ["CW202"]
+
+
+def test_entry_from_kernel_that_swaps() -> None:
+    ctx = context()
+    rows = entry(ctx), swap(), entry(KERNEL), swap()
+    assert codes(*rows, access()) == ["CW203"]
+    assert codes(*rows, swap(pc=KERNEL_RIP + 0x880), exit_(KERNEL), swap(), exit_(ctx)) == ["CW203"]
+
+
+def test_selector_load_on_the_users_side_is_silent() -> None:
+    ctx = context()
+    rows = entry(ctx), swap(), entry(KERNEL), swap(pc=KERNEL_RIP), swap(pc=KERNEL_RIP + 6), exit_(KERNEL)
+    assert codes(*rows, swap(), exit_(ctx)) == []
+
+
+def test_preempted_kernel_code_and_return_of_another_thread_is_silent() -> None:
+    one, two = context(1), context(2)
+    assert codes(entry(two), swap(), entry(KERNEL), swap(), exit_(one), entry(one), swap(), swap(), exit_(two)) == []
+
+
+def test_nmi_in_window() -> None:
+    ctx = context()
+    nmi = entry(KERNEL | {"gs_base": 0x7000}, How.NMI, flags=Flag.IST)
+    back = exit_(KERNEL | {"gs_base": 0x7000})
+    paranoid = entry(ctx), nmi, swap(), swap(), back, swap(), swap(), exit_(ctx)
+    assert codes(*paranoid) == []
+    fsgsbase = entry(ctx), nmi, write_base(), write_base(), back, swap(), swap(), exit_(ctx)
+    assert codes(*fsgsbase) == []
+    assert codes(entry(ctx), nmi, access(), back) == ["CW501"]
+    assert codes(entry(ctx), nmi, back, swap(), swap(), exit_(ctx)) == ["CW501"]
+
+
+def test_faulting_iret() -> None:
+    ctx = context()
+    fault = KERNEL | {"rip": KERNEL_RIP + 0x900, "gs_base": 0x7000}
+    bad = entry(ctx), swap(), swap(), exit_(ctx), entry(fault, How.EXCEPTION, vector=13)
+    assert codes(*bad, access()) == ["CW201"]
+    assert codes(*bad, swap(), swap(), exit_(context(5))) == []
+
+
+def test_interrupt_on_the_users_stack() -> None:
+    ctx = context()
+    early = KERNEL | {"rsp": ctx["rsp"], "gs_base": 0x7000}
+    rows = entry(ctx, How.SYSCALL), swap(), entry(early, frame=ctx["rsp"] - 40)
+    assert codes(*rows) == ["CW501"]
+
+
+def test_nested_nmi() -> None:
+    nmi = entry(KERNEL, How.NMI, flags=Flag.IST, frame=0xFFFFFFFF80400000)
+    inner = context(7, user=False)
+    again = entry(inner, How.NMI, flags=Flag.IST, frame=0xFFFFFFFF80400000)
+    inside = entry(context()), swap()
+    assert codes(*inside, nmi, exit_(KERNEL), nmi, exit_(KERNEL)) == []
+    assert codes(*inside, nmi, again) == ["CW502"]
+
+
+def test_ist_reused() -> None:
+    first = entry(KERNEL, How.EXCEPTION, vector=1, flags=Flag.IST, frame=0xFFFFFFFF80400000)
+    second = entry(context(7, user=False), How.EXCEPTION, vector=1, flags=Flag.IST, frame=0xFFFFFFFF80400000)
+    inside = entry(context()), swap()
+    assert codes(*inside, first, second) == ["CW304"]
+    assert codes(*inside, first, exit_(KERNEL), second) == []
+
+
+def test_bad_kernel_bases() -> None:
+    for base in (0, 0x1000, 1 << 60):
+        assert codes(entry(context(kernel_gs_base=base))) == ["CW205"]
+
+
+def test_base_of_another_cpu() -> None:
+    rows = [r for n in range(30) for r in normal(n + 1)]
+    for row in (own := [r for n in range(3) for r in normal(n + 1)]):
+        row["cpu"] = 1
+    assert codes(*rows, *own) == ["CW205"]
+    apart = [r for n in range(3) for r in normal(n + 1)]
+    for row in apart:
+        row["cpu"] = 1
+        row["kernel_gs_base"][row["kernel_gs_base"] == KERNEL_BASE] = KERNEL_BASE + 0x1000
+    assert codes(*rows, *apart) == []
