@@ -278,7 +278,7 @@ class _Explorer:
             reach.cr3.append(insn.address)
         elif "sp" in insn.op_str:
             source = stack_source(insn)
-            if source:
+            if source and source != "control":
                 reach.stack_switches.append(StackSwitch(insn.address, source, depth))
             elif stores_stack_pointer(insn):
                 self.rsp_stores.append(insn.address)
@@ -329,7 +329,8 @@ def skips_speculation_trap(code: Code, after: int, target: int) -> bool:
 
 
 def stack_source(insn: Insn) -> str:
-    """Where `insn` takes a new RSP from (see StackSwitch.source), or "" if it stays on its stack."""
+    """Where `insn` takes a new RSP from (see StackSwitch.source), or "" if it stays on its stack; ``control`` if it
+    loads a control register into RSP, for want of another free register while page tables are switched."""
     name, operands = insn.name, insn.operands
     if not any(isinstance(o, Reg) and o.name == "rsp" for o in operands):
         return ""
@@ -347,6 +348,8 @@ def stack_source(insn: Insn) -> str:
     if isinstance(source, Imm):
         return "register"
     if isinstance(source, Reg):
+        if source.name.startswith("cr"):
+            return "control"
         return "" if source.name == "rsp" else "frame" if source.name == "rbp" else "register"
     if name == "lea":
         return "" if source.base == "rsp" else "frame" if source.base == "rbp" else "register"
