@@ -1,0 +1,39 @@
+/* Start-up. */
+#include "kernel.h"
+
+extern void story_main(void), registers_main(void), calls_main(void);
+extern void kthread0_main(void), kthread1_main(void);
+
+/* The first CPU, from boot.S: long mode, boot page tables, interrupts off. */
+void kernel_main(void)
+{
+    serial_init();
+    print("guest: start %s\n", style_name);
+    paging_init();
+    cpu_init(&cpus[0], 0);
+    lapic_init();
+
+    make_thread("story", story_main, 0, 1);
+    make_thread("registers", registers_main, 0, 1);
+    make_thread("kthread0", kthread0_main, 0, 0);
+    make_thread("calls", calls_main, 0, 1);
+    make_thread("registers2", registers_main, 0, 1);
+    make_thread("kthread1", kthread1_main, 0, 0);
+
+    start_other_cpus();
+    make_idle(&cpus[0]);
+    lapic_timer_start();
+    start_scheduling(&cpus[0]);
+}
+
+/* The others, one after the other, from trampoline.S. */
+void other_main(u64 id)
+{
+    struct cpu *cpu = &cpus[id];
+    cpu_init(cpu, id);
+    lapic_init();
+    make_idle(cpu);
+    __atomic_add_fetch(&cpus_running, 1, __ATOMIC_RELEASE);
+    lapic_timer_start();
+    start_scheduling(cpu);
+}

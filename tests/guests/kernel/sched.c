@@ -1,0 +1,112 @@
+/* Threads, the round-robin scheduler and the clock. */
+#include "kernel.h"
+
+#define MAX_THREADS 8
+#define TICKS_PER_TURN 2 /* so that both kinds occur: resumed at once, and resumed after others ran */
+
+static struct thread threads[MAX_THREADS], idle_threads[MAX_CPUS];
+static u8 stacks[MAX_THREADS + MAX_CPUS][KERNEL_STACK_SIZE] __attribute__((aligned(16)));
+static spinlock run_lock;
+
+u64 ticks, count_calls, count_faults, count_impossible, count_corrupt;
+
+extern void idle_loop(void);
+
+/* A thread that has never run looks like one that was interrupted just before its first instruction. */
+static void prepare(struct thread *t, const char *name, void (*entry)(void), u64 argument, int user, u8 *stack)
+{
+    t->name = name;
+    t->kstack = (u64)stack + KERNEL_STACK_SIZE;
+    t->ksp = t->kstack - 40;
+    t->preempted = 1;
+    t->area.rip = (u64)entry;
+    t->area.rdi = argument;
+    t->area.rflags = 0x2 | RFLAGS_IF;
+    t->area.cs = user ? USER_CS : KERNEL_CS;
+    t->area.ss = user ? USER_SS : KERNEL_SS;
+    /* As after a CALL: the stack is 8 off a multiple of 16. */
+    t->area.rsp = (user ? USER_STACK + USER_STACK_SIZE : t->kstack - 64) - 8;
+    __asm__ volatile("fninit; fxsave %0" : "=m"(t->area.fxsave));
+    t->area.fxsave[24] = 0x80; /* MXCSR = 1F80h: all exceptions masked */
+    t->area.fxsave[25] = 0x1f;
+    t->cr3 = user ? new_address_space() : kernel_address_space();
+    if (user) {
+        t->fs_base = USER_TLS + t->pid * 0x2000;
+        t->gs_base = t->fs_base + 0x1000;
+        t->area.fs_base = t->fs_base;
+    }
+    t->state = THREAD_READY;
+}
+
+struct thread *make_thread(const char *name, void (*entry)(void), u64 argument, int user)
+{
+    for (u32 i = 0; i < MAX_THREADS; i++) {
+        struct thread *t = &threads[i];
+        if (t->state != THREAD_UNUSED)
+            continue;
+        t->pid = i + 1;
+        prepare(t, name, entry, argument ? argument : t->pid, user, stacks[i]);
+        return t;
+    }
+    panic("no room for thread %s", name);
+}
+
+void make_idle(struct cpu *cpu)
+{
+    cpu->idle = &idle_threads[cpu->id];
+    prepare(cpu->idle, "idle", idle_loop, 0, 0, stacks[MAX_THREADS + cpu->id]);
+}
+
+/*
+ * The thread that runs next on this CPU: the first one that is ready, beginning behind the current
+ * one, which itself comes last. Interrupts are off. The caller makes the switch; the old thread's
+ * on_cpu keeps other CPUs off it until its context is saved.
+ */
+struct thread *pick_next(struct cpu *cpu)
+{
+    struct thread *current = cpu->current, *next = cpu->idle;
+    u32 first = current == cpu->idle ? 0 : (u32)(current - threads) + 1;
+
+    lock(&run_lock);
+    for (u32 i = 0; i < MAX_THREADS; i++) {
+        struct thread *t = &threads[(first + i) % MAX_THREADS];
+        if (t->state == THREAD_SLEEPING && t->wake <= ticks)
+            t->state = THREAD_READY;
+        if (t->state == THREAD_READY && (t == current || !__atomic_load_n(&t->on_cpu, __ATOMIC_ACQUIRE))) {
+            next = t;
+            break;
+        }
+    }
+    next->on_cpu = 1;
+    unlock(&run_lock);
+    cpu->slice = 0;
+    return next;
+}
+
+void sleep_until(struct thread *thread, u64 tick)
+{
+    lock(&run_lock);
+    thread->wake = tick;
+    thread->state = THREAD_SLEEPING;
+    unlock(&run_lock);
+}
+
+static void finish(void)
+{
+    print("guest: ticks %u calls %u faults %u impossible %u corrupt %u\n", ticks, count_calls, count_faults,
+          count_impossible, count_corrupt);
+    print("guest: done\n");
+    halt();
+}
+
+/* One timer interrupt on this CPU. */
+void tick(struct cpu *cpu)
+{
+    u64 now = __atomic_add_fetch(&ticks, 1, __ATOMIC_RELAXED);
+    if (now == TICKS)
+        finish();
+    if (now > TICKS)
+        halt();
+    if (++cpu->slice >= TICKS_PER_TURN || cpu->current == cpu->idle)
+        cpu->resched = 1;
+}

@@ -1,0 +1,166 @@
+/* What the kernel does about interrupts, exceptions and system calls, whatever the save style. */
+#include "kernel.h"
+
+#define PAGE_PRESENT 1 /* page fault error code: the page was there, the access was not allowed */
+
+#define MAX_REPORTS 12 /* of one kind: a guest that fails all the time must not drown the console */
+
+/*
+ * Fixup table: an instruction that may fault on a user address, and where to go on when it does. A
+ * target of 0 means: end the system call on the spot.
+ */
+struct fixup {
+    u64 fault, target;
+};
+extern const struct fixup fixups_start[], fixups_end[];
+
+static const struct fixup *find_fixup(u64 rip)
+{
+    for (const struct fixup *f = fixups_start; f < fixups_end; f++)
+        if (f->fault == rip)
+            return f;
+    return 0;
+}
+
+static void unexpected(u64 vector, u64 error, u64 *rip, u64 cs)
+{
+    struct cpu *cpu = this_cpu();
+    u64 cr2;
+    __asm__ volatile("movq %%cr2, %0" : "=r"(cr2));
+    if (!(cs & 3)) {
+        const struct fixup *f = find_fixup(*rip);
+        if (f && f->target) {
+            *rip = f->target;
+            return;
+        }
+        if (f) {
+            end_system_call();
+            return;
+        }
+        panic("vector %u error %x rip %x cs %x cr2 %x", vector, error, *rip, cs, cr2);
+    }
+    print("guest: killed %s, vector %u error %x rip %x cr2 %x\n", cpu->current->name, vector, error, *rip, cr2);
+    cpu->current->state = THREAD_DEAD;
+    cpu->resched = 1;
+}
+
+/* Every vector but system calls, NMI, #DB and #DF. Interrupts are off. May change *rip (fixup). */
+void handle_trap(u64 vector, u64 error, u64 *rip, u64 cs)
+{
+    u64 cr2;
+    switch (vector) {
+    case VECTOR_TIMER:
+        lapic_eoi();
+        tick(this_cpu());
+        break;
+    case VECTOR_SPURIOUS:
+        break;
+    case VECTOR_PAGE_FAULT:
+        __asm__ volatile("movq %%cr2, %0" : "=r"(cr2));
+        __atomic_add_fetch(&count_faults, 1, __ATOMIC_RELAXED);
+        if (!(error & PAGE_PRESENT) && demand_page(current_thread()->cr3, cr2))
+            break;
+        /* fall through */
+    default:
+        unexpected(vector, error, rip, cs);
+    }
+}
+
+/* A self-check failed: register `what` (layout.h) came back wrong. Also called by kernel threads. */
+u64 report_corrupt(u64 what, u64 where, u64 unused)
+{
+    static const char *const names[] = {
+        "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8",  "r9",      "r10",
+        "r11", "r12", "r13", "r14", "r15", "rflags", "xmm", "fs base", "gs base", "result", "rip",
+    };
+    (void)unused;
+    if (__atomic_add_fetch(&count_corrupt, 1, __ATOMIC_RELAXED) <= MAX_REPORTS)
+        print("guest: CORRUPT %s %s, %s\n", what < sizeof names / sizeof *names ? names[what] : "?",
+              where == WHERE_SYSCALL ? "after a call" : "while computing", current_thread()->name);
+    return 0;
+}
+
+static u64 sys_yield(u64 a, u64 b, u64 c)
+{
+    (void)a, (void)b, (void)c;
+    reschedule();
+    return 0;
+}
+
+static u64 sys_sleep(u64 for_ticks, u64 b, u64 c)
+{
+    (void)b, (void)c;
+    sleep_until(current_thread(), ticks + for_ticks);
+    reschedule();
+    return 0;
+}
+
+static u64 sys_getpid(u64 a, u64 b, u64 c)
+{
+    (void)a, (void)b, (void)c;
+    return current_thread()->pid;
+}
+
+static u64 sys_impossible(u64 a, u64 b, u64 c)
+{
+    (void)a, (void)b, (void)c;
+    if (__atomic_add_fetch(&count_impossible, 1, __ATOMIC_RELAXED) <= MAX_REPORTS)
+        print("guest: impossible branch\n");
+    return 0;
+}
+
+static u64 sum(const u8 *bytes, u64 length)
+{
+    u64 total = 0;
+    while (length--)
+        total += *bytes++;
+    return total;
+}
+
+static u64 sys_copy(u64 pointer, u64 length, u64 c)
+{
+    u8 buffer[64];
+    int failed;
+    (void)c;
+    if (length > sizeof buffer)
+        return -EFAULT;
+    interrupts_on();
+    failed = copy_from_user(buffer, pointer, length);
+    interrupts_off();
+    return failed ? (u64)-EFAULT : sum(buffer, length);
+}
+
+/* The part of SYS_COPY_END that a fault abandons; sys_copy_end, in assembly, remembers the way back. */
+u64 copy_or_end(u64 pointer, u64 length)
+{
+    u8 buffer[64];
+    if (length > sizeof buffer)
+        return -EFAULT;
+    copy_from_user_or_end(buffer, pointer, length);
+    return sum(buffer, length);
+}
+
+static u64 sys_unmap(u64 page, u64 b, u64 c)
+{
+    (void)b, (void)c;
+    if (page < USER_HEAP || page >= USER_HEAP + USER_HEAP_SIZE)
+        return -EFAULT;
+    unmap_page(current_thread()->cr3, page);
+    return 0;
+}
+
+/* Only by SYSCALL. The user chooses arithmetic flags and DF, nothing else. */
+static u64 sys_jump(u64 rip, u64 rsp, u64 rflags)
+{
+    if (rip >> 47)
+        return -EFAULT;
+    jump_user(current_thread(), rip, rsp, (rflags & RFLAGS_USER) | RFLAGS_IF | 2);
+    return 0;
+}
+
+u64 (*const syscall_table[SYS_COUNT])(u64, u64, u64) = {
+    [SYS_YIELD] = sys_yield,           [SYS_SLEEP] = sys_sleep, [SYS_GETPID] = sys_getpid,
+    [SYS_CORRUPT] = report_corrupt,    [SYS_IMPOSSIBLE] = sys_impossible,
+    [SYS_COPY] = sys_copy,             [SYS_COPY_END] = sys_copy_end,
+    [SYS_UNMAP] = sys_unmap,           [SYS_JUMP] = sys_jump,
+};

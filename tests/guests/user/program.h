@@ -1,0 +1,39 @@
+/* What the user programs share. Each process has its own copy of the data. */
+#include "pattern.h"
+
+#define TURNS_PER_MS 400000 /* of LOOP, very roughly, under TCG */
+
+/*
+ * Start of a program: RDI is the process's number. FS and GS bases are different in every process; each
+ * notes its number behind both, to see later that it still reaches its own.
+ */
+.macro START
+        movq %rdi, want+WANT_SEED(%rip)
+        movq %rdi, %fs:0
+        movq %rdi, %gs:0
+.endm
+
+/* Does FS (GS) still lead to this process's own? */
+.macro CHECK_BASES fail
+        movq want+WANT_SEED(%rip), %rax
+        cmpq %rax, %fs:0
+        je 8f
+        pushq $CORRUPT_FS_BASE
+        jmp \fail
+8:      cmpq %rax, %gs:0
+        je 8f
+        pushq $CORRUPT_GS_BASE
+        jmp \fail
+8:
+.endm
+
+/* Target of the checks: the register's number is on the stack. Tell the kernel, start again. */
+.macro FAIL label, where, again
+\label: cld
+        popq %rdi
+        movl $\where, %esi
+        movl $SYS_CORRUPT, %eax
+        syscall
+        movq $USER_STACK + USER_STACK_SIZE - 8, %rsp
+        jmp \again
+.endm

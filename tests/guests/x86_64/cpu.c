@@ -1,0 +1,147 @@
+/* One CPU's tables and MSRs: GDT, TSS, IDT, SYSCALL, GS bases. */
+#include "kernel.h"
+
+#define SAME(offset, type, field) _Static_assert((offset) == offsetof(type, field), #field)
+SAME(SLOT_RSP, struct save_area, rsp);
+SAME(SLOT_R15, struct save_area, r15);
+SAME(SLOT_RIP, struct save_area, rip);
+SAME(SLOT_BY_SYSCALL, struct save_area, by_syscall);
+SAME(SLOT_FXSAVE, struct save_area, fxsave);
+SAME(AREA_SIZE, struct thread, ksp);
+SAME(THREAD_BAIL, struct thread, bail);
+SAME(THREAD_PREEMPTED, struct thread, preempted);
+SAME(THREAD_ON_CPU, struct thread, on_cpu);
+SAME(CPU_SAVE, struct cpu, save);
+SAME(CPU_STACK, struct cpu, stack);
+SAME(CPU_USER_RSP, struct cpu, user_rsp);
+SAME(CPU_CURRENT, struct cpu, current);
+SAME(CPU_NESTED, struct cpu, nested);
+
+#define IST_STACK_SIZE 4096
+
+struct cpu cpus[MAX_CPUS];
+static u8 cpu_stacks[MAX_CPUS][KERNEL_STACK_SIZE] __attribute__((aligned(16)));
+static u8 ist_stacks[MAX_CPUS][3][IST_STACK_SIZE] __attribute__((aligned(16)));
+
+/* A 64-bit gate is 16 bytes (SDM vol. 3, 6.14.1). */
+struct gate {
+    u16 offset_low, selector;
+    u8 ist, type;
+    u16 offset_middle;
+    u32 offset_high, reserved;
+} __attribute__((packed));
+static struct gate idt[256];
+
+struct table_register {
+    u16 limit;
+    u64 base;
+} __attribute__((packed));
+
+extern char vector_stubs[]; /* stubs.S: 256 stubs of 16 bytes */
+extern char int80_entry[], nmi_entry[], debug_entry[], double_fault_entry[], syscall_entry[];
+#ifdef STYLE_OSDEV
+extern char page_fault_entry[];
+#endif
+
+static void set_gate(u32 vector, const char *target, u8 ist, u8 dpl)
+{
+    u64 offset = (u64)target;
+    idt[vector] = (struct gate){
+        .offset_low = (u16)offset,
+        .selector = KERNEL_CS,
+        .ist = ist,
+        .type = (u8)(0x8e | dpl << 5), /* present, 64-bit interrupt gate: IF is cleared */
+        .offset_middle = (u16)(offset >> 16),
+        .offset_high = (u32)(offset >> 32),
+    };
+}
+
+static void load_idt(void)
+{
+    struct table_register idtr = {sizeof idt - 1, (u64)idt};
+    for (u32 vector = 0; vector < 256; vector++)
+        set_gate(vector, vector_stubs + 16 * vector, 0, 0);
+    set_gate(1, debug_entry, IST_DEBUG, 0);
+    set_gate(2, nmi_entry, IST_NMI, 0);
+    set_gate(8, double_fault_entry, IST_DOUBLE_FAULT, 0);
+    set_gate(VECTOR_SYSCALL, int80_entry, 0, 3);
+#ifdef STYLE_OSDEV
+    set_gate(VECTOR_PAGE_FAULT, page_fault_entry, 0, 0);
+#endif
+    __asm__ volatile("lidt %0" ::"m"(idtr));
+}
+
+static void load_gdt_and_tss(struct cpu *cpu)
+{
+    struct table_register gdtr = {sizeof cpu->gdt - 1, (u64)cpu->gdt};
+    u64 base = (u64)&cpu->tss, limit = sizeof cpu->tss - 1;
+
+    cpu->gdt[KERNEL_CS / 8] = 0x00af9a000000ffff;
+    cpu->gdt[KERNEL_SS / 8] = 0x00cf92000000ffff;
+    cpu->gdt[USER_SS / 8] = 0x00cff2000000ffff;
+    cpu->gdt[USER_CS / 8] = 0x00affa000000ffff;
+    cpu->gdt[TSS_SELECTOR / 8] =
+        limit | (base & 0xffffff) << 16 | (u64)0x89 << 40 | (base >> 24 & 0xff) << 56;
+    cpu->gdt[TSS_SELECTOR / 8 + 1] = base >> 32;
+
+    cpu->tss.rsp0 = cpu->stack;
+    for (u32 ist = 1; ist <= 3; ist++)
+        cpu->tss.ist[ist - 1] = (u64)ist_stacks[cpu->id][ist - 1] + IST_STACK_SIZE;
+    cpu->tss.iomap = sizeof cpu->tss;
+
+    __asm__ volatile("lgdt %0\n\t"
+                     "pushq %1\n\t"
+                     "leaq 1f(%%rip), %%rax\n\t"
+                     "pushq %%rax\n\t"
+                     "lretq\n"
+                     "1:\tmovl %2, %%ss\n\t"
+                     "movl %3, %%ds\n\t"
+                     "movl %3, %%es\n\t"
+                     "movl %3, %%fs\n\t"
+                     "movl %3, %%gs\n\t"
+                     "ltr %w4" ::"m"(gdtr),
+                     "i"(KERNEL_CS), "r"(KERNEL_SS), "r"(0), "r"(TSS_SELECTOR)
+                     : "rax", "memory");
+}
+
+void cpu_init(struct cpu *cpu, u32 id)
+{
+    cpu->self = cpu;
+    cpu->id = id;
+    cpu->stack = (u64)cpu_stacks[id] + KERNEL_STACK_SIZE;
+    cpu->nested = &cpu->nested_area;
+    cpu->save = cpu->nested;
+    load_gdt_and_tss(cpu);
+    load_idt();
+
+    wrmsr(MSR_GS_BASE, (u64)cpu);
+    wrmsr(MSR_KERNEL_GS_BASE, 0);
+    wrmsr(MSR_FS_BASE, 0);
+    wrmsr(MSR_EFER, rdmsr(MSR_EFER) | 1); /* SCE */
+    wrmsr(MSR_STAR, (u64)KERNEL_CS << 32 | (u64)(USER_SS - 8) << 48);
+    wrmsr(MSR_LSTAR, (u64)syscall_entry);
+    wrmsr(MSR_FMASK, 0x47700); /* AC NT IOPL DF IF TF */
+}
+
+/*
+ * Make `next` this CPU's thread, as far as both styles do it alike: address space and the user's GS
+ * base, which waits in KERNEL_GS_BASE until the SWAPGS on the way out. Interrupts are off.
+ */
+void activate(struct cpu *cpu, struct thread *next)
+{
+    cpu->current = next;
+    __asm__ volatile("movq %0, %%cr3" ::"r"(next->cr3) : "memory");
+    if (next->gs_base)
+        wrmsr(MSR_KERNEL_GS_BASE, next->gs_base);
+}
+
+/* NMI and #DB: nothing to do but to come back from them. Called by paranoid_entry. */
+void handle_paranoid(u64 vector)
+{
+    (void)vector;
+}
+
+void handle_double_fault(u64 rip, u64 rsp)
+{
+    panic("double fault, rip %x rsp %x", rip, rsp);
+}

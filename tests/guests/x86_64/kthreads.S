@@ -1,0 +1,48 @@
+/* Kernel threads: the same self-check as the user programs', at CPL 0; and the idle loop. */
+#include "pattern.h"
+
+#define TURNS 400000
+
+.macro KTHREAD name
+        .text
+        .globl \name\()_main
+        .type \name\()_main, @function
+\name\()_main:
+        movq %rdi, \name\()_want+WANT_SEED(%rip)
+\name\()_again:
+        .rept 2
+        PATTERN_RUN \name\()_want, TURNS, \name\()_failed
+        .endr
+        PATTERN_MAKE \name\()_want
+        PATTERN_LOAD \name\()_want
+        movl $2, %edi
+        call kthread_sleep                      /* RSP is 8 off a multiple of 16 here; no matter */
+        PATTERN_CHECK_PRESERVED \name\()_want, \name\()_switch_failed
+        jmp \name\()_again
+\name\()_failed:
+        movl $WHERE_COMPUTING, %esi
+        jmp 1f
+\name\()_switch_failed:
+        movl $WHERE_SYSCALL, %esi
+1:      popq %rdi
+        cld
+        call report_corrupt
+        jmp \name\()_again
+        .size \name\()_main, . - \name\()_main
+
+        .bss
+        .balign 16
+\name\()_want: .skip WANT_SIZE
+.endm
+
+        KTHREAD kthread0
+        KTHREAD kthread1
+
+        .text
+        .globl idle_loop
+        .type idle_loop, @function
+idle_loop:
+        sti
+        hlt
+        jmp idle_loop
+        .size idle_loop, . - idle_loop

@@ -1,0 +1,120 @@
+/*
+ * Numbers that C and assembly share: selectors, slots of the save area, offsets into struct cpu and
+ * struct thread (checked against the C structures in cpu.c), system call numbers, user addresses.
+ */
+#ifndef LAYOUT_H
+#define LAYOUT_H
+
+/* The kernel lives in the last 2 GB, which maps physical memory from 0 ("kernel" code model). */
+#define KERNEL_BASE 0xffffffff80000000
+/* The local APIC's registers (physical FEE00000h) appear here. */
+#define LAPIC_BASE 0xffffffffc0000000
+/* Real-mode code that starts the other CPUs; also the SIPI vector (address >> 12). */
+#define TRAMPOLINE 0x8000
+
+/* Selectors. SYSRET wants user SS = STAR[63:48] + 8 and user CS = STAR[63:48] + 16. */
+#define KERNEL_CS 0x08
+#define KERNEL_SS 0x10
+#define USER_SS 0x1b
+#define USER_CS 0x23
+#define TSS_SELECTOR 0x28
+
+#define RFLAGS_IF 0x200
+#define RFLAGS_DF 0x400
+#define RFLAGS_IOPL 0x3000
+#define RFLAGS_USER 0xcd5 /* CF PF AF ZF SF DF OF: what a program may set as it likes */
+
+#define MSR_EFER 0xc0000080
+#define MSR_STAR 0xc0000081
+#define MSR_LSTAR 0xc0000082
+#define MSR_FMASK 0xc0000084
+#define MSR_FS_BASE 0xc0000100
+#define MSR_GS_BASE 0xc0000101
+#define MSR_KERNEL_GS_BASE 0xc0000102
+
+/* Interrupt stack table indices. */
+#define IST_DOUBLE_FAULT 1
+#define IST_NMI 2
+#define IST_DEBUG 3
+
+#define VECTOR_PAGE_FAULT 14
+#define VECTOR_TIMER 0x40
+#define VECTOR_SYSCALL 0x80
+#define VECTOR_SPURIOUS 0xff
+
+/*
+ * Slots of a save area. 0-15 are the general registers; the CPU's own order is not used, so that
+ * nothing works by accident. The x87/SSE image is 16-byte aligned as FXSAVE demands.
+ */
+#define SLOT_RAX (0 * 8)
+#define SLOT_RBX (1 * 8)
+#define SLOT_RCX (2 * 8)
+#define SLOT_RDX (3 * 8)
+#define SLOT_RSI (4 * 8)
+#define SLOT_RDI (5 * 8)
+#define SLOT_RBP (6 * 8)
+#define SLOT_RSP (7 * 8)
+#define SLOT_R8 (8 * 8)
+#define SLOT_R9 (9 * 8)
+#define SLOT_R10 (10 * 8)
+#define SLOT_R11 (11 * 8)
+#define SLOT_R12 (12 * 8)
+#define SLOT_R13 (13 * 8)
+#define SLOT_R14 (14 * 8)
+#define SLOT_R15 (15 * 8)
+#define SLOT_RIP (16 * 8)
+#define SLOT_RFLAGS (17 * 8)
+#define SLOT_SS (18 * 8)
+#define SLOT_FS_BASE (19 * 8)
+#define SLOT_CS (20 * 8)
+#define SLOT_BY_SYSCALL (21 * 8) /* nonzero: saved at a SYSCALL, may be resumed by SYSRET */
+#define SLOT_FXSAVE (24 * 8)
+#define AREA_SIZE (24 * 8 + 512)
+
+/* struct thread: the save area comes first, so one pointer serves for both. */
+#define THREAD_KSP (AREA_SIZE + 0)
+#define THREAD_BAIL (AREA_SIZE + 8)
+#define THREAD_PREEMPTED (AREA_SIZE + 16)
+#define THREAD_ON_CPU (AREA_SIZE + 20)
+
+/* struct cpu, reached through the kernel's GS base. */
+#define CPU_SELF 0
+#define CPU_SAVE 8
+#define CPU_STACK 16
+#define CPU_USER_RSP 24
+#define CPU_CURRENT 32
+#define CPU_NESTED 40
+
+/* System calls: number in RAX; arguments in RDI, RSI, RDX; result in RAX. */
+#define SYS_YIELD 0
+#define SYS_SLEEP 1
+#define SYS_GETPID 2
+#define SYS_CORRUPT 3    /* (register, where): a self-check failed */
+#define SYS_IMPOSSIBLE 4 /* the branch that cannot be taken was taken */
+#define SYS_COPY 5       /* (pointer, length): sum of the bytes, or -EFAULT by the fixup table */
+#define SYS_COPY_END 6   /* the same, but a fault ends the system call on the spot */
+#define SYS_UNMAP 7      /* (page): give a page back; the next touch faults it in again */
+#define SYS_JUMP 8       /* (rip, rsp, rflags): go on elsewhere, as a sigreturn does */
+#define SYS_COUNT 9
+#define EFAULT 14
+
+/* SYS_CORRUPT's registers beyond the sixteen general ones, and its places. */
+#define CORRUPT_RFLAGS 16
+#define CORRUPT_XMM 17
+#define CORRUPT_FS_BASE 18
+#define CORRUPT_GS_BASE 19
+#define CORRUPT_RESULT 20
+#define CORRUPT_RIP 21
+#define WHERE_COMPUTING 0
+#define WHERE_SYSCALL 1
+
+/* User addresses, the same in every address space. */
+#define USER_TEXT 0x400000
+#define USER_DATA 0x500000
+#define USER_TLS 0x600000  /* FS and GS bases point into this region */
+#define USER_HEAP 0x800000
+#define USER_HEAP_SIZE 0x10000
+#define USER_STACK 0x7ff00000
+#define USER_STACK_SIZE 0x10000
+
+#endif
