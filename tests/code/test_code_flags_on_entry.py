@@ -1,0 +1,62 @@
+"""DF, AC and NT of the interrupted code in handler code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gdbext.arch.flags import AC, DF, NT
+from gdbext.code.flags_on_entry import flags_on_entry
+from gdbext.code.paths import Entry, Gateway, explore
+
+TAIL = """
+    out: iretq
+    handler: call deeper
+        ret
+    deeper: ret
+    helper: cld
+        push %rax
+        pop %rax
+        ret
+"""
+
+
+def leaks(snippet: Any, entry: Entry, cleared: int | None = None) -> dict[int, str]:
+    reach = explore(snippet.code, [entry])
+    names = {address: name for name, address in snippet.symbols.items()}
+    return {bit: names[at] for bit, at in flags_on_entry(snippet.code, reach, entry, cleared).leaks.items()}
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("push %rax; call handler", {DF: "handler", AC: "handler"}),
+        ("cld; call handler", {AC: "handler"}),
+        ("clac; cld; call handler", {}),
+        ("call helper; clac; call handler", {}),
+        ("here: call *%rax", {DF: "here", AC: "here"}),
+        ("pushq $2; popfq; call handler", {}),
+        ("pushfq; andq $~0x44400, (%rsp); popfq; call handler", {}),
+        ("pushfq; popfq; call handler", {DF: "handler", AC: "handler"}),
+        ("jz 1f; cld; 1: clac; call handler", {DF: "handler"}),
+        ("here: rep stosq; clac; cld; call handler", {DF: "here"}),
+        ("movsd %xmm0, %xmm1; clac; cld; call handler", {}),
+        ("push %rax; pop %rax", {}),
+    ],
+)
+def test_flags_of_an_interrupt_entry(assemble: Any, body: str, expected: dict[int, str]) -> None:
+    snippet = assemble(f"entry: {body}\n" + TAIL)
+    assert leaks(snippet, Entry(snippet["entry"])) == expected
+
+
+def test_syscall_depends_on_fmask(assemble: Any) -> None:
+    snippet = assemble("entry: push %rax; call handler\n" + TAIL)
+    entry = Entry(snippet["entry"], Gateway.SYSCALL)
+    assert set(leaks(snippet, entry)) == {DF, AC, NT}
+    assert leaks(snippet, entry, cleared=DF | AC | NT) == {}
+
+
+def test_ia32(assemble: Any) -> None:
+    snippet = assemble("entry: pusha; cld; call handler; popa; iret\nhandler: call deeper\nret\ndeeper: ret", bits=32)
+    assert set(leaks(snippet, Entry(snippet["entry"]))) == {AC}
