@@ -1,0 +1,1 @@
+"""Starting a guest, talking to its monitor, building and loading the probe."""

@@ -1,0 +1,149 @@
+"""A synchronous QMP connection over the ``qemu.qmp`` package.
+
+The package speaks asyncio; everything above this module is synchronous. One daemon thread runs one event loop for
+one connection, so that a call may be made from any thread and an event is taken the moment QEMU sends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from qemu.qmp import (
+    ConnectError,
+    ExecuteError,
+    QMPClient,
+    QMPError,
+    Runstate,
+)
+from qemu.qmp.message import Message
+
+from gdbext.errors import CtxwatchError, EnvironmentUnusable
+
+_T = TypeVar("_T")
+
+DEFAULT_TIMEOUT = 10.0
+"""Seconds that QEMU gets to answer; it answers in microseconds unless it hangs."""
+
+
+class QmpError(CtxwatchError):
+    """QEMU refused a command; ``why`` is its own description."""
+
+    status = 3
+
+
+class QmpClosed(QmpError):
+    """The connection is gone: QEMU ended, or did not answer in time."""
+
+
+class Qmp:
+    """One connection. Commands and :meth:`close` may be used from several threads."""
+
+    def __init__(self, path: Path, timeout: float = DEFAULT_TIMEOUT) -> None:
+        """Connect to the UNIX socket `path`, which QEMU may take up to `timeout` seconds to open.
+
+        Raises :class:`gdbext.errors.EnvironmentUnusable` when nobody answers there.
+        """
+        self.path = path
+        self.timeout = timeout
+        self.events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        """Asynchronous events in order of arrival, as QEMU sent them (``{"event": "STOP", "timestamp": …}``)."""
+        self._closed = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._client = QMPClient("ctxwatch")
+        self._client.logger.disabled = True  # what goes wrong is raised; the package would also print it
+        self._client.events.event_filter = self._take
+        self._thread = threading.Thread(target=self._loop.run_forever, name="ctxwatch-qmp", daemon=True)
+        self._thread.start()
+        try:
+            self._connect(time.monotonic() + timeout)
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self, deadline: float) -> None:
+        while True:
+            try:
+                self._run(self._client.connect(str(self.path)), max(deadline - time.monotonic(), 0.1))
+                break
+            except ConnectError as error:
+                # Not there yet, or not listening yet: the only failures that waiting can mend.
+                if isinstance(error.exc, OSError) and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                    continue
+                raise EnvironmentUnusable(
+                    f"no QMP monitor at {self.path}",
+                    str(error.exc),
+                    "start QEMU with -qmp unix:PATH,server=on,wait=off",
+                ) from error
+
+    def _take(self, message: Message) -> bool:
+        self.events.put(dict(message))
+        return False  # taken: nothing is to stay in the package's own queue
+
+    def _run(self, coroutine: Coroutine[Any, Any, _T], timeout: float) -> _T:
+        if self._loop.is_closed():
+            coroutine.close()
+            raise QmpClosed("the QMP connection is closed")
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result(timeout)
+        except TimeoutError:
+            future.cancel()
+            what = f"QEMU did not answer on {self.path} within {timeout:.0f} s"
+            raise QmpClosed(what, "it hangs or is stopped") from None
+
+    @property
+    def alive(self) -> bool:
+        """False once the connection ended, on either side."""
+        return not self._closed.is_set() and self._client.runstate is Runstate.RUNNING
+
+    def execute(self, command: str, arguments: Mapping[str, object] | None = None, timeout: float | None = None) -> Any:
+        """Run a QMP command and return its value.
+
+        Raises :class:`QmpError` when QEMU refuses it, :class:`QmpClosed` when QEMU is gone or silent for `timeout`
+        seconds (default: the connection's).
+        """
+        try:
+            return self._run(self._client.execute(command, arguments), self.timeout if timeout is None else timeout)
+        except ExecuteError as error:
+            raise QmpError(f"QEMU refused {command}", str(error)) from error
+        except QMPError as error:
+            raise QmpClosed(f"QEMU ended before it answered {command}") from error
+
+    def hmp(self, line: str, timeout: float | None = None) -> str:
+        """Run a human-monitor line and return what it printed, with ``\\n`` line ends."""
+        answer = self.execute("human-monitor-command", {"command-line": line}, timeout)
+        return str(answer).replace("\r\n", "\n")
+
+    def event(self, timeout: float) -> dict[str, Any] | None:
+        """Return the next event, or None when none came within `timeout` seconds."""
+        try:
+            return self.events.get(timeout=timeout) if timeout > 0 else self.events.get_nowait()
+        except queue.Empty:
+            return None
+
+    def close(self) -> None:
+        """Disconnect and end the thread; idempotent. The guest goes on."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        if self._thread.is_alive():
+            with contextlib.suppress(Exception):  # the peer may have died in any way; we are leaving anyhow
+                asyncio.run_coroutine_threadsafe(self._client.disconnect(), self._loop).result(2.0)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(2.0)
+        if not self._loop.is_running():
+            self._loop.close()
+
+    def __enter__(self) -> Qmp:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
