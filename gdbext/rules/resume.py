@@ -11,25 +11,20 @@ from typing import Final
 
 import numpy as np
 
-from gdbext.arch import flags as rf
 from gdbext.arch import vectors
-from gdbext.arch.registers import GPR64
 from gdbext.events.row import Batch, Flag, Kind
 from gdbext.ledger import compare
 from gdbext.ledger.compare import BIT, agreement, differences, is_call, is_user, keys, space
 from gdbext.ledger.pairing import pair
 from gdbext.ledger.pending import Pending
-from gdbext.rules import returns
-from gdbext.rules.codes import ERROR, WARNING
-from gdbext.rules.draft import Draft, Judged
-from gdbext.rules.finding import Difference
+from gdbext.rules import returns, verdicts
+from gdbext.rules.draft import Judged
 from gdbext.rules.frames import judge_unbalanced
 from gdbext.rules.policy import Policy
+from gdbext.rules.verdicts import STRONG_TELLING
 
 STRONG_EQUAL: Final = 13
-"""Of the 15 general registers besides RSP, how many must agree for a match by likeness ..."""
-STRONG_TELLING: Final = 4
-"""... and how many of those must hold something other than zero."""
+"""Of the 15 general registers besides RSP, how many must agree for a match by likeness."""
 
 
 class ResumeJudge:
@@ -87,7 +82,7 @@ class ResumeJudge:
             self.identical += 1
         else:
             live = self._live(row, spanning)
-            for draft in self._drafts(entry, row, mask, "exact", live):
+            for draft in verdicts.drafts(entry, row, mask, "exact", live):
                 yield draft, row, entry
         if suspicious:
             for draft in returns.judge_exit(row, entry, self._policy):
@@ -125,7 +120,7 @@ class ResumeJudge:
         near = self._nearest(row, live)
         if near:
             entry, mask, match = near
-            for draft in self._drafts(entry, row, mask, match, live):
+            for draft in verdicts.drafts(entry, row, mask, match, live):
                 yield draft, row, entry
         if suspicious:
             for draft in returns.judge_exit(row, near[0] if near else None, self._policy):
@@ -176,35 +171,6 @@ class ResumeJudge:
         allowed: compare.Bools = exception & (user | known)
         return allowed | (user & self._policy.user_redirects)
 
-    def _drafts(self, entry: Batch, row: Batch, mask: int, match: str, live: Batch) -> list[Draft]:
-        """What the mask of differences means, one draft per code."""
-        fields = compare.names(mask)
-        call = bool(is_call(entry)[0])
-        vector = int(entry["vector"][0])
-        severity = WARNING if vector in vectors.TRACER_MAY_EDIT else ERROR
-        others = live[live["seq"] != entry["seq"]]
-        if match != "exact" and bool((space(entry) != space(row))[0]):
-            return [_wrong_space(entry, row, match)]
-        general = [name for name in fields if name in GPR64 or name == "rip"]
-        owner = _owner_of(row, others, general)
-        if owner is not None:
-            return [_wrong_context(entry, row, general, owner, match)]
-        drafts = []
-        if general:
-            drafts.append(_registers(entry, row, general, call, match, severity))
-        if "rflags" in fields:
-            drafts.append(_flags(entry, row, match, severity))
-        selectors = [name for name in fields if name in ("cs", "ss", "ds", "es", "fs", "gs")]
-        if selectors:
-            drafts.append(_selectors(entry, row, selectors, match))
-        if "fs_base" in fields:
-            drafts.append(_fs_base(entry, row, others, match))
-        if "gs_base" in fields and not _exchanged(entry, row):
-            drafts.append(_user_gs(entry, row, match))
-        if "simd" in fields:
-            drafts.append(_simd(entry, row, match))
-        return drafts
-
     def _remember_returns(self, batch: Batch) -> None:
         back = _user_returns(batch)
         for cpu in np.unique(back["cpu"]):
@@ -221,138 +187,3 @@ def _rsp_of_another(row: Batch, live: Batch, same_space: compare.Bools) -> compa
     owners = same_space & (live["rsp"] == row["rsp"])
     result: compare.Bools = np.full(len(live), bool(owners.any())) & ~owners
     return result
-
-
-def _owner_of(row: Batch, others: Batch, fields: list[str]) -> Batch | None:
-    """The other suspended context whose registers were resumed instead, or None.
-
-    Four or more registers that all are another context's, or an RSP that is another's in the same address space.
-    """
-    if not len(others):
-        return None
-    equal, telling = agreement(others, np.repeat(row, len(others)))
-    swapped = (equal == 15) & (telling >= STRONG_TELLING) & (len(fields) >= 4)
-    if fields == ["rsp"]:
-        swapped |= (others["rsp"] == row["rsp"]) & (space(others) == space(row)) & (is_user(others) == is_user(row))
-    hits = np.flatnonzero(swapped)
-    return others[hits[-1:]] if len(hits) else None
-
-
-def _exchanged(entry: Batch, row: Batch) -> bool:
-    """True if the active base at exit is the kernel's: the wrong parity, which the GS rules judge."""
-    return bool(row["gs_base"][0] == entry["kernel_gs_base"][0] and entry["gs_base"][0] != entry["kernel_gs_base"][0])
-
-
-def _diffs(entry: Batch, row: Batch, fields: list[str]) -> tuple[Difference, ...]:
-    return tuple(Difference(name, int(entry[name][0]), int(row[name][0])) for name in fields)
-
-
-def _registers(entry: Batch, row: Batch, fields: list[str], call: bool, match: str, severity: str) -> Draft:
-    code = "CW106" if call else "CW101"
-    found = _diffs(entry, row, fields)
-    values = {d.field: d for d in found}
-    exchanged = [
-        (a.field, b.field)
-        for i, a in enumerate(found)
-        for b in found[i + 1 :]
-        if a.expected == b.actual and b.expected == a.actual
-    ]
-    listed = " and ".join(fields) if len(fields) < 3 else ", ".join(fields)
-    if exchanged:
-        pairs = "; ".join(f"{a} came back with the value of {b} and {b} with that of {a}" for a, b in exchanged)
-        cause = f"{pairs}: two slots are exchanged between save and restore"
-        look = "the order of the slots (or of push and pop) on the save path beside that of the restore path"
-    elif call:
-        what = vectors.name(int(entry["vector"][0]))
-        cause = f"{what} returned with {listed} changed; a system call may change only its results and clobbers"
-        look = "where the system call path saves and restores it, or loads it after the restore"
-    elif fields == ["rip"]:
-        cause = "the context is whole but for RIP, and nothing that may redirect it was seen"
-        look = "who writes the saved RIP"
-    else:
-        cause = f"{listed} did not survive the handler: it was not saved, not restored, or overwritten in between"
-        look = "whether the entry path stores it and the exit path loads it from the same slot"
-    if len(values) == 1 and not exchanged:
-        source = [n for n in GPR64 if n not in values and entry[n][0] == row[fields[0]][0] != 0]
-        if len(source) == 1:
-            cause += f"; the value that came back is {source[0]}'s"
-    return Draft(code, cause, look, found, severity, match)
-
-
-def _flags(entry: Batch, row: Batch, match: str, severity: str) -> Draft:
-    expected, actual = int(entry["rflags"][0]), int(row["rflags"][0])
-    cause = (
-        f"the RFLAGS that come back ({rf.describe(actual)}) are not those of the interrupted code "
-        f"({rf.describe(expected)}): {rf.difference(expected, actual)}"
-    )
-    look = "whether the entry path stores the RFLAGS of the hardware frame, and where the exit path takes them from"
-    return Draft("CW102", cause, look, (Difference("rflags", expected, actual),), severity, match)
-
-
-def _selectors(entry: Batch, row: Batch, fields: list[str], match: str) -> Draft:
-    found = _diffs(entry, row, fields)
-    for d in found:
-        if d.field == "cs" and d.expected & 3 > d.actual & 3:
-            cause = f"user code (CS {d.expected:#x}) is resumed with CS {d.actual:#x}, privilege level {d.actual & 3}"
-            return Draft("CW603", cause, "who writes the saved CS", (d,), ERROR, match)
-    listed = ", ".join(d.field.upper() for d in found)
-    cause = f"{listed} came back as {', '.join(f'{d.actual:#x}' for d in found)}"
-    return Draft(
-        "CW103", cause, "whether the entry path saves the selectors and the exit reloads them", found, ERROR, match
-    )
-
-
-def _fs_base(entry: Batch, row: Batch, others: Batch, match: str) -> Draft:
-    found = _diffs(entry, row, ["fs_base"])
-    value = row["fs_base"][0]
-    cause = f"the thread's FS base (its thread-local storage) came back as {int(value):#x}"
-    owners = others[is_user(others) & (others["fs_base"] == value)] if len(others) else others
-    if value == 0:
-        cause += ": it was cleared"
-    elif len(owners):
-        cause += f": that of the thread suspended at event {int(owners['seq'][-1])} (CR3 {int(owners['cr3'][-1]):#x})"
-    look = "whether the switch writes FS base (wrmsr C0000100h, wrfsbase) for every thread, and saves it before"
-    return Draft("CW104", cause, look, found, ERROR, match)
-
-
-def _user_gs(entry: Batch, row: Batch, match: str) -> Draft:
-    found = _diffs(entry, row, ["gs_base"])
-    cause = f"the user's GS base came back as {found[0].actual:#x} instead of {found[0].expected:#x}"
-    look = "whether the switch saves and loads KERNEL_GS_BASE (which holds the user's base inside the kernel)"
-    return Draft("CW204", cause, look, found, ERROR, match)
-
-
-def _simd(entry: Batch, row: Batch, match: str) -> Draft:
-    before, after = entry["simd"][0], row["simd"][0]
-    found = []
-    for n in range(16):
-        if (before["xmm"][n] != after["xmm"][n]).any():
-            old, new = (int(v["xmm"][n][0]) | int(v["xmm"][n][1]) << 64 for v in (before, after))
-            found.append(Difference(f"xmm{n}", old, new))
-    for n in range(8):
-        if (before["x87"][n] != after["x87"][n]).any():
-            old, new = (int(v["x87"][n][0]) | int(v["x87"][n][1]) << 64 for v in (before, after))
-            found.append(Difference(f"st{n}", old, new))
-    if entry["mxcsr"][0] != row["mxcsr"][0]:
-        found.append(Difference("mxcsr", int(entry["mxcsr"][0]), int(row["mxcsr"][0])))
-    cause = f"{', '.join(d.field for d in found)} did not survive the handler"
-    look = "whether handler code uses these registers (compiler flags), and where they are saved and restored"
-    return Draft("CW105", cause, look, tuple(found), ERROR, match)
-
-
-def _wrong_context(entry: Batch, row: Batch, fields: list[str], owner: Batch, match: str) -> Draft:
-    what = "RSP" if fields == ["rsp"] else f"{len(fields)} registers"
-    cause = (
-        f"{what} resumed here are those of another suspended context: the one interrupted at event "
-        f"{int(owner['seq'][0])} (RIP {int(owner['rip'][0]):#x}, CPU {int(owner['cpu'][0])})"
-    )
-    look = "how the current thread is found between save and restore: per-CPU scratch used after a switch, or a race"
-    return Draft("CW107", cause, look, _diffs(entry, row, fields), ERROR, match)
-
-
-def _wrong_space(entry: Batch, row: Batch, match: str) -> Draft:
-    cause = (
-        f"the context interrupted under CR3 {int(entry['cr3'][0]):#x} is resumed under CR3 {int(row['cr3'][0]):#x}: "
-        "the registers are right, the address space is another's"
-    )
-    return Draft("CW107", cause, "whether every switch loads CR3", _diffs(entry, row, ["cr3"]), ERROR, match)
