@@ -152,9 +152,14 @@ static u64 sys_unmap(u64 page, u64 b, u64 c)
 /* Only by SYSCALL. The user chooses arithmetic flags and DF, nothing else. */
 static u64 sys_jump(u64 rip, u64 rsp, u64 rflags)
 {
+#ifndef BUG_RIP_NONCANONICAL /* BUG: not looked at */
     if (rip >> 47)
         return -EFAULT;
-    jump_user(current_thread(), rip, rsp, (rflags & RFLAGS_USER) | RFLAGS_IF | 2);
+#endif
+#ifndef BUG_IOPL_LEAK /* BUG: the user gets the IOPL it asks for */
+    rflags &= RFLAGS_USER;
+#endif
+    jump_user(current_thread(), rip, rsp, rflags | RFLAGS_IF | 2);
     return 0;
 }
 

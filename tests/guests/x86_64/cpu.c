@@ -63,7 +63,9 @@ static void load_idt(void)
         set_gate(vector, vector_stubs + 16 * vector, 0, 0);
     set_gate(1, debug_entry, IST_DEBUG, 0);
     set_gate(2, nmi_entry, IST_NMI, 0);
+#ifndef BUG_TRIPLE_FAULT
     set_gate(8, double_fault_entry, IST_DOUBLE_FAULT, 0);
+#endif
     set_gate(VECTOR_SYSCALL, int80_entry, 0, 3);
 #ifdef STYLE_OSDEV
     set_gate(VECTOR_PAGE_FAULT, page_fault_entry, 0, 0);
@@ -118,7 +120,7 @@ void cpu_init(struct cpu *cpu, u32 id)
     wrmsr(MSR_KERNEL_GS_BASE, 0);
     wrmsr(MSR_FS_BASE, 0);
     wrmsr(MSR_EFER, rdmsr(MSR_EFER) | 1); /* SCE */
-    wrmsr(MSR_STAR, (u64)KERNEL_CS << 32 | (u64)(USER_SS - 8) << 48);
+    wrmsr(MSR_STAR, (u64)KERNEL_CS << 32 | (u64)STAR_USER << 48);
     wrmsr(MSR_LSTAR, (u64)syscall_entry);
     wrmsr(MSR_FMASK, 0x47700); /* AC NT IOPL DF IF TF */
 }

@@ -39,8 +39,11 @@
 #endif
 .endm
 
-/* Store all general registers but RAX (on the stack, popped here) and RSP into the area at RAX. */
-.macro SAVE_REGISTERS
+/*
+ * Store all general registers but RAX (on the stack, popped here) and RSP into the area at RAX. But not
+ * register `lost`, if one is named.
+ */
+.macro SAVE_REGISTERS lost
         movq %rbx, SLOT_RBX(%rax)
         movq %rcx, SLOT_RCX(%rax)
         movq %rdx, SLOT_RDX(%rax)
@@ -52,7 +55,9 @@
         movq %r10, SLOT_R10(%rax)
         movq %r11, SLOT_R11(%rax)
         movq %r12, SLOT_R12(%rax)
+        .ifnc \lost, r13
         movq %r13, SLOT_R13(%rax)
+        .endif
         movq %r14, SLOT_R14(%rax)
         movq %r15, SLOT_R15(%rax)
         popq %r15
@@ -69,7 +74,11 @@ interrupt_entry:
         swapgs
 1:      pushq %rax
         SAVE_AREA %rax
+#ifdef BUG_GPR_LOST     /* BUG: R13 is not stored; the slot keeps that of an earlier system call */
+        SAVE_REGISTERS lost=r13
+#else
         SAVE_REGISTERS
+#endif
         cld
         movq 16(%rsp), %r15
         movq %r15, SLOT_RIP(%rax)
@@ -120,7 +129,12 @@ syscall_entry:
         SAVE_AREA %rax
         SAVE_REGISTERS
         movq %rcx, SLOT_RIP(%rax)
+#ifdef BUG_IF_CLEAR     /* BUG: not the user's flags but those after SYSCALL, which has cleared IF */
+        pushfq
+        popq SLOT_RFLAGS(%rax)
+#else
         movq %r11, SLOT_RFLAGS(%rax)
+#endif
         movq %gs:CPU_USER_RSP, %r15
         movq %r15, SLOT_RSP(%rax)
         movq $USER_CS, SLOT_CS(%rax)
@@ -157,8 +171,13 @@ restore_context:
         movq SLOT_R11(%rdi), %r11
         movq SLOT_R12(%rdi), %r12
         movq SLOT_R13(%rdi), %r13
+#ifdef BUG_GPR_SWAPPED  /* BUG: each gets the other's slot */
+        movq SLOT_R15(%rdi), %r14
+        movq SLOT_R14(%rdi), %r15
+#else
         movq SLOT_R14(%rdi), %r14
         movq SLOT_R15(%rdi), %r15
+#endif
         pushq SLOT_SS(%rdi)
         pushq SLOT_RSP(%rdi)
         pushq SLOT_RFLAGS(%rdi)

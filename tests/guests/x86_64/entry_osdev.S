@@ -102,7 +102,9 @@ resume:
         popq %r13
         popq %r12
         popq %rbp
+#ifndef BUG_CALLEE_LOST
         popq %rbx
+#endif
         ret
 
 1:      addq $40, %rsp                          /* the frame, again where the CPU had pushed it */
@@ -136,7 +138,9 @@ resume:
         .globl taskswitch_asm
         .type taskswitch_asm, @function
 taskswitch_asm:
+#ifndef BUG_CALLEE_LOST /* BUG: RBX is not kept (nor restored, in resume): it is whatever the last thread had */
         pushq %rbx
+#endif
         pushq %rbp
         pushq %r12
         pushq %r13
@@ -177,7 +181,9 @@ page_fault_entry:
         call osdev_page_fault
         addq $8, %rsp
         POP_SCRATCH
+#ifndef BUG_FRAME_UNBALANCED /* BUG: the error code stays, and is taken for RIP */
         addq $8, %rsp
+#endif
         iretq
         .size page_fault_entry, . - page_fault_entry
 
@@ -231,6 +237,9 @@ syscall_entry:
         popq %rdi
         popq %rsi
         popq %rdx
+#ifdef BUG_SYSCALL_CLOBBER /* BUG: cleared so that nothing of the kernel's leaks; but it is the user's */
+        xorl %edx, %edx
+#endif
         popq %rcx
         popq %r11
         popq %rsp

@@ -1,7 +1,7 @@
 /* Kernel threads: the same self-check as the user programs', at CPL 0; and the idle loop. */
 #include "pattern.h"
 
-#define TURNS 400000
+#define TURNS 2000000
 
 .macro KTHREAD name
         .text

@@ -12,11 +12,21 @@
 /* Real-mode code that starts the other CPUs; also the SIPI vector (address >> 12). */
 #define TRAMPOLINE 0x8000
 
-/* Selectors. SYSRET wants user SS = STAR[63:48] + 8 and user CS = STAR[63:48] + 16. */
+/* Where nothing is mapped. */
+#define UNMAPPED 0xffffffffd0000000
+
+/* Selectors. SYSRET loads SS from STAR[63:48] + 8 and CS from STAR[63:48] + 16. */
 #define KERNEL_CS 0x08
 #define KERNEL_SS 0x10
+#ifdef BUG_STAR_BAD /* BUG: an order of descriptors that has no place for SYSRET: it loads the kernel's SS */
+#define USER_CS 0x1b
+#define USER_SS 0x23
+#define STAR_USER 0x0b
+#else
 #define USER_SS 0x1b
 #define USER_CS 0x23
+#define STAR_USER 0x13
+#endif
 #define TSS_SELECTOR 0x28
 
 #define RFLAGS_IF 0x200

@@ -26,7 +26,15 @@ static void enter_thread(struct cpu *cpu, struct thread *old, struct thread *nex
 {
     activate(cpu, next);
     cpu->tss.rsp0 = cpu->stack = next->kstack;
+#ifdef BUG_TRIPLE_FAULT /* BUG: the stack is gone, and #DF has none of its own (cpu.c): nothing can be delivered */
+    if (ticks > 100)
+        cpu->tss.rsp0 = UNMAPPED;
+#endif
+#ifdef BUG_FS_BASE_LOST /* BUG: forgotten when the timer switches */
+    if (next->fs_base && !cpu->resched)
+#else
     if (next->fs_base)
+#endif
         wrmsr(MSR_FS_BASE, next->fs_base);
     __asm__ volatile("fxsave %0" : "=m"(old->area.fxsave));
     __asm__ volatile("fxrstor %0" ::"m"(next->area.fxsave));
@@ -39,12 +47,12 @@ void osdev_interrupt(struct trap *trap)
     cpu = this_cpu();
     if (cpu->resched) {
         struct thread *old = cpu->current, *next = pick_next(cpu);
-        cpu->resched = 0;
         if (next != old) {
             enter_thread(cpu, old, next);
             trap->save = old;
             trap->load = next;
         }
+        cpu->resched = 0;
     }
 }
 

@@ -30,6 +30,7 @@ trampoline32:
         movl %eax, %ds
         movl %eax, %ss
         movl trampoline_stack - KERNEL_BASE, %esp
+        subl $0x80000000, %esp                  /* its physical address */
         call enter_long_mode
         ljmp $KERNEL_CS, $trampoline64
         .size trampoline32, . - trampoline32
