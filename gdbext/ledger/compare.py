@@ -7,6 +7,7 @@ a batch of one run the same code.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -24,6 +25,7 @@ Bools = npt.NDArray[np.bool_]
 FIELD_BITS: Final[tuple[str, ...]] = (
     *GPR64,
     "rip", "rflags", "cs", "ss", "ds", "es", "fs", "gs", "fs_base", "gs_base", "simd",
+    "tracked0", "tracked1", "tracked2", "tracked3",
 )  # fmt: skip
 """Bit n of a difference mask is this field."""
 
@@ -73,15 +75,27 @@ def keys(batch: Batch) -> U64:
     return key
 
 
+@dataclass(frozen=True, slots=True)
+class Law:
+    """What may change.
+
+    call_returns: mask of the general registers that a system call may change.  preserved: (slot, mask) of the tracked
+    variables that must come back as they were.
+    """
+
+    call_returns: int
+    preserved: tuple[tuple[int, int], ...] = ()
+
+
 def may_change(names: frozenset[str]) -> int:
-    """The mask of the general registers `names` (what a system call may change)."""
+    """The mask of the general registers `names`."""
     return sum(1 << GPR64.index(name) for name in names)
 
 
-def differences(entries: Batch, exits: Batch, call_mask: int) -> Mask:
+def differences(entries: Batch, exits: Batch, law: Law) -> Mask:
     """Return, per pair, the mask of fields that had to come back and did not.
 
-    call_mask: general registers that a system call may change.  What is left out, and why:
+    What is left out, and why:
     RF is set by faults; CF is many ABIs' error flag of a system call; CS and SS of ``syscall`` and ``sysret`` come from
     STAR and are judged as such; DS and ES mean nothing to 64-bit code; while kernel code runs, FS base, inactive GS
     base and user TLS selectors belong to the user context and are judged at its next resume; a system call may set
@@ -92,7 +106,7 @@ def differences(entries: Batch, exits: Batch, call_mask: int) -> Mask:
     user = is_user(exits)
     changed = gprs(entries) != gprs(exits)
     mask: Mask = np.packbits(changed, axis=1, bitorder="little").view("<u2")[:, 0].astype(np.uint32)
-    mask[call] &= np.uint32(~call_mask & 0xFFFF_FFFF)
+    mask[call] &= np.uint32(~law.call_returns & 0xFFFF_FFFF)
 
     def mark(name: str, where: Bools) -> None:
         mask[where] |= BIT[name]
@@ -115,6 +129,8 @@ def differences(entries: Batch, exits: Batch, call_mask: int) -> Mask:
         if lost.any():
             lost &= ~(call & (small | (gprs(entries) == exits[name][:, None]).any(axis=1)))
         mark(name, lost)
+    for slot, bits in law.preserved:
+        mark(f"tracked{slot}", ((entries["tracked"][:, slot] ^ exits["tracked"][:, slot]) & np.uint64(bits)) != 0)
     _mark_simd(entries, exits, user, mask)
     return mask
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gdbext.events.row import Batch, Flag, Kind
-from gdbext.ledger.compare import Bools, differences, keys
+from gdbext.ledger.compare import Bools, Law, differences, keys
 
 Indices = npt.NDArray[np.intp]
 
@@ -27,7 +27,7 @@ class Pairs:
     rest: Indices
 
 
-def pair(batch: Batch, call_mask: int, hold_back: Bools) -> Pairs:
+def pair(batch: Batch, law: Law, hold_back: Bools) -> Pairs:
     """Pair the identical ones; rows where `hold_back` is True, and their partners, stay in the rest."""
     kind = batch["kind"]
     chosen = (kind == Kind.ENTRY) | (kind == Kind.EXIT)
@@ -44,7 +44,7 @@ def pair(batch: Batch, call_mask: int, hold_back: Bools) -> Pairs:
     entries, exits = index[behind - 1], index[behind]
     same = (~hold_back[exits]) & ((batch["flags"][entries] | batch["flags"][exits]) & Flag.UNREADABLE == 0)
     entries, exits = entries[same], exits[same]
-    same = differences(batch[entries], batch[exits], call_mask) == 0
+    same = differences(batch[entries], batch[exits], law) == 0
     entries, exits = entries[same], exits[same]
     left = np.zeros(len(batch), bool)
     left[index] = True

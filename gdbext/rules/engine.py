@@ -18,9 +18,11 @@ from gdbext.rules.gs import GsJudge
 from gdbext.rules.guest import GuestView, NoGuest
 from gdbext.rules.history import History
 from gdbext.rules.kernel_base import KernelBaseJudge
+from gdbext.rules.landing import LandingJudge
 from gdbext.rules.nesting import NestingJudge
 from gdbext.rules.policy import Policy
 from gdbext.rules.resume import ResumeJudge
+from gdbext.rules.state import StateJudge
 from gdbext.rules.switches import SwitchJudge
 
 
@@ -62,14 +64,16 @@ class Engine:
         self.counts = Counts()
         self.history = History()
         self._codes = code_table.select(codes)
-        self._resume = ResumeJudge(self.policy)
+        self._resume = ResumeJudge(self.policy, self.history)
         self._gs = GsJudge()
         self._judges: tuple[Judge, ...] = (
             self._resume,
             SwitchJudge(),
             self._gs,
             KernelBaseJudge(self._gs),
-            NestingJudge(),
+            NestingJudge(self.policy),
+            LandingJudge(),
+            StateJudge(self.policy),
         )
         self._found: dict[tuple[object, ...], Finding] = {}
 

@@ -9,6 +9,7 @@ from gdbext.events.row import Batch, Flag, Kind
 from gdbext.ledger.compare import is_user
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
+from gdbext.rules.policy import Policy
 
 FRAME_BYTES = 40
 """A hardware frame in 64-bit mode."""
@@ -17,7 +18,8 @@ FRAME_BYTES = 40
 class NestingJudge:
     """Per CPU, the entries by NMI or on an IST stack whose frames are still live."""
 
-    def __init__(self) -> None:
+    def __init__(self, policy: Policy) -> None:
+        self._nested_nmi = policy.nested_nmi
         self._live: dict[int, list[Batch]] = {}
 
     def feed(self, batch: Batch) -> list[Judged]:
@@ -32,7 +34,7 @@ class NestingJudge:
             cpu = int(row["cpu"][0])
             live = self._live.setdefault(cpu, [])
             if special[index]:
-                judged += [(draft, row, None) for draft in _judge(live, row)]
+                judged += [(draft, row, None) for draft in self._judge(live, row)]
                 live.append(row.copy())
                 del live[:-8]
             elif live:
@@ -49,20 +51,21 @@ class NestingJudge:
                 del live[at:]
                 return
 
-
-def _judge(live: list[Batch], row: Batch) -> list[Draft]:
-    """An entry from user mode is no nesting: whatever was live on this CPU has been left for it."""
-    if bool(is_user(row)[0]):
-        live.clear()
-        return []
-    drafts = []
-    nmis = [old for old in live if old["vector"][0] == vectors.NMI]
-    if row["vector"][0] == vectors.NMI and nmis:
-        drafts.append(_nested(nmis[-1], row))
-    over = [old for old in live if row["flags"][0] & Flag.IST and _overlap(old, row)]
-    if over and not drafts:
-        drafts.append(_reused(over[-1], row))
-    return drafts
+    def _judge(self, live: list[Batch], row: Batch) -> list[Draft]:
+        """An entry from user mode is no nesting: whatever was live on this CPU has been left for it."""
+        if bool(is_user(row)[0]):
+            live.clear()
+            return []
+        drafts = []
+        nmis = [old for old in live if old["vector"][0] == vectors.NMI]
+        if row["vector"][0] == vectors.NMI and nmis and self._nested_nmi:
+            return []
+        if row["vector"][0] == vectors.NMI and nmis:
+            drafts.append(_nested(nmis[-1], row))
+        over = [old for old in live if row["flags"][0] & Flag.IST and _overlap(old, row)]
+        if over and not drafts:
+            drafts.append(_reused(over[-1], row))
+        return drafts
 
 
 def _overlap(old: Batch, row: Batch) -> bool:

@@ -17,9 +17,10 @@ from gdbext.ledger import compare
 from gdbext.ledger.compare import BIT, agreement, differences, is_call, is_user, keys, space
 from gdbext.ledger.pairing import pair
 from gdbext.ledger.pending import Pending
-from gdbext.rules import returns, verdicts
+from gdbext.rules import returns, stale, verdicts
 from gdbext.rules.draft import Judged
 from gdbext.rules.frames import judge_unbalanced
+from gdbext.rules.history import History
 from gdbext.rules.policy import Policy
 from gdbext.rules.verdicts import STRONG_TELLING
 
@@ -30,9 +31,13 @@ STRONG_EQUAL: Final = 13
 class ResumeJudge:
     """Holds the ledger and judges every exit against it."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, history: History) -> None:
         self._policy = policy
-        self._call_mask = compare.may_change(policy.syscall_returns)
+        self._history = history
+        self._law = compare.Law(
+            compare.may_change(policy.syscall_returns),
+            tuple((slot, policy.tracked[slot].mask) for slot in policy.preserved_slots),
+        )
         self._pending = Pending()
         self._last_return: dict[int, Batch] = {}
         self.identical = 0
@@ -41,7 +46,7 @@ class ResumeJudge:
     def feed(self, batch: Batch) -> list[Judged]:
         """Judge a batch; its rows are in order of ``seq``."""
         suspicious = returns.suspicious(batch, self._policy)
-        pairs = pair(batch, self._call_mask, suspicious)
+        pairs = pair(batch, self._law, suspicious)
         self.identical += len(pairs.exits)
         self.unmatched += int(((batch["kind"] == Kind.EXIT) & (batch["flags"] & Flag.SELF != 0)).sum())
         judged: list[Judged] = []
@@ -82,7 +87,7 @@ class ResumeJudge:
             self.identical += 1
         else:
             live = self._live(row, spanning)
-            for draft in verdicts.drafts(entry, row, mask, "exact", live):
+            for draft in verdicts.drafts(self._policy, entry, row, mask, "exact", live):
                 yield draft, row, entry
         if suspicious:
             for draft in returns.judge_exit(row, entry, self._policy):
@@ -94,7 +99,7 @@ class ResumeJudge:
         if not slots:
             return None, 0
         rows = self._pending.rows(slots)
-        masks = differences(rows, np.repeat(row, len(rows)), self._call_mask)
+        masks = differences(rows, np.repeat(row, len(rows)), self._law)
         best = int(np.argmin([int(mask).bit_count() for mask in masks]))
         self._pending.take(slots[best])
         return rows[best : best + 1], int(masks[best])
@@ -118,9 +123,14 @@ class ResumeJudge:
             yield unbalanced[0], row, unbalanced[1]
             return
         near = self._nearest(row, live)
+        if near is None:
+            again = stale.resumed_again(row, live, self._history)
+            if again:
+                yield again[0], row, again[1]
+                return
         if near:
             entry, mask, match = near
-            for draft in verdicts.drafts(entry, row, mask, match, live):
+            for draft in verdicts.drafts(self._policy, entry, row, mask, match, live):
                 yield draft, row, entry
         if suspicious:
             for draft in returns.judge_exit(row, near[0] if near else None, self._policy):
@@ -140,7 +150,7 @@ class ResumeJudge:
         call = is_call(live)
         same_space = space(live) == space(row)
         same_rip, same_rsp = live["rip"] == row["rip"], live["rsp"] == row["rsp"]
-        masks = differences(live, exits, self._call_mask)
+        masks = differences(live, exits, self._law)
         restarted = call & same_space & same_rsp & (live["rip"] - row["rip"] == 2) & (equal >= STRONG_EQUAL)
         other_rsp = _rsp_of_another(row, live, same_space)
         moved = same_space & same_rip & ~same_rsp & strong & (~call | other_rsp)

@@ -15,12 +15,13 @@ from gdbext.ledger.compare import agreement, is_call, is_user, space
 from gdbext.rules.codes import ERROR, WARNING
 from gdbext.rules.draft import Draft
 from gdbext.rules.finding import Difference
+from gdbext.rules.policy import Policy, Tracked
 
 STRONG_TELLING: Final = 4
 """Registers besides RSP that must agree and hold something other than zero before two contexts are called alike."""
 
 
-def drafts(entry: Batch, row: Batch, mask: int, match: str, live: Batch) -> list[Draft]:
+def drafts(policy: Policy, entry: Batch, row: Batch, mask: int, match: str, live: Batch) -> list[Draft]:
     """What the mask of differences means, one draft per code."""
     fields = compare.names(mask)
     call = bool(is_call(entry)[0])
@@ -36,7 +37,7 @@ def drafts(entry: Batch, row: Batch, mask: int, match: str, live: Batch) -> list
     found = []
     if general:
         found.append(_registers(entry, row, general, call, match, severity))
-    if "rflags" in fields:
+    if "rflags" in fields and not _says_it_better(entry, row):
         found.append(_flags(entry, row, match, severity))
     selectors = [name for name in fields if name in ("cs", "ss", "ds", "es", "fs", "gs")]
     if selectors:
@@ -47,6 +48,9 @@ def drafts(entry: Batch, row: Batch, mask: int, match: str, live: Batch) -> list
         found.append(_user_gs(entry, row, match))
     if "simd" in fields:
         found.append(_simd(entry, row, match))
+    for slot, variable in enumerate(policy.tracked):
+        if f"tracked{slot}" in fields:
+            found.append(_tracked(variable, slot, entry, row, match))
     return found
 
 
@@ -114,6 +118,22 @@ def _flags(entry: Batch, row: Batch, match: str, severity: str) -> Draft:
     )
     look = "whether the entry path stores the RFLAGS of the hardware frame, and where the exit path takes them from"
     return Draft("CW102", cause, look, (Difference("rflags", expected, actual),), severity, match)
+
+
+def _says_it_better(entry: Batch, row: Batch) -> bool:
+    """True if all that differs is what CW602 and CW603 judge: IF cleared, or privileged bits set, for user code."""
+    changed = int(entry["rflags"][0]) ^ int(row["rflags"][0])
+    return bool(is_user(row)[0]) and changed & ~(rf.IF | rf.IOPL | rf.NT | rf.VM | rf.RF) == 0
+
+
+def _tracked(variable: Tracked, slot: int, entry: Batch, row: Batch, match: str) -> Draft:
+    before, after = (int(r["tracked"][0][slot]) & variable.mask for r in (entry, row))
+    what = vectors.name(int(entry["vector"][0]))
+    cause = (
+        f"{variable.name} was {before:#x} when {what} came and is {after:#x} at its return: the handler left it changed"
+    )
+    look = f"the paths that set {variable.name} in this handler: one of them is not undone"
+    return Draft("CW701", cause, look, (Difference(variable.name, before, after),), ERROR, match)
 
 
 def _selectors(entry: Batch, row: Batch, fields: list[str], match: str) -> Draft:

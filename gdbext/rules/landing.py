@@ -1,0 +1,96 @@
+"""The stack an entry from user mode lands on: CW303.
+
+No data structure is known. A kernel with a stack per thread shows itself: each thread's entries push their frame at
+one address that no other thread uses. A thread known that way that lands on another's address, while that one lives
+(it enters again later), ran with the wrong RSP0. A stack that several threads share (one per CPU) is never judged,
+nor one whose owner may have died.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from gdbext.events.row import Batch, Flag, Kind
+from gdbext.ledger.compare import Bools, is_user, space
+from gdbext.rules.draft import Draft, Judged
+from gdbext.rules.finding import Difference
+
+STEADY: Final = 5
+"""Entries at one address after which it counts as a thread's own."""
+CAPACITY: Final = 4096
+
+Thread = tuple[int, int]
+"""Address space and FS base."""
+
+
+@dataclass(slots=True)
+class _Own:
+    """Where a thread lands: the address, how often in a row."""
+
+    frame: int
+    count: int
+
+
+class LandingJudge:
+    """Learns where each thread's frames land and judges the ones that land on another's."""
+
+    def __init__(self) -> None:
+        self._own: dict[Thread, _Own] = {}
+        self._owner: dict[int, Thread | None] = {}
+        self._suspected: dict[Thread, Judged] = {}
+
+    def feed(self, batch: Batch) -> list[Judged]:
+        """Judge the entries from user mode that pushed a frame; IST stacks belong to nobody."""
+        rows = batch[_landings(batch)]
+        judged: list[Judged] = []
+        spaces, bases, frames = space(rows).tolist(), rows["fs_base"].tolist(), rows["frame"].tolist()
+        for at, (cr3, base, frame) in enumerate(zip(spaces, bases, frames, strict=True)):
+            thread = (cr3, base)
+            if thread in self._suspected:
+                judged.append(self._suspected.pop(thread))
+            own = self._own.get(thread)
+            if own is not None and own.frame == frame:
+                own.count += 1
+                continue
+            owner = self._landlord(thread, own, frame)
+            if owner is None or own is None:
+                self._settle(thread, frame)
+            else:
+                row = rows[at : at + 1].copy()
+                self._suspected.setdefault(owner, (_wrong_stack(thread, owner, own.frame, frame), row, None))
+        return judged
+
+    def _landlord(self, thread: Thread, own: _Own | None, frame: int) -> Thread | None:
+        """The other thread whose stack this is, if both have a stack of their own; else None."""
+        owner = self._owner.get(frame)
+        if own is None or own.count < STEADY or owner is None or owner == thread:
+            return None
+        theirs = self._own.get(owner)
+        if self._owner.get(own.frame) != thread or theirs is None or theirs.frame != frame or theirs.count < STEADY:
+            return None
+        return owner
+
+    def _settle(self, thread: Thread, frame: int) -> None:
+        if len(self._own) >= CAPACITY:
+            self._own.clear()
+            self._owner.clear()
+        self._own[thread] = _Own(frame, 1)
+        known = self._owner.setdefault(frame, thread)
+        if known != thread:
+            self._owner[frame] = None  # shared by several threads: nobody's
+
+
+def _landings(batch: Batch) -> Bools:
+    chosen = (batch["kind"] == Kind.ENTRY) & is_user(batch) & (batch["frame"] != 0)
+    landings: Bools = chosen & ((batch["flags"] & (Flag.IST | Flag.UNREADABLE)) == 0)
+    return landings
+
+
+def _wrong_stack(thread: Thread, owner: Thread, expected: int, frame: int) -> Draft:
+    cause = (
+        f"the thread with CR3 {thread[0]:#x} landed on the stack of the thread with CR3 {owner[0]:#x}: its frame is at "
+        f"{frame:#x}, its own stack's at {expected:#x}"
+    )
+    look = "who writes RSP0 of the TSS (ESP0): on every switch, before the first return to user mode"
+    return Draft("CW303", cause, look, (Difference("frame", expected, frame),))
