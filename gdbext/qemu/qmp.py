@@ -11,7 +11,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,9 +45,10 @@ class QmpClosed(QmpError):
 class Qmp:
     """One connection. Commands and :meth:`close` may be used from several threads."""
 
-    def __init__(self, path: Path, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(self, path: Path, timeout: float = DEFAULT_TIMEOUT, alive: Callable[[], bool] = lambda: True) -> None:
         """Connect to the UNIX socket `path`, which QEMU may take up to `timeout` seconds to open.
 
+        alive: tells whether QEMU still runs; waiting for the socket ends when it says no.
         Raises :class:`gdbext.errors.EnvironmentUnusable` when nobody answers there.
         """
         self.path = path
@@ -62,19 +63,19 @@ class Qmp:
         self._thread = threading.Thread(target=self._loop.run_forever, name="ctxwatch-qmp", daemon=True)
         self._thread.start()
         try:
-            self._connect(time.monotonic() + timeout)
+            self._connect(time.monotonic() + timeout, alive)
         except BaseException:
             self.close()
             raise
 
-    def _connect(self, deadline: float) -> None:
+    def _connect(self, deadline: float, alive: Callable[[], bool]) -> None:
         while True:
             try:
                 self._run(self._client.connect(str(self.path)), max(deadline - time.monotonic(), 0.1))
                 break
             except ConnectError as error:
                 # Not there yet, or not listening yet: the only failures that waiting can mend.
-                if isinstance(error.exc, OSError) and time.monotonic() < deadline:
+                if isinstance(error.exc, OSError) and time.monotonic() < deadline and alive():
                     time.sleep(0.02)
                     continue
                 raise EnvironmentUnusable(

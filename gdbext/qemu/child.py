@@ -1,0 +1,42 @@
+"""Child processes that end with us, on pwntools' process tube."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1
+
+
+def silence() -> None:
+    """Keep pwntools from touching the terminal or logging to it; call before anything else of it is imported."""
+    os.environ.setdefault("PWNLIB_NOTERM", "1")
+    from pwnlib.context import context
+
+    context.log_level = "critical"
+
+
+def spawn(argv: Sequence[str]) -> Any:
+    """Start `argv` as a pwntools ``process`` in a session of its own, standard error joined to standard output.
+
+    The kernel kills it when the calling thread ends, so call this from a thread that lasts. Raises OSError.
+    """
+    silence()
+    from pwnlib.tubes.process import PIPE, process
+
+    prctl = ctypes.CDLL(None).prctl
+    core_limit = resource.getrlimit(resource.RLIMIT_CORE)
+    parent = os.getpid()
+
+    def in_child() -> None:
+        resource.setrlimit(resource.RLIMIT_CORE, core_limit)  # pwntools asks for core files; nobody else did
+        os.setsid()  # a Ctrl-C on our terminal is for us
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return process(list(argv), stdin=PIPE, stdout=PIPE, preexec_fn=in_child)

@@ -1,0 +1,226 @@
+"""A QEMU child: started stopped, talked to by QMP, its serial port read, and never left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from gdbext.errors import CtxwatchError, EnvironmentUnusable, GuestFailed, UsageError
+from gdbext.qemu import child, command
+from gdbext.qemu.command import Launch, SerialAt
+from gdbext.qemu.console import Console
+from gdbext.qemu.private import PrivateDirectory
+from gdbext.qemu.qmp import Qmp, QmpClosed
+
+ARCHITECTURES: Final = {"x86_64": 64, "i386": 32}
+"""QEMU targets that can be watched, with the widest code they run, in bits."""
+
+_PATIENCE: Final = 3.0
+"""Seconds QEMU gets to leave when asked, before it is killed: enough to flush a disk image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a machine ended. ``how``: reset (also a triple fault), shutdown, panic, quit, exit or killed."""
+
+    how: str
+    detail: str
+
+    @property
+    def died(self) -> bool:
+        """True where the guest itself failed, not where it or somebody switched the machine off."""
+        return self.how in ("reset", "panic")
+
+
+_REASONS: Final = {
+    "guest-reset": Ending("reset", "triple fault or reset"),
+    "guest-shutdown": Ending("shutdown", "the guest switched the machine off"),
+    "guest-panic": Ending("panic", "the guest reported a panic"),
+}
+
+
+def which(program: str) -> Path:
+    """The QEMU executable `program` stands for; raises EnvironmentUnusable when there is none."""
+    found = shutil.which(program)
+    if found is None:
+        raise EnvironmentUnusable(f"no {program} here", todo="run scripts/bootstrap, or install qemu-system-x86")
+    return Path(found)
+
+
+class Machine:
+    """One QEMU, stopped before its first instruction until :meth:`cont`. A context manager; end it by :meth:`close`.
+
+    argv: the command line (see :mod:`gdbext.qemu.command` for what is added).  gdbstub: open one for GDB.
+    plugin: given the private directory, returns the words that load the probe.
+    Raises UsageError, EnvironmentUnusable (no such QEMU) or GuestFailed (QEMU did not start).
+    """
+
+    def __init__(
+        self, argv: Sequence[str], *, gdbstub: bool = False, plugin: Callable[[Path], Sequence[str]] | None = None
+    ) -> None:
+        self._ending: Ending | None = None
+        self._close = contextlib.ExitStack()
+        self._chatter: list[str] = []
+        self.running = False
+        self.program = which(argv[0])
+        with contextlib.ExitStack() as stack:
+            private = PrivateDirectory()
+            stack.callback(private.close)
+            self.directory = private.path
+            words = plugin(self.directory) if plugin is not None else ()
+            self.launch: Launch = command.complete(
+                (str(self.program), *argv[1:]), self.directory, gdbstub=gdbstub, plugin=words
+            )
+            self._start(stack)
+            self._close = stack.pop_all()
+
+    def _start(self, stack: contextlib.ExitStack) -> None:
+        listener = stack.enter_context(_listen(self.launch.serial_socket))
+        try:
+            self._process: Any = child.spawn(self.launch.argv)
+        except OSError as error:
+            raise EnvironmentUnusable(f"cannot run {self.program}", error.strerror or str(error)) from error
+        stack.callback(self._stop_process)
+        self._output = Console(self._process)
+        try:
+            self.qmp = Qmp(self.launch.qmp, alive=self._process_runs)
+        except CtxwatchError:
+            raise self._not_started() from None
+        stack.callback(self.qmp.close)
+        self.console = self._output if self.launch.serial is SerialAt.STDOUT else Console(_accept(listener))
+        self.arch = str(self.qmp.execute("query-target")["arch"])
+        if self.arch not in ARCHITECTURES:
+            raise UsageError(f"{self.program.name} emulates {self.arch}", "only x86 guests can be watched")
+        self.version = _version(self.qmp)
+        self.accelerator = "kvm" if self.qmp.execute("query-kvm")["enabled"] else "tcg"
+        # What comes of the machine now is ours to hear; a leftover file would only be in the way.
+        self.launch.serial_socket.unlink(missing_ok=True)
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        return int(self._process.pid)
+
+    @property
+    def gdb(self) -> Path | None:
+        """The UNIX socket of the gdbstub, if one was asked for."""
+        return self.launch.gdb
+
+    def cont(self) -> None:
+        """Let the guest run."""
+        self.qmp.execute("cont")
+
+    def stop(self) -> None:
+        """Stop all vCPUs at the ends of their blocks."""
+        self.qmp.execute("stop")
+
+    def inject_nmi(self) -> None:
+        """Send a non-maskable interrupt to the vCPUs."""
+        self.qmp.execute("inject-nmi")
+
+    def serial(self) -> list[str]:
+        """Serial lines since the last call (raw: to be escaped before they are shown)."""
+        lines = self.console.lines()
+        if self.console is not self._output:
+            self._chatter = (self._chatter + self._output.lines())[-20:]
+        return lines
+
+    def ending(self) -> Ending | None:
+        """How the machine ended, or None while it lives. A guest that died is paused and can be looked at."""
+        while self._ending is None and (event := self.qmp.event(0)) is not None:
+            self._note(event)
+        if self._ending is None and not self._process_runs():
+            self._ending = self._exit()
+        return self._ending
+
+    def _note(self, event: dict[str, Any]) -> None:
+        match event["event"]:
+            case "STOP":
+                self.running = False
+            case "RESUME":
+                self.running = True
+            case "GUEST_PANICKED":
+                self._ending = _REASONS["guest-panic"]
+            case "SHUTDOWN":
+                reason = str(event.get("data", {}).get("reason", "unknown"))
+                self._ending = _REASONS.get(reason) or Ending("quit", f"QEMU was asked to end ({reason})")
+
+    def _exit(self) -> Ending:
+        status = int(self._process.poll())
+        if status < 0:
+            return Ending("killed", f"QEMU was killed by signal {-status}")
+        said = self._last_words()
+        return Ending("exit", f"QEMU ended with status {status}" + (f" ({said})" if said else ""))
+
+    def _process_runs(self) -> bool:
+        return self._process.poll() is None
+
+    def _not_started(self) -> GuestFailed:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.proc.wait(1.0)
+        if self._process_runs():
+            return GuestFailed("QEMU did not answer", "it hangs before its monitor is ready")
+        return GuestFailed("QEMU did not start", self._last_words() or f"exit status {self._process.poll()}")
+
+    def _last_words(self) -> str:
+        while not self._output.closed and (lines := self._output.lines()):
+            self._chatter += lines
+        lines = [line for line in self._chatter + self._output.lines() if line.strip()]
+        return lines[-1].removeprefix(f"{self.program}: ") if lines else ""
+
+    def _stop_process(self) -> None:
+        deadline = time.monotonic() + _PATIENCE
+        while self._process_runs() and time.monotonic() < deadline:
+            self._output.lines()  # a full pipe would keep it from leaving
+            time.sleep(0.01)
+        self._process.close()
+
+    def close(self) -> None:
+        """End QEMU and remove its directory; idempotent."""
+        if self._process_runs():
+            with contextlib.suppress(CtxwatchError):
+                self.qmp.execute("quit", timeout=1.0)
+        self._close.close()
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(1)
+    return listener
+
+
+def _accept(listener: socket.socket) -> Any:
+    """The serial port as a pwntools tube. QEMU has connected before its monitor answers, if it does at all."""
+    from pwnlib.tubes.sock import sock
+
+    tube = sock()
+    tube.rhost, tube.rport = "serial", 0  # pwntools names them in its log
+    listener.settimeout(0)
+    try:
+        tube.sock = listener.accept()[0]
+    except BlockingIOError:  # the command line sends its serial port elsewhere: an ended stream
+        tube.sock, other = socket.socketpair()
+        other.close()
+    return tube
+
+
+def _version(qmp: Qmp) -> str:
+    numbers = qmp.execute("query-version")["qemu"]
+    return f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}"
+
+
+__all__ = ["ARCHITECTURES", "Ending", "Machine", "QmpClosed", "which"]
