@@ -6,6 +6,7 @@ import ctypes
 import os
 import resource
 import signal
+import subprocess
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,9 +35,10 @@ def spawn(argv: Sequence[str]) -> Any:
 
     def in_child() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, core_limit)  # pwntools asks for core files; nobody else did
+        os.dup2(1, 2)  # pwntools would make a second pipe
         os.setsid()  # a Ctrl-C on our terminal is for us
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
 
-    return process(list(argv), stdin=PIPE, stdout=PIPE, preexec_fn=in_child)
+    return process(list(argv), stdin=PIPE, stdout=PIPE, stderr=subprocess.DEVNULL, preexec_fn=in_child)
