@@ -12,6 +12,7 @@ from gdbext.events.row import Batch, Flag, Kind
 from gdbext.ledger.compare import is_call, is_user, space
 from gdbext.rules import codes as code_table
 from gdbext.rules import death, explain
+from gdbext.rules.bycode import CodeJudge
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Finding, Place
 from gdbext.rules.gs import GsJudge
@@ -74,6 +75,7 @@ class Engine:
             NestingJudge(self.policy),
             LandingJudge(),
             StateJudge(self.policy),
+            CodeJudge(self.guest),
         )
         self._found: dict[tuple[object, ...], Finding] = {}
 

@@ -122,12 +122,11 @@ class ResumeJudge:
         if unbalanced:
             yield unbalanced[0], row, unbalanced[1]
             return
+        again = stale.resumed_again(row, live, self._history)
+        if again:
+            yield again[0], row, again[1]
+            return
         near = self._nearest(row, live)
-        if near is None:
-            again = stale.resumed_again(row, live, self._history)
-            if again:
-                yield again[0], row, again[1]
-                return
         if near:
             entry, mask, match = near
             for draft in verdicts.drafts(self._policy, entry, row, mask, match, live):

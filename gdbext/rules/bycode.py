@@ -1,0 +1,152 @@
+"""Rules that need the guest's code beside the event: CW305 (red zone) and CW605 (flags that reach a handler).
+
+Each place is decoded once; without code bytes nothing is judged.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+import numpy as np
+
+from gdbext.arch import flags as rf
+from gdbext.arch import vectors
+from gdbext.arch.registers import MSR_FMASK
+from gdbext.code.disasm import Code, Flow, Insn
+from gdbext.code.flags_on_entry import flags_on_entry
+from gdbext.code.operands import Mem
+from gdbext.code.paths import Entry, Gateway, Limits, explore
+from gdbext.events.row import Batch, Flag, How, Kind
+from gdbext.ledger.compare import is_user
+from gdbext.rules.draft import Draft, Judged
+from gdbext.rules.finding import Difference
+from gdbext.rules.guest import GuestView
+
+RED_ZONE: Final = 128
+"""Bytes below RSP that a leaf function may use (System V AMD64 psABI, 3.2.2)."""
+AHEAD: Final = 48
+"""Instructions looked ahead from an interrupted place."""
+JUDGED_FLAGS: Final = rf.DF | rf.NT
+"""AC is left out: without SMAP, which no event shows, nothing in the kernel depends on it."""
+
+
+class CodeJudge:
+    """Judges entries by the code they interrupt and the code they run."""
+
+    def __init__(self, guest: GuestView) -> None:
+        self._codes = {64: Code(guest.read, 64), 32: Code(guest.read, 32)}
+        self._fmask: int | None = None
+        self._leaks: dict[tuple[int, int], dict[int, int]] = {}
+        self._uses: dict[tuple[int, int, bool], Insn | None] = {}
+
+    def feed(self, batch: Batch) -> list[Judged]:
+        """Judge the entries of a batch."""
+        fmask = batch[(batch["kind"] == Kind.BASE) & (batch["addr"] == MSR_FMASK)]
+        entries = (batch["kind"] == Kind.ENTRY) & ((batch["flags"] & Flag.UNREADABLE) == 0)
+        judged: list[Judged] = []
+        for index in np.flatnonzero(entries & ((batch["rflags"] & JUDGED_FLAGS) != 0)):
+            row = batch[index : index + 1]
+            known = fmask[fmask["seq"] < row["seq"][0]]
+            draft = self._flags(row, int(known["value"][-1]) if len(known) else self._fmask)
+            if draft is not None:
+                judged.append((draft, row, None))
+        nested = entries & ~is_user(batch) & (batch["mode"] == 64) & ((batch["flags"] & Flag.IST) == 0)
+        rows = batch[nested]
+        places = np.stack((rows["rip"], rows["rsp"] & np.uint64(15), rows["rbp"] == rows["rsp"]), axis=1)
+        for index in np.sort(np.unique(places, axis=0, return_index=True)[1]) if len(rows) else ():
+            row = rows[index : index + 1]
+            draft = self._red_zone(row)
+            if draft is not None:
+                judged.append((draft, row, None))
+        if len(fmask):
+            self._fmask = int(fmask["value"][-1])
+        return judged
+
+    def _flags(self, row: Batch, fmask: int | None) -> Draft | None:
+        by_call = int(row["how"][0]) == How.SYSCALL
+        if by_call and fmask is None:
+            return None
+        handler, bits = int(row["pc"][0]), 64 if row["mode"][0] == 64 else 32
+        key = (handler, fmask if by_call and fmask is not None else -1)
+        if key not in self._leaks:
+            code = self._codes[bits]
+            gateway = Gateway.SYSCALL if by_call else Gateway.INTERRUPT
+            entry = Entry(handler, gateway, int(row["vector"][0]))
+            reach = explore(code, [entry], Limits(instructions=2000, calls=2))
+            self._leaks[key] = flags_on_entry(code, reach, entry, fmask if by_call else None).leaks
+        leaks = self._leaks[key]
+        set_now = [bit for bit in leaks if bit & int(row["rflags"][0]) & JUDGED_FLAGS]
+        if not set_now:
+            return None
+        names = rf.describe(sum(set_now))
+        what = vectors.name(int(row["vector"][0]))
+        cause = (
+            f"{names} was set in the interrupted code when {what} came, and its handler reaches a call or a string "
+            f"instruction at {leaks[set_now[0]]:#x} without clearing it"
+        )
+        look = "the entry path: cld (and clac) before the first call; for syscall the value of FMASK"
+        flags = int(row["rflags"][0])
+        return Draft("CW605", cause, look, (Difference("rflags", flags & ~sum(set_now), flags),))
+
+    def _red_zone(self, row: Batch) -> Draft | None:
+        rip, rsp = int(row["rip"][0]), int(row["rsp"][0])
+        alias = bool(row["rbp"][0] == row["rsp"][0])
+        spared = rsp & 15
+        key = (rip, spared, alias)
+        if key not in self._uses:
+            self._uses[key] = self._first_use(rip, spared, alias)
+        use = self._uses[key]
+        if use is None:
+            return None
+        what = vectors.name(int(row["vector"][0]))
+        cause = (
+            f"{what} pushed its frame at {int(row['frame'][0]):#x}, over the {RED_ZONE} bytes below RSP of code that "
+            f"keeps data there: {use.mnemonic} {use.op_str} at {use.address:#x} reads it"
+        )
+        look = "the compiler flags of this code: kernel code needs -mno-red-zone, or the vector an IST stack"
+        return Draft("CW305", cause, look, (Difference("rsp", rsp - RED_ZONE, rsp),))
+
+    def _first_use(self, rip: int, spared: int, alias: bool) -> Insn | None:
+        """The first instruction ahead of `rip` that reads below RSP what was stored there before the interrupt.
+
+        spared: bytes between RSP and the aligned address at which the CPU began to push.  alias: RBP equals RSP.
+        """
+        code = self._codes[64]
+        work = deque([(rip, frozenset[int]())])
+        seen: set[int] = set()
+        for _ in range(AHEAD):
+            if not work:
+                break
+            address, written = work.popleft()
+            insn = code.insn(address)
+            if insn is None or address in seen:
+                continue
+            seen.add(address)
+            mem = insn.memory
+            below = mem is not None and _below_rsp(mem, alias)
+            if below and mem is not None and -mem.disp > spared and insn.name != "lea":
+                if not _only_writes(insn):
+                    if mem.disp not in written:
+                        return insn
+                else:
+                    written |= {mem.disp}
+            if insn.flow in (Flow.CALL, Flow.RETURN, Flow.EXIT, Flow.STOP) or insn.writes_register("rsp"):
+                continue
+            if alias and insn.writes_register("rbp"):
+                continue
+            if insn.flow in (Flow.BRANCH, Flow.JUMP) and insn.target is not None:
+                work.append((insn.target, written))
+            if insn.flow in (Flow.NEXT, Flow.BRANCH) and not insn.name.startswith(("push", "pop")):
+                work.append((insn.end, written))
+        return None
+
+
+def _below_rsp(mem: Mem, alias: bool) -> bool:
+    base = mem.base in ("rsp", "rbp") if alias else mem.base == "rsp"
+    return base and not mem.index and not mem.segment and -RED_ZONE <= mem.disp < 0
+
+
+def _only_writes(insn: Insn) -> bool:
+    """True if the memory operand is the destination of a plain store."""
+    return isinstance(insn.destination, Mem) and insn.name.startswith(("mov", "set", "vmov"))

@@ -1,0 +1,145 @@
+"""Rules on stacks, code and tracked variables, on rows and real instruction bytes."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gdbext.arch import flags as rf
+from gdbext.arch.registers import MSR_FMASK
+from gdbext.events.row import ROW, Batch
+from gdbext.rules.engine import Engine
+from gdbext.rules.policy import Implication, Policy, Tracked
+from tests.rules.rows import KERNEL_RIP, How, Kind, batch, context, entry, exit_, stamp
+
+
+class Bytes:
+    """Code assembled at KERNEL_RIP."""
+
+    def __init__(self, source: str, where: Path) -> None:
+        obj, raw = where / "code.o", where / "code.bin"
+        subprocess.run(["as", "--64", "-o", obj, "-"], input=source + "\n", text=True, check=True)
+        subprocess.run(["objcopy", "-O", "binary", "-j", ".text", obj, raw], check=True)
+        self._raw = raw.read_bytes()
+
+    def read(self, address: int, length: int) -> bytes:
+        offset = address - KERNEL_RIP
+        if not 0 <= offset < len(self._raw):
+            raise OSError("unmapped")
+        return self._raw[offset : offset + length]
+
+    def symbol(self, address: int) -> str | None:
+        return None
+
+
+def found(*rows: Batch, policy: Policy | None = None, guest: Bytes | None = None) -> list[str]:
+    """The codes found, the same fed whole and one by one."""
+    whole = stamp(batch(*rows))
+    results = []
+    for feeds in ([whole], [whole[i : i + 1] for i in range(len(whole))]):
+        engine = Engine(policy, guest=guest)
+        for feed in feeds:
+            engine.feed(feed)
+        results.append([finding.code for finding in engine.findings])
+    assert results[0] == results[1]
+    return results[0]
+
+
+USES_RED_ZONE = "mov %rdi,-8(%rsp)\n add $1,%rax\n add -8(%rsp),%rax\n ret"
+
+
+def in_kernel(offset: int, **changes: int) -> Batch:
+    ctx = context(2, user=False, rip=KERNEL_RIP + offset, **changes)
+    return entry(ctx, frame=ctx["rsp"] - 40)
+
+
+def test_red_zone_is_live_between_store_and_load(tmp_path: Path) -> None:
+    guest = Bytes(USES_RED_ZONE, tmp_path)
+    assert found(in_kernel(5), guest=guest) == ["CW305"]
+    assert found(in_kernel(0), guest=guest) == []  # not stored yet
+    assert found(in_kernel(14), guest=guest) == []  # at the ret, after the last use
+
+
+def test_red_zone_through_rbp(tmp_path: Path) -> None:
+    guest = Bytes("nop\n mov -16(%rbp),%rax\n ret", tmp_path)
+    rsp = 0xFFFFFFFF80108000
+    assert found(in_kernel(0, rsp=rsp, rbp=rsp), guest=guest) == ["CW305"]
+    assert found(in_kernel(0, rsp=rsp, rbp=rsp + 64), guest=guest) == []
+
+
+def test_bytes_spared_by_alignment(tmp_path: Path) -> None:
+    guest = Bytes("nop\n mov -8(%rsp),%rax\n ret", tmp_path)
+    assert found(in_kernel(0, rsp=0xFFFFFFFF80108008), guest=guest) == []
+
+
+@pytest.mark.parametrize(("source", "codes"), [("call f\n nop\n f: ret", ["CW605"]), ("cld\n call f\n nop\n f: ret", [])])
+def test_direction_flag_reaches_a_call(source: str, codes: list[str], tmp_path: Path) -> None:
+    guest = Bytes(source, tmp_path)
+    ctx = context(rflags=0x246 | rf.DF)
+    assert found(entry(ctx, pc=KERNEL_RIP), guest=guest) == codes
+    assert found(entry(context(), pc=KERNEL_RIP), guest=guest) == []
+
+
+def test_direction_flag_and_fmask(tmp_path: Path) -> None:
+    guest = Bytes("call f\n nop\n f: ret", tmp_path)
+    call = entry(context(rflags=0x246 | rf.DF), How.SYSCALL, pc=KERNEL_RIP)
+
+    def fmask(value: int) -> Batch:
+        row = np.zeros(1, ROW)
+        row["kind"], row["addr"], row["value"], row["mode"] = Kind.BASE, MSR_FMASK, value, 64
+        return row
+
+    assert found(call, guest=guest) == []  # FMASK not seen: nothing is known
+    assert found(fmask(rf.IF), call, guest=guest) == ["CW605"]
+    assert found(fmask(rf.IF | rf.DF), call, guest=guest) == []
+
+
+def landing(n: int, frame: int, times: int = 1) -> list[Batch]:
+    ctx = context(n)
+    return [row for _ in range(times) for row in (entry(ctx, frame=frame), exit_(ctx, frame=frame))]
+
+
+def test_landing_on_the_stack_of_another_thread() -> None:
+    own = [*landing(1, 0x1000, 6), *landing(2, 0x2000, 6)]
+    assert found(*own, *landing(1, 0x2000), *landing(2, 0x2000)) == ["CW303"]
+    assert found(*own, *landing(1, 0x2000)) == []  # the owner may be dead, its stack another's
+    assert found(*own, *landing(3, 0x2000), *landing(2, 0x2000)) == []
+
+
+def test_stack_shared_by_threads_is_never_judged() -> None:
+    rows = [row for _ in range(8) for n in (1, 2, 3) for row in landing(n, 0x1000)]
+    assert found(*rows, *landing(1, 0x2000, 8), *landing(1, 0x1000, 8)) == []
+
+
+def test_context_resumed_twice() -> None:
+    old, new = context(), context(rip=0x400180, rbx=77)
+    assert found(entry(old), exit_(old), entry(new), exit_(old)) == ["CW404"]
+    assert found(entry(old), exit_(old), entry(new), exit_(new)) == []
+    assert found(entry(old, How.SYSCALL), exit_(old, How.SYSRET), exit_(old, How.SYSRET)) == []
+
+
+STATE = Tracked("in_user", preserved=True, implications=(Implication(True, True, 1), Implication(False, True, 0)))
+
+
+def state(row: Batch, value: int) -> Batch:
+    row["tracked"][0][0] = value
+    return row
+
+
+def test_tracked_variable_must_come_back() -> None:
+    policy, ctx = Policy(tracked=(STATE,)), context()
+    assert found(state(entry(ctx), 1), state(exit_(ctx), 1), policy=policy) == []
+    assert found(state(entry(ctx), 1), state(exit_(ctx), 0), policy=policy) == ["CW701"]
+
+
+def test_state_contradiction_only_once_entry_is_finished() -> None:
+    policy = Policy(tracked=(STATE,))
+    kernel = context(2, user=False)
+    early = context(2, user=False, rflags=0x46)
+    assert found(state(entry(kernel), 1), policy=policy) == ["CW702"]
+    assert found(state(entry(early, How.EXCEPTION), 1), policy=policy) == []
+    assert found(state(entry(kernel), 0), policy=policy) == []
+    assert found(state(entry(context()), 0), policy=policy) == ["CW702"]
