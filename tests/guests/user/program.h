@@ -34,6 +34,8 @@
         movl $\where, %esi
         movl $SYS_CORRUPT, %eax
         syscall
+        movl $SYS_YIELD, %eax                   /* the failure may be that nobody else gets the CPU */
+        syscall
         movq $USER_STACK + USER_STACK_SIZE - 8, %rsp
         jmp \again
 .endm
