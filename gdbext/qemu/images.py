@@ -1,0 +1,188 @@
+"""Kernel images: names for addresses, and the bytes the image brings with it.
+
+An ELF file is read with pwntools; a bzImage (``vmlinuz``) is turned into an ELF with symbols by vmlinux-to-elf first,
+once, and kept in the user's cache.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import platformdirs
+
+from gdbext.arch.addresses import MASK64
+from gdbext.errors import UsageError, printable
+from gdbext.qemu import bzimage, child
+
+_SYMBOL: Final = {
+    64: np.dtype(
+        [("name", "<u4"), ("info", "u1"), ("other", "u1"), ("shndx", "<u2"), ("value", "<u8"), ("size", "<u8")]
+    ),
+    32: np.dtype(
+        [("name", "<u4"), ("value", "<u4"), ("size", "<u4"), ("info", "u1"), ("other", "u1"), ("shndx", "<u2")]
+    ),
+}
+"""Elf64_Sym and Elf32_Sym (System V gABI, "Symbol Table")."""
+
+_FUNC: Final = 2
+"""The last symbol type of interest: STT_NOTYPE, STT_OBJECT, STT_FUNC."""
+_UNDEFINED, _FIRST_RESERVED, _ABSOLUTE = 0, 0xFF00, 0xFFF1
+_PREFERENCE: Final = (1, 2, 0)
+"""By symbol type: where several name one address, a function before an assembler's label before data."""
+
+
+class Symbol(NamedTuple):
+    """One name: link-time address, the first address that is no longer its own."""
+
+    address: int
+    end: int
+    name: str
+
+
+class Symbols:
+    """Names of a kernel's addresses.
+
+    slide: what is added to every link-time address (KASLR); it may be set once it is known.
+    """
+
+    def __init__(self, symbols: Iterable[Symbol] = ()) -> None:
+        self._symbols = sorted(symbols, key=lambda symbol: symbol.address)
+        self._starts = [symbol.address for symbol in self._symbols]
+        self._by_name: dict[str, int] | None = None
+        self.slide = 0
+
+    def __len__(self) -> int:
+        return len(self._symbols)
+
+    def name(self, address: int) -> str | None:
+        """``function+0x12`` for the guest virtual `address`, None where no symbol reaches."""
+        linked = (address - self.slide) & MASK64
+        index = bisect.bisect_right(self._starts, linked) - 1
+        if index < 0 or linked >= self._symbols[index].end:
+            return None
+        symbol = self._symbols[index]
+        offset = linked - symbol.address
+        return f"{symbol.name}+{offset:#x}" if offset else symbol.name
+
+    def address(self, name: str) -> int | None:
+        """The guest virtual address of `name`, or None."""
+        if self._by_name is None:
+            self._by_name = {symbol.name: symbol.address for symbol in reversed(self._symbols)}
+        linked = self._by_name.get(name)
+        return None if linked is None else (linked + self.slide) & MASK64
+
+
+class Image:
+    """A kernel file. ``bits``: 32 or 64; ``symbols``: empty for a stripped one; ``entry``: its entry address."""
+
+    def __init__(self, path: Path, elf: Any) -> None:
+        self.path = path
+        self.bits = int(elf.elfclass)
+        self.entry = int(elf.entry)
+        self.symbols = Symbols(_symbols(elf))
+        self._segments = [
+            (int(segment.header.p_vaddr), bytes(segment.data()))
+            for segment in elf.iter_segments()
+            if segment.header.p_type == "PT_LOAD"
+        ]
+
+    def read(self, address: int, length: int) -> bytes:
+        """The file's bytes for guest virtual `address`; raises OSError where it holds none.
+
+        These are the bytes before the kernel ran: it may have patched its code since.
+        """
+        linked = (address - self.symbols.slide) & MASK64
+        for start, data in self._segments:
+            if start <= linked < start + len(data):
+                return data[linked - start : linked - start + length]
+        raise OSError(f"the image holds no bytes for {address:#x}")
+
+
+def load(path: Path) -> Image:
+    """Read the kernel file `path`: an ELF file or a Linux bzImage. Raises UsageError for anything else."""
+    data = _contents(path)
+    if data.startswith(b"\x7fELF"):
+        return _load_elf(path, path)
+    if bzimage.is_bzimage(data):
+        return _load_elf(path, _unpacked(path, data))
+    raise UsageError(f"{path} is not a kernel that can be read", "it is neither an ELF file nor a Linux bzImage")
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read the kernel {path}", error.strerror or str(error)) from error
+
+
+def _load_elf(shown: Path, path: Path) -> Image:
+    child.silence()
+    from pwnlib.elf.elf import ELF
+
+    try:
+        elf = ELF(str(path), checksec=False)
+        with contextlib.closing(elf):
+            if elf.arch not in ("amd64", "i386"):
+                raise UsageError(f"{shown} is a kernel for {elf.arch}", "only x86 guests can be watched")
+            return Image(shown, elf)
+    except UsageError:
+        raise
+    except Exception as error:  # a damaged ELF file can make the parser fail in any way
+        raise UsageError(f"{shown} is a damaged ELF file", f"{type(error).__name__}: {error}") from error
+
+
+def _symbols(elf: Any) -> list[Symbol]:
+    """One symbol an address, the most telling; it reaches to the next one, at most to its section's end."""
+    table = elf.get_section_by_name(".symtab")
+    if table is None:
+        return []
+    names = bytes(elf.get_section(table["sh_link"]).data())
+    raw = bytes(table.data())
+    kind = _SYMBOL[int(elf.elfclass)]
+    rows = np.frombuffer(raw[: len(raw) // kind.itemsize * kind.itemsize], kind)
+    types, section = rows["info"] & 0xF, rows["shndx"]
+    defined = (section != _UNDEFINED) & ((section < _FIRST_RESERVED) | (section == _ABSOLUTE))
+    rows = rows[defined & (types <= _FUNC) & (rows["name"] != 0)]
+    local, preference = rows["info"] >> 4 == 0, np.array(_PREFERENCE)[rows["info"] & 0xF]
+    rows = rows[np.lexsort((local, preference, rows["value"]))]
+    rows = rows[np.unique(rows["value"], return_index=True)[1]]
+    limits = {i: int(s["sh_addr"]) + int(s["sh_size"]) for i, s in enumerate(elf.iter_sections())}
+    starts = rows["value"].tolist()
+    fields = (starts, [*starts[1:], 1 << 64], rows["name"].tolist(), rows["shndx"].tolist(), rows["size"].tolist())
+    return [
+        Symbol(start, min(limits.get(index, start + max(size, 1)), after), _text(names, name))
+        for start, after, name, index, size in zip(*fields, strict=True)
+    ]
+
+
+def _text(names: bytes, start: int) -> str:
+    return printable(names[start : names.find(b"\0", start)].decode("utf-8", "replace"))
+
+
+def _unpacked(path: Path, data: bytes) -> Path:
+    """The ELF file made from the bzImage `data`, out of the cache if it was made before."""
+    cached = platformdirs.user_cache_path("ctxwatch") / "kernels" / f"{hashlib.sha256(data).hexdigest()[:32]}.elf"
+    if cached.exists():
+        return cached
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    partial = cached.with_suffix(f".{os.getpid()}")
+    from vmlinux_to_elf.core.elf_symbolizer import ElfSymbolizer
+
+    try:
+        ElfSymbolizer(bzimage.unpack(data), str(partial))
+        partial.rename(cached)
+    except Exception as error:  # it gives up in many ways, none of which is ours to tell apart
+        partial.unlink(missing_ok=True)
+        raise UsageError(
+            f"no symbols can be had from {path}",
+            f"{type(error).__name__}: {error}",
+            "run without --kernel, or give a vmlinux",
+        ) from error
+    return cached
