@@ -15,12 +15,14 @@ class Graph:
     """The edges of `reach` that run without completing a call: within functions, and from a call into its target.
 
     What lies between an entry and its ``swapgs``, or between a ``swapgs`` and the exit, never completes a call of
-    compiled code; so the walks treat the return of a call as a wall.
+    compiled code; so the walks treat the return of a call as a wall. ``returns``: return address → its call.
     """
 
     def __init__(self, reach: Reach) -> None:
         self._reach = reach
         self._walls = {branch.address for branch in reach.indirect if branch.call}
+        self.returns = {reach.successors[call][0]: call for call in reach.calls if reach.successors.get(call)}
+        self.returns |= {reach.successors[call][0]: call for call in self._walls if reach.successors.get(call)}
         self._before: dict[int, list[int]] = {}
         for address in reach.successors:
             for following in self.after(address):

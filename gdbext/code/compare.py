@@ -1,0 +1,222 @@
+"""What an entry path's stores and an exit path's loads say about one another, in sentences."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from gdbext.arch.registers import CALLEE_SAVED_32, CALLEE_SAVED_64, display_name
+from gdbext.code.savemap import AreaKey, RestoreMap, SaveMap
+from gdbext.code.values import STACKS, Place
+
+
+class Kind(Enum):
+    """What is wrong, or worth knowing."""
+
+    NEVER_STORED = "never-stored"  # the exit loads it from a slot in which this path never puts it
+    WRONG_SLOT = "wrong-slot"  # stored in one slot, loaded from another
+    EXCHANGED = "exchanged"  # two registers come back in one another's place
+    CLASH = "slot-clash"  # two registers share one slot
+    NOT_RESTORED = "not-restored"  # stored but not loaded, and not left alone by the code in between
+    LOST = "lost"  # neither stored nor kept
+    COMPILER = "compiler"  # neither stored nor loaded: compiled code keeps it (no fault)
+
+
+FAULTS: Final = frozenset(Kind) - {Kind.COMPILER}
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One sentence about `fields`. ``slot``: the place the exit loads from (else where the entry stores), as the exit
+    path reaches it; None where no slot is concerned. ``word``: its index in words from the area's beginning."""
+
+    kind: Kind
+    fields: tuple[str, ...]
+    text: str
+    slot: Place | None = None
+    word: int | None = None
+
+    @property
+    def fault(self) -> bool:
+        """True unless the statement only informs."""
+        return self.kind in FAULTS
+
+
+def compare(save: SaveMap, restore: RestoreMap) -> list[Statement]:
+    """Statements about one pair of paths, faults first.
+
+    The areas of the two are matched by what they hold: the offset between them is the one on which most registers
+    agree (exactly known where the exit path continues behind the call that ended the entry path).
+    """
+    return _Comparison(save, restore).run()
+
+
+def register(field: str, bits: int) -> str:
+    """A field as sentences name it: ``RFLAGS``, ``EBX``, ``the FS base``, ``the SIMD state``."""
+    special = {"fs_base": "the FS base", "gs_base": "the GS base", "simd": "the SIMD state", "error": "the error code"}
+    return special.get(field) or display_name(field, bits).upper()
+
+
+class _Comparison:
+    def __init__(self, save: SaveMap, restore: RestoreMap) -> None:
+        self.save = save
+        self.restore = restore
+        self.bits = save.bits
+        self.word = 8 if save.bits == 64 else 4
+        self.matches = {key: self._match(key) for key in {(p.segment, p.atom) for p in restore.loaded.values()}}
+        self.holders = {place: name for name, places in save.stored.items() for place in places}
+        self.entry = f"the switch at {save.entry:#x}" if save.switch else f"the entry path at {save.entry:#x}"
+        self.leaving = f"its end at {restore.exit:#x}" if save.switch else f"the exit path at {restore.exit:#x}"
+        self.callee_saved = CALLEE_SAVED_64 if save.bits == 64 else CALLEE_SAVED_32
+
+    def run(self) -> list[Statement]:
+        found = self._clashes()
+        shared = {name for statement in found for name in statement.fields}
+        exchanged = self._exchanged()
+        found += exchanged
+        known = {name for statement in exchanged for name in statement.fields}
+        for name, place in self.restore.loaded.items():
+            if name not in known:
+                found += self._loaded(name, place, name in shared)
+        found += [s for name in self.save.needed if name not in self.restore.loaded for s in self._not_loaded(name)]
+        return sorted(found, key=lambda s: not s.fault)
+
+    # matching
+
+    def _match(self, key: AreaKey) -> tuple[AreaKey, int] | None:
+        """The area of the entry path that is the exit path's `key`, and its offset: entry − exit."""
+        save, restore = self.save, self.restore
+        loaded = {name: p for name, p in restore.loaded.items() if (p.segment, p.atom) == key}
+        if restore.follows and restore.follows == save.ended and key in STACKS:
+            return (("", save.rsp.atom), save.rsp.disp)
+        votes: Counter[tuple[AreaKey, int]] = Counter()
+        for name, place in loaded.items():
+            for stored in save.stored.get(name, ()):
+                votes[((stored.segment, stored.atom), stored.disp - place.disp)] += 1
+        if not votes:
+            return None
+        return max(votes, key=lambda match: (votes[match], match[0] == save.area, match[1] == 0, -abs(match[1])))
+
+    def _in_save(self, place: Place) -> Place | None:
+        """The exit path's `place` as the entry path reaches it."""
+        match = self.matches.get((place.segment, place.atom))
+        if match is None:
+            return None
+        (segment, atom), shift = match
+        return Place(segment, atom, place.disp + shift)
+
+    # statements
+
+    def _clashes(self) -> list[Statement]:
+        """Registers loaded from one slot, or stored into one."""
+        found = []
+        by_place: dict[Place, list[str]] = {}
+        for name, place in self.restore.loaded.items():
+            by_place.setdefault(place, []).append(name)
+        for place, names in by_place.items():
+            if len(names) > 1:
+                who = " and ".join(self._name(n) for n in names)
+                text = f"{self.leaving} loads {who} from the same {self._slot(place)}"
+                found.append(self._statement(Kind.CLASH, tuple(names), text, place))
+        for place, name in self.save.overwritten.items():
+            other = self.holders.get(place)
+            if other and other != name:
+                text = (
+                    f"{self.entry} stores {self._name(name)} and then {self._name(other)} in the same place "
+                    f"{place.text(self.bits)}"
+                )
+                found.append(Statement(Kind.CLASH, (name, other), text, place, self._index(place)))
+        return found
+
+    def _exchanged(self) -> list[Statement]:
+        """Pairs of registers each of which is loaded from the other's slot."""
+        source = {name: self._held(place) for name, place in self.restore.loaded.items()}
+        found = []
+        for name, held in source.items():
+            if held and name < held and source.get(held) == name:
+                place, other = self.restore.loaded[name], self.restore.loaded[held]
+                text = (
+                    f"{self._name(name)} and {self._name(held)} are exchanged: {self.leaving} loads "
+                    f"{self._name(name)} from {self._slot(place)} and {self._name(held)} from {self._slot(other)}, "
+                    f"where {self.entry} stores them the other way round"
+                )
+                found.append(self._statement(Kind.EXCHANGED, (name, held), text, place))
+        return found
+
+    def _held(self, place: Place) -> str:
+        """The field that the entry path leaves in the slot the exit loads from."""
+        inside = self._in_save(place)
+        return self.holders.get(inside, "") if inside else ""
+
+    def _loaded(self, name: str, place: Place, shared: bool) -> list[Statement]:
+        inside = self._in_save(place)
+        held = self._held(place)
+        if held == name or (inside is not None and inside in self.save.written and not held):
+            return []  # as it should be; or a value that the entry path computed for this slot
+        entry, leaving = self.entry, self.leaving
+        elsewhere = [p for p in self.save.stored.get(name, ()) if p not in self.save.by_cpu]
+        also = f", where the entry path puts {self._name(held)}" if held else ""
+        if not elsewhere:
+            return [
+                self._statement(
+                    Kind.NEVER_STORED,
+                    (name,),
+                    f"{entry} never stores {self._name(name)}; {leaving} loads it from {self._slot(place)}{also}",
+                    place,
+                )
+            ]
+        if shared and held:
+            return []  # said by the clash
+        text = (
+            f"{entry} stores {self._name(name)} in {elsewhere[0].text(self.bits)}; {leaving} loads it from "
+            f"{self._slot(place)}{also}"
+        )
+        return [self._statement(Kind.WRONG_SLOT, (name,), text, place)]
+
+    def _not_loaded(self, name: str) -> list[Statement]:
+        who, entry, leaving = self._name(name), self.entry, self.leaving
+        left = self.restore.other.get(name)
+        stored = [p for p in self.save.stored.get(name, ()) if p not in self.save.by_cpu]
+        if left is None and name not in self.restore.untouched:
+            return []  # not a register this kind of exit sets
+        if name in self.restore.untouched and self._stays(name):
+            if stored or name not in self.callee_saved:
+                return []
+            text = f"{who} is neither stored nor loaded: it is left to compiled code, which preserves it"
+            return [Statement(Kind.COMPILER, (name,), text)]
+        what = f"leaves {left.text(self.bits)} in it" if left else "never loads it"
+        if stored:
+            text = f"{entry} stores {who} in {stored[0].text(self.bits)}; {leaving} {what}"
+            return [Statement(Kind.NOT_RESTORED, (name,), text, stored[0], self._index(stored[0]))]
+        text = f"{entry} never stores {who}, and {leaving} {what}"
+        return [Statement(Kind.LOST, (name,), text)]
+
+    def _stays(self, name: str) -> bool:
+        """True if a register that the exit path does not touch still holds the interrupted value: the path goes on
+        where the entry path's call returns, and compiled code preserves it (or there was no call)."""
+        if self.save.switch or (self.restore.area is not None and self.restore.area not in STACKS):
+            return False
+        return name in self.callee_saved or not self.restore.follows
+
+    # words
+
+    def _statement(self, kind: Kind, fields: tuple[str, ...], text: str, place: Place) -> Statement:
+        inside = self._in_save(place)
+        return Statement(kind, fields, text, place, self._index(inside or place))
+
+    def _name(self, field: str) -> str:
+        return register(field, self.bits)
+
+    def _index(self, place: Place) -> int | None:
+        """Slot number of a place (as the entry path reaches it), in words from the beginning of its area."""
+        base = self.save.base if (place.segment, place.atom) == self.save.area else 0
+        offset = place.disp - base
+        return offset // self.word if offset >= 0 and offset % self.word == 0 else None
+
+    def _slot(self, place: Place) -> str:
+        """``slot 17 ([rdi+0x88])``."""
+        index = self._index(self._in_save(place) or place)
+        where = place.text(self.bits)
+        return f"slot {index} ({where})" if index is not None else where

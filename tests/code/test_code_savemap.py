@@ -1,0 +1,534 @@
+"""Values followed through entry and exit paths, and what the two say about one another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gdbext.arch.frames import FRAME_FIELDS
+from gdbext.arch.registers import GPR64
+from gdbext.code.compare import Kind, compare
+from gdbext.code.disasm import Code
+from gdbext.code.paths import Entry, Gateway, Limits, explore
+from gdbext.code.savemap import RestoreMap, SaveMap, restore_maps, save_maps, switch_maps
+
+# The save and restore paths that the nrk text prints, with the lines it leaves out: the stub's two pushes (its
+# "2*8(%rsp)" counts on them), the labels, the iretq.
+NRK_SAVE = """
+entry:
+    pushq $0
+    pushq $32
+    pushq %rax
+    rdgsbase %rax
+    movq 0x8(%rax), %rax
+    movq %rbx,  1*8(%rax)
+    movq %rcx,  2*8(%rax)
+    movq %rdx,  3*8(%rax)
+    movq %rsi,  4*8(%rax)
+    movq %rdi,  5*8(%rax)
+    movq %rbp,  6*8(%rax)
+    movq %r8,   8*8(%rax)
+    movq %r9,   9*8(%rax)
+    movq %r10, 10*8(%rax)
+    movq %r11, 11*8(%rax)
+    movq %r12, 12*8(%rax)
+    movq %r13, 13*8(%rax)
+    movq %r14, 14*8(%rax)
+    movq %r15, 15*8(%rax)
+    popq %r15
+    movq %r15, 0*8(%rax)
+    movq 5*8(%rsp), %r15
+    movq %r15, 7*8(%rax)
+    movq 2*8(%rsp), %r15
+    movq %r15, 16*8(%rax)
+    {more}
+    rdfsbase %r15
+    movq %r15, 19*8(%rax)
+    fxsave 24*8(%rax)
+    callq handle_generic_exception
+"""
+NRK_RESTORE = """
+restore:
+    movq 19*8(%rdi), %rsi
+    wrfsbase %rsi
+    fxrstor 24*8(%rdi)
+    movq  0*8(%rdi), %rax
+    movq  1*8(%rdi), %rbx
+    movq  2*8(%rdi), %rcx
+    movq  3*8(%rdi), %rdx
+    movq  4*8(%rdi), %rsi
+    movq  6*8(%rdi), %rbp
+    movq  8*8(%rdi), %r8
+    movq  9*8(%rdi), %r9
+    movq 10*8(%rdi), %r10
+    movq 11*8(%rdi), %r11
+    movq 12*8(%rdi), %r12
+    movq 13*8(%rdi), %r13
+    movq 14*8(%rdi), %r14
+    movq 15*8(%rdi), %r15
+    pushq 18*8(%rdi)
+    pushq 7*8(%rdi)
+    pushq 17*8(%rdi)
+    pushq {cs}*8(%rdi)
+    pushq 16*8(%rdi)
+    movq 5*8(%rdi), %rdi
+    iretq
+handle_generic_exception:
+    jmp *%rdx
+"""
+NRK_ORDER = (
+    "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+)  # fmt: skip
+COPY_WORD = "movq {word}*8(%rsp), %r15; movq %r15, {slot}*8(%rax);"
+
+
+def maps(snippet: Any, entry: Entry | None = None, *others: str) -> tuple[SaveMap, RestoreMap]:
+    """The fullest save and restore map of a snippet with one exit."""
+    entry = entry or Entry(snippet["entry"])
+    reach = explore(snippet.code, [entry, *(snippet[label] for label in others)])
+    saves = save_maps(snippet.code, entry)
+    (leaving,) = reach.exits
+    return saves[0], restore_maps(snippet.code, reach, leaving)[0]
+
+
+def faults(save: SaveMap, restore: RestoreMap) -> list[tuple[Kind, tuple[str, ...], int | None]]:
+    return [(s.kind, s.fields, s.word) for s in compare(save, restore) if s.fault]
+
+
+def test_nrk_as_printed(assemble: Any) -> None:
+    snippet = assemble(NRK_SAVE.format(more="") + NRK_RESTORE.format(cs=19))
+    save, restore = maps(snippet, None, "restore")
+
+    slots = {name: offset // 8 for name, offset in save.layout.items()}
+    assert slots == {name: i for i, name in enumerate(NRK_ORDER)} | {"rip": 16, "fs_base": 19, "simd": 24}
+    assert save.reached_by == "[gs:[0x8]]"
+    assert save.never == ("cs", "rflags", "ss")
+    assert restore.layout == save.layout | {"rflags": 17 * 8, "ss": 18 * 8, "cs": 19 * 8}
+
+    statements = compare(save, restore)
+    assert [(s.kind, s.fields, s.word) for s in statements] == [
+        (Kind.CLASH, ("cs", "fs_base"), 19),
+        (Kind.NEVER_STORED, ("cs",), 19),
+        (Kind.NEVER_STORED, ("rflags",), 17),
+        (Kind.NEVER_STORED, ("ss",), 18),
+    ]
+    (rflags,) = [s for s in statements if s.fields == ("rflags",)]
+    (leaving,) = explore(snippet.code, [snippet["restore"]]).exits
+    assert rflags.text == (
+        f"the entry path at {snippet['entry']:#x} never stores RFLAGS; "
+        f"the exit path at {leaving.address:#x} loads it from slot 17 ([rdi+0x88])"
+    )
+    assert statements[0].text.endswith("loads CS and the FS base from the same slot 19 ([rdi+0x98])")
+
+
+def test_nrk_made_whole_has_no_fault(assemble: Any) -> None:
+    more = "".join(COPY_WORD.format(word=w, slot=s) for w, s in ((4, 17), (6, 18), (3, 20)))
+    snippet = assemble(NRK_SAVE.format(more=more) + NRK_RESTORE.format(cs=20))
+    save, restore = maps(snippet, None, "restore")
+    assert save.never == ()
+    assert compare(save, restore) == []
+    assert save.layout == restore.layout
+
+
+def test_nrk_with_two_slots_exchanged(assemble: Any) -> None:
+    more = "".join(COPY_WORD.format(word=w, slot=s) for w, s in ((4, 17), (6, 18), (3, 20)))
+    restore_text = NRK_RESTORE.format(cs=20).replace("12*8(%rdi), %r12", "13*8(%rdi), %r12")
+    restore_text = restore_text.replace("13*8(%rdi), %r13", "12*8(%rdi), %r13")
+    snippet = assemble(NRK_SAVE.format(more=more) + restore_text)
+    (statement,) = compare(*maps(snippet, None, "restore"))
+    assert (statement.kind, statement.fields) == (Kind.EXCHANGED, ("r12", "r13"))
+    assert "R12 and R13 are exchanged" in statement.text
+
+
+def test_nrk_that_stores_two_registers_in_one_slot(assemble: Any) -> None:
+    more = "".join(COPY_WORD.format(word=w, slot=s) for w, s in ((4, 17), (6, 18), (3, 19)))
+    snippet = assemble(NRK_SAVE.format(more=more) + NRK_RESTORE.format(cs=20))
+    save, restore = maps(snippet, None, "restore")
+    assert (Kind.CLASH, ("cs", "fs_base"), 19) in faults(save, restore)
+    assert (Kind.NEVER_STORED, ("cs",), 20) in faults(save, restore)
+
+
+PUSHES = "\n".join(f"push %{name}" for name in ("rdi", "rsi", "rdx", "rcx", "rax", "r8", "r9", "r10", "r11", "rbx",
+                                                "rbp", "r12", "r13", "r14", "r15"))  # fmt: skip
+POPS = "\n".join(line.replace("push", "pop") for line in reversed(PUSHES.splitlines()))
+PT_REGS = ("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi")
+
+
+def test_pt_regs_by_pushes(assemble: Any) -> None:
+    snippet = assemble(f"""
+    entry: testb $3, 16(%rsp)
+        jz 1f
+        swapgs
+    1:  {PUSHES}
+        xor %ebp, %ebp
+        mov %rsp, %rdi
+        call handler
+        testb $3, 136(%rsp)
+        jz 2f
+        swapgs
+    2:  {POPS}
+        add $8, %rsp
+        iretq
+    handler: push %rbx
+        pop %rbx
+        ret
+    """)
+    entry = Entry(snippet["entry"], vector=14)
+    saves = save_maps(snippet.code, entry)
+    assert {m.origin for m in saves} == {"user", "kernel"}
+    save, restore = maps(snippet, entry)
+    in_words = {name: (offset - save.base) // 8 for name, offset in save.layout.items()}
+    assert in_words == {name: i for i, name in enumerate((*PT_REGS, "error", "rip", "cs", "rflags", "rsp", "ss"))}
+    assert save.never == ()
+    assert save.reached_by == "the stack"
+    assert restore.follows == save.ended
+    assert compare(save, restore) == []
+
+
+def test_pt_regs_with_a_register_popped_into_another(assemble: Any) -> None:
+    pops = POPS.replace("pop %r9", "pop %r8", 1).replace("pop %r8\npop %rax", "pop %r9\npop %rax")
+    snippet = assemble(f"entry: push $0\n{PUSHES}\ncall handler\n{pops}\nadd $8, %rsp\niretq\nhandler: nop\nret")
+    assert [(k, f) for k, f, _ in faults(*maps(snippet))] == [(Kind.EXCHANGED, ("r8", "r9"))]
+
+
+def test_error_code_left_on_the_stack_shifts_the_frame(assemble: Any) -> None:
+    snippet = assemble(f"entry: push $0\n{PUSHES}\ncall handler\n{POPS}\niretq\nhandler: nop\nret")
+    found = faults(*maps(snippet))
+    assert (Kind.WRONG_SLOT, ("rflags",)) not in [(k, f) for k, f, _ in found]
+    assert [(k, f) for k, f, _ in found] == [
+        (Kind.NEVER_STORED, ("cs",)),
+        (Kind.NEVER_STORED, ("rflags",)),
+        (Kind.NEVER_STORED, ("rsp",)),
+        (Kind.NEVER_STORED, ("ss",)),
+    ]
+
+
+def test_helpers_that_save_are_followed(assemble: Any) -> None:
+    snippet = assemble(f"""
+    entry: cld
+        call save
+        mov %rsp, %rdi
+        call handler
+        {POPS}
+        add $8, %rsp
+        iretq
+    save: push %rsi
+        mov 8(%rsp), %rsi
+        mov %rdi, 8(%rsp)
+        {PUSHES.replace("push %rdi", "").replace("push %rsi", "")}
+        push %rsi
+        call compiled
+        ret
+    compiled: push %r12
+        mov $1, %eax
+        pop %r12
+        ret
+    handler: nop
+        ret
+    """)
+    save, restore = maps(snippet, Entry(snippet["entry"], vector=14))
+    assert save.never == ()
+    assert compare(save, restore) == []
+
+
+def test_scratch_only_stub_leaves_the_rest_to_the_compiler(assemble: Any) -> None:
+    scratch = ("rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11")
+    pushes = "\n".join(f"push %{name}" for name in scratch)
+    pops = "\n".join(f"pop %{name}" for name in reversed(scratch))
+    snippet = assemble(f"""
+    entry: push $0
+        {pushes}
+        mov %rsp, %rdi
+        call handler
+        {pops}
+        add $8, %rsp
+        iretq
+    handler: push %rbx
+        mov %rdi, %rbx
+        pop %rbx
+        ret
+    """)
+    save, restore = maps(snippet)
+    assert set(save.never) == {"rbx", "rbp", "r12", "r13", "r14", "r15"}
+    statements = compare(save, restore)
+    assert {s.fields[0] for s in statements} == set(save.never)
+    assert all(s.kind is Kind.COMPILER and not s.fault for s in statements)
+
+
+def test_scratch_register_lost(assemble: Any) -> None:
+    snippet = assemble("""
+    entry: push %rax; push %rcx; push %rdx; push %rsi; push %rdi; push %r8; push %r9; push %r11
+        call handler
+        pop %r11; pop %r9; pop %r8; pop %rdi; pop %rsi; pop %rdx; pop %rcx; pop %rax
+        iretq
+    handler: nop
+        ret
+    """)
+    (fault,) = faults(*maps(snippet))
+    assert fault[:2] == (Kind.LOST, ("r10",))
+
+
+def test_stored_but_not_restored(assemble: Any) -> None:
+    snippet = assemble("""
+    entry: push %rax; push %rcx; push %rdx; push %rsi; push %rdi; push %r8; push %r9; push %r10; push %r11
+        call handler
+        pop %r11; add $8, %rsp; pop %r9; pop %r8; pop %rdi; pop %rsi; pop %rdx; mov $1, %ecx; add $8, %rsp; pop %rax
+        iretq
+    handler: nop
+        ret
+    """)
+    assert [f[:2] for f in faults(*maps(snippet))] == [
+        (Kind.NOT_RESTORED, ("rcx",)),
+        (Kind.NOT_RESTORED, ("r10",)),
+    ]
+
+
+def test_syscall_into_an_area_and_sysret(assemble: Any) -> None:
+    snippet = assemble("""
+    entry: swapgs
+        mov %rsp, %gs:16
+        mov %gs:8, %rsp
+        push %gs:16
+        push %r11
+        push %rcx
+        push %rbx; push %rbp; push %rdi; push %rsi; push %rdx; push %r8; push %r9; push %r10
+        push %r12; push %r13; push %r14; push %r15
+        call handler
+        pop %r15; pop %r14; pop %r13; pop %r12
+        pop %r10; pop %r9; pop %r8; pop %rdx; pop %rsi; pop %rdi; pop %rbp; pop %rbx
+        pop %rcx
+        pop %r11
+        pop %rsp
+        swapgs
+        sysretq
+    handler: nop
+        ret
+    """)
+    save, restore = maps(snippet, Entry(snippet["entry"], Gateway.SYSCALL))
+    assert save.never == ("rax",)
+    assert save.reached_by == "[gs:[0x8]]"
+    assert restore.loaded["rip"].disp - restore.loaded["rflags"].disp == -8
+    assert faults(save, restore) == [(Kind.LOST, ("rax",), None)]
+
+
+def test_bases_by_msr(assemble: Any) -> None:
+    snippet = assemble("""
+    entry: push %rax; push %rcx; push %rdx
+        mov $0xc0000100, %ecx
+        rdmsr
+        shl $32, %rdx
+        or %rdx, %rax
+        push %rax
+        mov $0xc0000102, %ecx
+        rdmsr
+        push %rdx
+        push %rax
+        call handler
+        pop %rax
+        pop %rdx
+        mov $0xc0000102, %ecx
+        wrmsr
+        pop %rax
+        mov %rax, %rdx
+        shr $32, %rdx
+        mov $0xc0000100, %ecx
+        wrmsr
+        pop %rdx; pop %rcx; pop %rax
+        iretq
+    handler: nop
+        ret
+    """)
+    save, restore = maps(snippet)
+    assert {"fs_base", "kernel_gs_base"} <= save.stored.keys()
+    assert restore.loaded["fs_base"].disp == 16
+    assert not {"fs_base"} & {f for _, fields, _ in faults(save, restore) for f in fields}
+
+
+def test_area_filled_by_copying_the_frame(assemble: Any) -> None:
+    snippet = assemble("""
+    entry: push %rcx; push %rsi; push %rdi
+        lea 24(%rsp), %rsi
+        mov %gs:8, %rdi
+        mov $5, %ecx
+        rep movsq
+        call handler
+        hlt
+    handler: nop
+        ret
+    """)
+    save = save_maps(snippet.code, Entry(snippet["entry"]))[0]
+    area = [p for name in ("rip", "cs", "rflags", "rsp", "ss") for p in save.stored[name] if p not in save.by_cpu]
+    assert area[0].text() == "[gs:[0x8]]"
+    assert [p.disp for p in area] == [0, 8, 16, 24, 32]
+
+
+def test_ia32_pusha_and_segments(assemble: Any) -> None:
+    snippet = assemble(
+        """
+    entry: push $0
+        pusha
+        push %ds
+        push %fs
+        mov $0x10, %eax
+        mov %eax, %ds
+        push %esp
+        call handler
+        add $4, %esp
+        pop %fs
+        pop %ds
+        popa
+        add $4, %esp
+        iret
+    handler: nop
+        ret
+    """,
+        bits=32,
+    )
+    save, restore = maps(snippet)
+    assert save.never == ()
+    assert {"ds", "fs"} <= restore.loaded.keys()
+    # popa skips the ESP that pusha stored; the resumed one comes from the frame
+    assert compare(save, restore) == []
+
+
+# The way of seL4 on ia32: on entry ESP points behind the registers in the TCB, which are pushed; the way out sets ESP
+# to the TCB and pops.
+TCB_SAVE = """
+entry: push $0
+    push %gs_base_of
+    push %ebp; push %edi; push %esi; push %edx; push %ecx; push %ebx; push %eax
+    mov $kernel_stack, %esp
+    call handler
+    hlt
+restore: mov current, %eax
+    mov %eax, %esp
+    pop %eax; pop %ebx; pop %ecx; pop %edx; pop %esi; pop %edi; pop %ebp
+    {drop}
+    iret
+handler: nop
+    ret
+gs_base_of: .long 0
+current: .long 0
+.skip 64
+kernel_stack: .long 0
+"""
+
+
+def test_context_pushed_into_a_tcb(assemble: Any) -> None:
+    source = TCB_SAVE.replace("push %gs_base_of", "push gs_base_of")
+    snippet = assemble(source.format(drop="add $8, %esp"), bits=32)
+    save, restore = maps(snippet, None, "restore")
+    words = {name: (offset - save.base) // 4 for name, offset in save.layout.items()}
+    assert words == {
+        "rax": 0, "rbx": 1, "rcx": 2, "rdx": 3, "rsi": 4, "rdi": 5, "rbp": 6,
+        "rip": 9, "cs": 10, "rflags": 11, "rsp": 12, "ss": 13,
+    }  # fmt: skip
+    assert restore.layout == {name: 4 * word for name, word in words.items()}
+    assert compare(save, restore) == []
+
+    shifted = assemble(source.format(drop="add $4, %esp"), bits=32)
+    texts = [s.text for s in compare(*maps(shifted, None, "restore")) if s.fault]
+    assert any("CS" in text and "where the entry path puts EIP" in text for text in texts)
+
+
+@pytest.mark.parametrize("bits", [64, 32])
+def test_thread_switch(assemble: Any, bits: int) -> None:
+    saved = ("rbp", "rbx", "r12", "r13", "r14", "r15") if bits == 64 else ("rbp", "rbx", "rsi", "rdi")
+    names = saved if bits == 64 else tuple("e" + n[1:] for n in saved)
+    arguments = ("%rdi", "%rsi", "%rsp") if bits == 64 else ("%eax", "%edx", "%esp")
+    pushes = "; ".join(f"push %{n}" for n in names)
+    pops = "; ".join(f"pop %{n}" for n in reversed(names))
+    source = """
+    entry: call taskswitch
+        {iret}
+    taskswitch: {pushes}; pushf
+        mov {rsp}, ({old})
+        mov ({new}), {rsp}
+        popf; {pops}
+        ret
+    """
+    fill = {"old": arguments[0], "new": arguments[1], "rsp": arguments[2], "iret": "iretq" if bits == 64 else "iret"}
+    snippet = assemble(source.format(pushes=pushes, pops=pops, **fill), bits=bits)
+    (function,) = explore(snippet.code, [snippet["entry"]]).switch_functions
+    result = switch_maps(snippet.code, function)
+    assert result is not None
+    save, restore = result
+    assert save.never == ()
+    assert set(save.layout) == {*saved, "rflags"}
+    assert set(restore.loaded) == {*saved, "rflags"}
+    assert compare(save, restore) == []
+
+    # one callee-saved register forgotten, two exchanged
+    pushes = pushes.replace(f"push %{names[2]}; ", "")
+    pops = pops.replace(f"pop %{names[2]}; ", "").replace(
+        f"pop %{names[1]}; pop %{names[0]}", f"pop %{names[0]}; pop %{names[1]}"
+    )
+    snippet = assemble(source.format(pushes=pushes, pops=pops, **fill), bits=bits)
+    (function,) = explore(snippet.code, [snippet["entry"]]).switch_functions
+    result = switch_maps(snippet.code, function)
+    assert result is not None
+    found = faults(*result)
+    assert (Kind.EXCHANGED, ("rbp", "rbx")) in [f[:2] for f in found]
+    assert (Kind.LOST, (saved[2],), None) in found
+    (lost,) = [s for s in compare(*result) if s.kind is Kind.LOST]
+    where = f"the switch at {function.entry:#x}"
+    assert lost.text == f"{where} never stores {names[2].upper()}, and its end at {function.ends[0]:#x} never loads it"
+
+
+def test_conflicting_test_of_cs_is_not_followed(assemble: Any) -> None:
+    snippet = assemble("""
+    entry: testb $3, 8(%rsp)
+        jnz 1f
+        push %rax
+        jmp 2f
+    1:  push %rbx
+    2:  cmpw $0x33, 16(%rsp)
+        jne 3f
+        push %rcx
+    3:  call handler
+        hlt
+    handler: nop
+        ret
+    """)
+    stored = {m.origin: set(m.stored) - set(FRAME_FIELDS) for m in save_maps(snippet.code, Entry(snippet["entry"]))}
+    assert stored == {"kernel": {"rax"}, "user": {"rbx", "rcx"}}
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(
+        st.sampled_from([b"\x50", b"\x58", b"\x5c", b"\x54", b"\x48\x89\xe0", b"\x48\x87\xc4", b"\x9c", b"\x9d",
+                         b"\x48\xcf", b"\x0f\x01\xf8", b"\x74\xf8", b"\x75\x05", b"\xeb\xf2", b"\xe8\x05\0\0\0",
+                         b"\x48\x8b\x00", b"\x48\x89\x00", b"\xf6\x44\x24\x08\x03", b"\x0f\x07", b"\xf3\x48\xa5",
+                         b"\x0f\xae\x00", b"\x60", b"\x61", b"\xc9", b"\x48\x83\xc4\x10", b"\xff\xe0", b"\xcf",
+                         b"\xc3"]),
+        max_size=50,
+    ),
+    st.binary(max_size=60),
+    st.sampled_from([32, 64]),
+)  # fmt: skip
+def test_random_code_never_raises_or_hangs(parts: list[bytes], tail: bytes, bits: int) -> None:
+    data = b"".join(parts) + tail
+
+    def read(address: int, length: int) -> bytes:
+        return data[address - 0x1000 : address - 0x1000 + length] if 0x1000 <= address < 0x1000 + len(data) else b""
+
+    code = Code(read, bits)
+    entries = [Entry(0x1000), Entry(0x1004, Gateway.SYSCALL), Entry(0x1008, Gateway.SYSENTER), Entry(0x100C, vector=14)]
+    reach = explore(code, entries, Limits(2000))
+    saves = [found for entry in entries for found in save_maps(code, entry)]
+    restores = [found for leaving in reach.exits[:4] for found in restore_maps(code, reach, leaving)]
+    for save in saves[:4]:
+        assert save.layout is not None
+        assert save.reached_by
+        for restore in restores[:4]:
+            assert all(statement.text for statement in compare(save, restore))
+    for function in reach.switch_functions:
+        switch_maps(code, function)
+
+
+def test_all_sixteen_registers_have_a_name() -> None:
+    assert set(NRK_ORDER) == set(GPR64)
