@@ -1,0 +1,215 @@
+"""The bundled guests: one TOML file each in qemu-configs/, their kernels built on demand from tests/guests."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import platformdirs
+
+from gdbext.errors import EnvironmentUnusable, UsageError
+from gdbext.qemu.machine import ARCHITECTURES
+from gdbext.rules.codes import CODES
+
+_CHECKOUT: Final = Path(__file__).parents[2]
+CONFIGS: Final = _CHECKOUT / "qemu-configs"
+SOURCES: Final = _CHECKOUT / "tests" / "guests"
+
+KERNEL, STRIPPED = "kernel.elf", "kernel-stripped.elf"
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """One bundled guest; the fields are those of its file (see tests/guests/README.md)."""
+
+    name: str
+    title: str
+    wrong: str
+    codes: tuple[str, ...]
+    arch: str
+    style: str
+    defines: tuple[str, ...]
+    guilty: str
+    field: str
+    profile: str
+    cpu: str
+    smp: int
+    memory: str
+    args: tuple[str, ...]
+    until: str
+    seconds: float
+    impossible: bool
+    simd: bool
+    nmi_ms: int
+
+    @property
+    def program(self) -> str:
+        """The QEMU that runs it."""
+        return f"qemu-system-{self.arch}"
+
+    def command(self, kernel: Path) -> list[str]:
+        """The QEMU command line that boots `kernel` as this guest."""
+        line = [self.program, "-kernel", str(kernel), "-cpu", self.cpu, "-smp", str(self.smp), "-m", self.memory]
+        return [*line, "-display", "none", *self.args]
+
+
+# Dotted key -> (attribute, allowed type, default; no default: the key must be there).
+_KEYS: Final[dict[str, tuple[str, type, Any]]] = {
+    "title": ("title", str, None),
+    "wrong": ("wrong", str, ""),
+    "codes": ("codes", list, None),
+    "arch": ("arch", str, None),
+    "style": ("style", str, None),
+    "defines": ("defines", list, []),
+    "guilty": ("guilty", str, ""),
+    "field": ("field", str, ""),
+    "profile": ("profile", str, ""),
+    "qemu.cpu": ("cpu", str, "qemu64"),
+    "qemu.smp": ("smp", int, 1),
+    "qemu.memory": ("memory", str, "64M"),
+    "qemu.args": ("args", list, []),
+    "expect.until": ("until", str, None),
+    "expect.seconds": ("seconds", float, 20.0),
+    "expect.impossible": ("impossible", bool, False),
+    "watch.simd": ("simd", bool, False),
+    "watch.nmi_ms": ("nmi_ms", int, 0),
+}
+_TYPE_NAMES: Final = {
+    str: "a string",
+    list: "a list of strings",
+    int: "an integer",
+    float: "a number",
+    bool: "a boolean",
+}
+
+
+def names() -> list[str]:
+    """The bundled guests' names, sorted."""
+    if not CONFIGS.is_dir():
+        raise EnvironmentUnusable(
+            "the bundled guests are not here", f"there is no {CONFIGS}", "run ctxwatch from its source checkout"
+        )
+    return sorted(path.stem for path in CONFIGS.glob("*.toml"))
+
+
+def find(name: str) -> Guest:
+    """The guest `name`; raises UsageError with the nearest names when there is none."""
+    known = names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        todo = f"did you mean {' or '.join(near)}?" if near else "`ctxwatch guests` lists them"
+        raise UsageError(f"no bundled guest is called {name!r}", todo=todo)
+    return load(CONFIGS / f"{name}.toml")
+
+
+def load(path: Path) -> Guest:
+    """Read one guest's file; raises UsageError naming file, key and what is allowed there."""
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"cannot read {path}", str(error)) from error
+    flat = _flatten(table)
+    for key in flat:
+        if key not in _KEYS:
+            raise UsageError(f"{path}: unknown key {key}", todo=f"known keys are {', '.join(_KEYS)}")
+    values = {attribute: _value(path, flat, key, kind, default) for key, (attribute, kind, default) in _KEYS.items()}
+    guest = Guest(name=path.stem, **values)
+    _one_of(path, "arch", guest.arch, ARCHITECTURES)
+    for code in guest.codes:
+        _one_of(path, "codes", code, CODES)
+    return guest
+
+
+def _flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _value(path: Path, flat: dict[str, Any], key: str, kind: type, default: Any) -> Any:
+    value = flat.get(key, default)
+    if value is None:
+        raise UsageError(f"{path}: the key {key} is missing", todo=f"give it {_TYPE_NAMES[kind]}")
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:  # isinstance would take True for an integer
+        raise UsageError(f"{path}: {key} is {value!r}", todo=f"give it {_TYPE_NAMES[kind]}")
+    return _strings(path, key, flat.get(key, default)) if kind is list else value
+
+
+def _strings(path: Path, key: str, value: list[Any]) -> tuple[str, ...]:
+    for item in value:
+        if not isinstance(item, str):
+            raise UsageError(f"{path}: {key} holds {item!r}", todo="give it a list of strings")
+    return tuple(value)
+
+
+def _one_of(path: Path, key: str, value: str, allowed: Any) -> None:
+    if value not in allowed:
+        raise UsageError(f"{path}: {key} is {value!r}", todo=f"allowed: {', '.join(allowed)}")
+
+
+def build(guest: Guest, *, stripped: bool = False) -> Path:
+    """Build the guest's kernel unless the user's cache has it; return the ELF file (without symbols if `stripped`).
+
+    Raises EnvironmentUnusable when it cannot be built. Safe against another process building the same.
+    """
+    directory = platformdirs.user_cache_path("ctxwatch") / "guests" / f"{guest.name}-{_fingerprint(guest)}"
+    if not directory.is_dir():
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".build-", dir=directory.parent) as scratch:
+            _make(guest, Path(scratch) / "out")
+            _install(Path(scratch), directory)
+    return directory / (STRIPPED if stripped else KERNEL)
+
+
+def _fingerprint(guest: Guest) -> str:
+    """What the kernel is made from: its sources, its configuration, its compiler."""
+    digest = hashlib.sha256(repr((guest.arch, guest.style, guest.defines, os.environ.get("CC", "gcc"))).encode())
+    compiler = shutil.which(os.environ.get("CC", "gcc"))
+    if compiler is not None:
+        status = os.stat(compiler)
+        digest.update(repr((compiler, status.st_size, status.st_mtime_ns)).encode())
+    for source in sorted(SOURCES.rglob("*")):
+        if source.is_file() and source.suffix != ".md":
+            digest.update(str(source.relative_to(SOURCES)).encode() + b"\0" + source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _make(guest: Guest, out: Path) -> None:
+    compiler = os.environ.get("CC", "gcc")
+    command = ["make", "-s", "-C", str(SOURCES), f"OUT={out}", f"ARCH={guest.arch}", f"STYLE={guest.style}"]
+    command += [f"DEFS={' '.join(guest.defines)}", f"CC={compiler}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    except OSError as error:
+        raise EnvironmentUnusable("no make here", error.strerror or "", "run scripts/bootstrap") from error
+    if done.returncode:
+        said = next((line for line in done.stderr.splitlines() if "rror" in line), done.stderr.strip()[-200:])
+        raise EnvironmentUnusable(
+            f"the guest {guest.name} cannot be built", said, "`ctxwatch doctor` shows what is missing"
+        )
+
+
+def _install(scratch: Path, directory: Path) -> None:
+    ready = scratch / "ready"
+    ready.mkdir()
+    for name in (KERNEL, STRIPPED):
+        shutil.move(scratch / "out" / name, ready / name)
+    try:
+        ready.rename(directory)
+    except OSError:
+        if not directory.is_dir():  # otherwise somebody else was faster with the same
+            raise
