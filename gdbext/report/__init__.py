@@ -1,0 +1,1 @@
+"""What a person or a program is shown of findings: typed rows in, text and JSON out."""
