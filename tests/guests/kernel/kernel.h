@@ -14,13 +14,20 @@
 #define HZ 1000
 #endif
 #define MAX_CPUS 4
-#define KERNEL_STACK_SIZE 8192
 #define PAGE_SIZE 4096
+#define KERNEL_STACK_SIZE (2 * PAGE_SIZE)
 
 typedef uint64_t u64;
 typedef uint32_t u32;
 typedef uint16_t u16;
 typedef uint8_t u8;
+
+/* A stack of the kernel's; paging_init unmaps the guard, so that an overflow ends in a double fault. */
+struct kernel_stack {
+    u8 guard[PAGE_SIZE];
+    u8 bytes[KERNEL_STACK_SIZE];
+} __attribute__((aligned(PAGE_SIZE)));
+#define STACKS __attribute__((section(".stacks,\"aw\",@nobits#"))) /* `#`: the compiler's own flags are a comment */
 
 /* A whole context; slots as in layout.h. */
 struct save_area {
@@ -43,6 +50,7 @@ struct thread {
     u64 kstack;    /* top of its kernel stack */
     u64 cr3;
     u64 fs_base, gs_base; /* the user's; unused for kernel threads */
+    u64 kernel_gs;        /* only for BUG_KERNEL_GS_OTHER_CPU */
     const char *name;
 };
 
@@ -64,9 +72,11 @@ struct cpu {
     u32 resched;
     u32 slice;
     u32 drop;                 /* nrk style: the system call is to be ended, see end_system_call */
+    u32 paranoid_entries;
+    u32 in_breakpoint;
     struct thread *idle;
     struct tss tss;
-    u64 gdt[7];
+    u64 gdt[8];
     struct save_area nested_area; /* nrk style: for an exception inside the kernel's handlers */
 };
 
@@ -96,6 +106,7 @@ void kthread_sleep(u64 for_ticks);
 void end_system_call(void);          /* drop the kernel's frames; see the styles */
 u64 report_corrupt(u64 what, u64 where, u64 unused);
 u64 sys_copy_end(u64 pointer, u64 length, u64 unused);
+void bad_return(struct thread *thread);
 void jump_user(struct thread *thread, u64 rip, u64 rsp, u64 rflags);
 
 /* cpu.c, lapic.c, paging.c */
@@ -108,6 +119,7 @@ void lapic_eoi(void);
 void start_other_cpus(void);
 extern volatile u32 cpus_running;
 void paging_init(void);
+void drop_identity_map(void);
 u64 new_address_space(void);
 u64 kernel_address_space(void);
 int demand_page(u64 cr3, u64 address);
@@ -167,6 +179,7 @@ static inline struct thread *current_thread(void)
     __asm__ volatile("movq %%gs:%c1, %0" : "=r"(thread) : "i"(CPU_CURRENT));
     return thread;
 }
+static inline u64 stack_top(struct kernel_stack *stack) { return (u64)(stack + 1); }
 static inline void *virt(u64 physical) { return (void *)(physical + KERNEL_BASE); }
 static inline u64 phys(const void *virtual) { return (u64)virtual - KERNEL_BASE; }
 

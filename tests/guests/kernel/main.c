@@ -21,6 +21,7 @@ void kernel_main(void)
     make_thread("kthread1", kthread1_main, 0, 0);
 
     start_other_cpus();
+    drop_identity_map();
     make_idle(&cpus[0]);
     lapic_timer_start();
     start_scheduling(&cpus[0]);

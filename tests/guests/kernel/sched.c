@@ -5,18 +5,20 @@
 #define TICKS_PER_TURN 2 /* so that both kinds occur: resumed at once, and resumed after others ran */
 
 static struct thread threads[MAX_THREADS], idle_threads[MAX_CPUS];
-static u8 stacks[MAX_THREADS + MAX_CPUS][KERNEL_STACK_SIZE] __attribute__((aligned(16)));
+static STACKS struct kernel_stack stacks[MAX_THREADS + MAX_CPUS];
 static spinlock run_lock;
 
 u64 ticks, count_calls, count_faults, count_impossible, count_corrupt;
 
 extern void idle_loop(void);
+extern void debug_sysret(void);
 
 /* A thread that has never run looks like one that was interrupted just before its first instruction. */
-static void prepare(struct thread *t, const char *name, void (*entry)(void), u64 argument, int user, u8 *stack)
+static void prepare(struct thread *t, const char *name, void (*entry)(void), u64 argument, int user,
+                    struct kernel_stack *stack)
 {
     t->name = name;
-    t->kstack = (u64)stack + KERNEL_STACK_SIZE;
+    t->kstack = stack_top(stack);
     t->ksp = t->kstack - 40;
     t->preempted = 1;
     t->area.rip = (u64)entry;
@@ -32,7 +34,9 @@ static void prepare(struct thread *t, const char *name, void (*entry)(void), u64
     t->cr3 = user ? new_address_space() : kernel_address_space();
     if (user) {
         t->fs_base = USER_TLS + t->pid * 0x2000;
+#ifndef NO_USER_GS
         t->gs_base = t->fs_base + 0x1000;
+#endif
         t->area.fs_base = t->fs_base;
     }
     t->state = THREAD_READY;
@@ -45,7 +49,7 @@ struct thread *make_thread(const char *name, void (*entry)(void), u64 argument, 
         if (t->state != THREAD_UNUSED)
             continue;
         t->pid = i + 1;
-        prepare(t, name, entry, argument ? argument : t->pid, user, stacks[i]);
+        prepare(t, name, entry, argument ? argument : t->pid, user, &stacks[i]);
         return t;
     }
     panic("no room for thread %s", name);
@@ -54,7 +58,7 @@ struct thread *make_thread(const char *name, void (*entry)(void), u64 argument, 
 void make_idle(struct cpu *cpu)
 {
     cpu->idle = &idle_threads[cpu->id];
-    prepare(cpu->idle, "idle", idle_loop, 0, 0, stacks[MAX_THREADS + cpu->id]);
+    prepare(cpu->idle, "idle", idle_loop, 0, 0, &stacks[MAX_THREADS + cpu->id]);
 }
 
 /*
@@ -107,6 +111,10 @@ void tick(struct cpu *cpu)
         finish();
     if (now > TICKS)
         halt();
+#ifdef BUG_MDB_SYSRET
+    if (now == 100)
+        debug_sysret();
+#endif
     if (++cpu->slice >= TICKS_PER_TURN || cpu->current == cpu->idle)
         cpu->resched = 1;
 }

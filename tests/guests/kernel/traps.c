@@ -13,6 +13,7 @@ struct fixup {
     u64 fault, target;
 };
 extern const struct fixup fixups_start[], fixups_end[];
+extern const u8 text_start[], text_end[];
 
 static const struct fixup *find_fixup(u64 rip)
 {
@@ -54,6 +55,7 @@ void handle_trap(u64 vector, u64 error, u64 *rip, u64 cs)
         tick(this_cpu());
         break;
     case VECTOR_SPURIOUS:
+    case VECTOR_BREAKPOINT:
         break;
     case VECTOR_PAGE_FAULT:
         __asm__ volatile("movq %%cr2, %0" : "=r"(cr2));
@@ -163,9 +165,32 @@ static u64 sys_jump(u64 rip, u64 rsp, u64 rflags)
     return 0;
 }
 
+/* Is the kernel's code still what it was at the first call? */
+static u64 sys_work(u64 a, u64 b, u64 c)
+{
+    static u64 expected;
+    (void)a, (void)b, (void)c;
+    for (u32 i = 0; i < 40; i++) {
+        u64 found = sum(text_start, (u64)(text_end - text_start));
+        if (!expected)
+            expected = found;
+        if (found != expected)
+            return -EFAULT;
+    }
+    return 0;
+}
+
+static u64 sys_bad_return(u64 a, u64 b, u64 c)
+{
+    (void)a, (void)b, (void)c;
+    bad_return(current_thread());
+    return 0;
+}
+
 u64 (*const syscall_table[SYS_COUNT])(u64, u64, u64) = {
     [SYS_YIELD] = sys_yield,           [SYS_SLEEP] = sys_sleep, [SYS_GETPID] = sys_getpid,
     [SYS_CORRUPT] = report_corrupt,    [SYS_IMPOSSIBLE] = sys_impossible,
     [SYS_COPY] = sys_copy,             [SYS_COPY_END] = sys_copy_end,
     [SYS_UNMAP] = sys_unmap,           [SYS_JUMP] = sys_jump,
+    [SYS_WORK] = sys_work,             [SYS_BAD_RETURN] = sys_bad_return,
 };

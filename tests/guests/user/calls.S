@@ -50,13 +50,31 @@ calls_again:
         /* A page that is given back reads as zero when it is touched again, here and by the kernel. */
         CALL SYS_UNMAP, syscall, USER_HEAP, 0, 0
         CALL SYS_COPY, syscall, USER_HEAP, 8, 0
+        movl $USER_HEAP, %edi
+        movq $-1, 8(%rdi)
         CALL SYS_UNMAP, syscall, USER_HEAP, 0, 0
         movl $USER_HEAP, %edi
         pushq $CORRUPT_RESULT
-        cmpq $0, (%rdi)
+        std                                     /* as if it was about to fill the page downwards */
+        cmpq $0, 8(%rdi)
+        cld
         jne calls_failed
         popq %rax
-        movq $-1, (%rdi)
+
+        /* A breakpoint changes nothing at all. */
+        PATTERN_MAKE want
+        PATTERN_LOAD want
+        int3
+        PATTERN_CHECK_SYSCALL want, calls_call_failed
+        CHECK_REG want, rax, 0, calls_call_failed
+        CHECK_REG want, rcx, 2, calls_call_failed
+        CHECK_REG want, r11, 11, calls_call_failed
+
+        /* The timer's interrupt waits while the kernel works, and comes at once on the way out. */
+        CALL SYS_WORK, syscall, 0, 0, 0
+#ifdef IRET_FAULT
+        CALL_INT80 SYS_BAD_RETURN, 0, 0, -EFAULT
+#endif
 
         /* Go on elsewhere, with flags of one's own choice: IOPL and IF must not follow them. */
         PATTERN_RUN want, PAUSE_TURNS, calls_failed

@@ -10,7 +10,9 @@
 .macro START
         movq %rdi, want+WANT_SEED(%rip)
         movq %rdi, %fs:0
+#ifndef NO_USER_GS
         movq %rdi, %gs:0
+#endif
 .endm
 
 /* Does FS (GS) still lead to this process's own? */
@@ -20,11 +22,25 @@
         je 8f
         pushq $CORRUPT_FS_BASE
         jmp \fail
-8:      cmpq %rax, %gs:0
+8:
+#ifndef NO_USER_GS
+        cmpq %rax, %gs:0
         je 8f
         pushq $CORRUPT_GS_BASE
         jmp \fail
 8:
+#endif
+#ifdef FSGSBASE
+        /* Bases that the kernel has not chosen: 256 bytes further, and back the next time. */
+        rdfsbase %rdx
+        xorq $0x100, %rdx
+        wrfsbase %rdx
+        movq %rax, %fs:0
+        rdgsbase %rdx
+        xorq $0x100, %rdx
+        wrgsbase %rdx
+        movq %rax, %gs:0
+#endif
 .endm
 
 /* Target of the checks: the register's number is on the stack. Tell the kernel, start again. */

@@ -82,6 +82,7 @@ boot_gdtr:
 boot_pml4:      .skip 4096
 boot_pdpt_low:  .skip 4096
 boot_pdpt_high: .skip 4096
+        .globl boot_pd
 boot_pd:        .skip 4096
 boot_pd_lapic:  .skip 4096
 boot_stack:     .skip 4096

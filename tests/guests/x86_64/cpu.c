@@ -17,11 +17,8 @@ SAME(CPU_USER_RSP, struct cpu, user_rsp);
 SAME(CPU_CURRENT, struct cpu, current);
 SAME(CPU_NESTED, struct cpu, nested);
 
-#define IST_STACK_SIZE 4096
-
 struct cpu cpus[MAX_CPUS];
-static u8 cpu_stacks[MAX_CPUS][KERNEL_STACK_SIZE] __attribute__((aligned(16)));
-static u8 ist_stacks[MAX_CPUS][3][IST_STACK_SIZE] __attribute__((aligned(16)));
+static STACKS struct kernel_stack cpu_stacks[MAX_CPUS], ist_stacks[MAX_CPUS][3];
 
 /* A 64-bit gate is 16 bytes (SDM vol. 3, 6.14.1). */
 struct gate {
@@ -38,10 +35,8 @@ struct table_register {
 } __attribute__((packed));
 
 extern char vector_stubs[]; /* stubs.S: 256 stubs of 16 bytes */
-extern char int80_entry[], nmi_entry[], debug_entry[], double_fault_entry[], syscall_entry[];
-#ifdef STYLE_OSDEV
-extern char page_fault_entry[];
-#endif
+extern char int80_entry[], nmi_entry[], debug_entry[], breakpoint_entry[], double_fault_entry[];
+extern char syscall_entry[], page_fault_entry[], sysret_instruction[];
 
 static void set_gate(u32 vector, const char *target, u8 ist, u8 dpl)
 {
@@ -61,10 +56,16 @@ static void load_idt(void)
     struct table_register idtr = {sizeof idt - 1, (u64)idt};
     for (u32 vector = 0; vector < 256; vector++)
         set_gate(vector, vector_stubs + 16 * vector, 0, 0);
-    set_gate(1, debug_entry, IST_DEBUG, 0);
-    set_gate(2, nmi_entry, IST_NMI, 0);
+    set_gate(VECTOR_NMI, nmi_entry, IST_NMI, 0);
+    set_gate(VECTOR_BREAKPOINT, vector_stubs + 16 * VECTOR_BREAKPOINT, 0, 3);
+#ifdef BUG_IST_REUSED /* BUG: its handler meets a breakpoint itself, and starts again at the stack's top */
+    set_gate(VECTOR_BREAKPOINT, breakpoint_entry, IST_DEBUG, 3);
+#endif
+#ifndef BUG_MDB_SYSRET /* BUG: #DB and #DF use the stack that RSP happens to point to */
+    set_gate(VECTOR_DEBUG, debug_entry, IST_DEBUG, 0);
 #ifndef BUG_TRIPLE_FAULT
-    set_gate(8, double_fault_entry, IST_DOUBLE_FAULT, 0);
+    set_gate(VECTOR_DOUBLE_FAULT, double_fault_entry, IST_DOUBLE_FAULT, 0);
+#endif
 #endif
     set_gate(VECTOR_SYSCALL, int80_entry, 0, 3);
 #ifdef STYLE_OSDEV
@@ -85,10 +86,14 @@ static void load_gdt_and_tss(struct cpu *cpu)
     cpu->gdt[TSS_SELECTOR / 8] =
         limit | (base & 0xffffff) << 16 | (u64)0x89 << 40 | (base >> 24 & 0xff) << 56;
     cpu->gdt[TSS_SELECTOR / 8 + 1] = base >> 32;
+    cpu->gdt[ABSENT_SS / 8] = cpu->gdt[USER_SS / 8] & ~((u64)1 << 47);
 
     cpu->tss.rsp0 = cpu->stack;
-    for (u32 ist = 1; ist <= 3; ist++)
-        cpu->tss.ist[ist - 1] = (u64)ist_stacks[cpu->id][ist - 1] + IST_STACK_SIZE;
+    for (u32 ist = 1; ist <= 3; ist++) {
+        u64 *top = (u64 *)stack_top(&ist_stacks[cpu->id][ist - 1]) - 2;
+        *top = (u64)cpu; /* paranoid_entry finds it above the frame */
+        cpu->tss.ist[ist - 1] = (u64)top;
+    }
     cpu->tss.iomap = sizeof cpu->tss;
 
     __asm__ volatile("lgdt %0\n\t"
@@ -110,14 +115,21 @@ void cpu_init(struct cpu *cpu, u32 id)
 {
     cpu->self = cpu;
     cpu->id = id;
-    cpu->stack = (u64)cpu_stacks[id] + KERNEL_STACK_SIZE;
+    cpu->stack = stack_top(&cpu_stacks[id]);
     cpu->nested = &cpu->nested_area;
     cpu->save = cpu->nested;
     load_gdt_and_tss(cpu);
     load_idt();
 
     wrmsr(MSR_GS_BASE, (u64)cpu);
+#ifdef EQUAL_GS
+    wrmsr(MSR_KERNEL_GS_BASE, (u64)cpu);
+#else
     wrmsr(MSR_KERNEL_GS_BASE, 0);
+#endif
+#ifdef FSGSBASE
+    __asm__ volatile("movq %%cr4, %%rax; btsq $16, %%rax; movq %%rax, %%cr4" ::: "rax");
+#endif
     wrmsr(MSR_FS_BASE, 0);
     wrmsr(MSR_EFER, rdmsr(MSR_EFER) | 1); /* SCE */
     wrmsr(MSR_STAR, (u64)KERNEL_CS << 32 | (u64)STAR_USER << 48);
@@ -131,15 +143,54 @@ void cpu_init(struct cpu *cpu, u32 id)
  */
 void activate(struct cpu *cpu, struct thread *next)
 {
+#ifdef FSGSBASE
+    if (cpu->current->gs_base)
+        cpu->current->gs_base = rdmsr(MSR_KERNEL_GS_BASE);
+#endif
+#ifdef BUG_USER_GS_LOST /* BUG: forgotten when the timer switches */
+    if (next->gs_base && !cpu->resched)
+#else
+    if (next->gs_base)
+#endif
+        wrmsr(MSR_KERNEL_GS_BASE, next->gs_base);
     cpu->current = next;
     __asm__ volatile("movq %0, %%cr3" ::"r"(next->cr3) : "memory");
-    if (next->gs_base)
-        wrmsr(MSR_KERNEL_GS_BASE, next->gs_base);
 }
 
-/* NMI and #DB: nothing to do but to come back from them. Called by paranoid_entry. */
+#ifdef BUG_MDB_SYSRET
+/* BUG: a hardware breakpoint where RSP and GS base are the user's already, but the privilege is not. */
+void debug_sysret(void)
+{
+    __asm__ volatile("movq %0, %%db0; movq %1, %%db7" ::"r"(sysret_instruction), "r"((u64)0x402));
+}
+#endif
+
+#ifdef BUG_NMI_NESTED
+/* BUG: the breakpoint's IRETQ lets the next NMI in, onto this one's stack, long before this one ends. */
+static void look_around(void)
+{
+    __asm__ volatile("int3");
+    for (volatile u32 i = 0; i < 5000000; i++)
+        ;
+}
+#endif
+
+/* NMI and #DB: nothing to do but to count them and come back. Called by paranoid_entry. */
 void handle_paranoid(u64 vector)
 {
+    struct cpu *cpu = this_cpu();
+    cpu->paranoid_entries++;
+#ifdef BUG_NMI_NESTED
+    if (vector == VECTOR_NMI)
+        look_around();
+#endif
+#ifdef BUG_IST_REUSED
+    if (vector == VECTOR_BREAKPOINT && !cpu->in_breakpoint) {
+        cpu->in_breakpoint = 1;
+        __asm__ volatile("int3");
+        cpu->in_breakpoint = 0;
+    }
+#endif
     (void)vector;
 }
 

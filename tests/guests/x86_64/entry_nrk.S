@@ -69,9 +69,13 @@
         .globl interrupt_entry
         .type interrupt_entry, @function
 interrupt_entry:
+#ifdef BUG_SWAPGS_DOUBLED /* BUG: this is not CS but RFLAGS, whose bit 1 is always set: swaps every time */
+        testb $3, 32(%rsp)
+#else
         testb $3, 24(%rsp)
+#endif
         jz 1f
-        swapgs
+        SWAPGS
 1:      pushq %rax
         SAVE_AREA %rax
 #ifdef BUG_GPR_LOST     /* BUG: R13 is not stored; the slot keeps that of an earlier system call */
@@ -79,7 +83,9 @@ interrupt_entry:
 #else
         SAVE_REGISTERS
 #endif
+#ifndef BUG_DF_LEAK     /* BUG: C code runs with the DF of whatever was interrupted */
         cld
+#endif
         movq 16(%rsp), %r15
         movq %r15, SLOT_RIP(%rax)
         movq 24(%rsp), %r15
@@ -122,7 +128,7 @@ int80_entry:
         .globl syscall_entry
         .type syscall_entry, @function
 syscall_entry:
-        swapgs
+        SWAPGS
         movq %rsp, %gs:CPU_USER_RSP
         movq %gs:CPU_STACK, %rsp
         pushq %rax
@@ -186,13 +192,18 @@ restore_context:
         movq SLOT_RDI(%rdi), %rdi
         testb $3, 8(%rsp)
         jz 1f
-        swapgs
+        SWAPGS
 1:      iretq
         .size restore_context, . - restore_context
 
 /* The same for a context that was saved at a SYSCALL: RCX and R11 are free to carry RIP and RFLAGS. */
         .type restore_by_sysret, @function
 restore_by_sysret:
+#ifdef WIDE_WINDOW
+        SWAPGS
+        movl $FLUSH_TURNS, %ecx
+1:      loop 1b
+#endif
         movq SLOT_RAX(%rdi), %rax
         movq SLOT_RBX(%rdi), %rbx
         movq SLOT_RDX(%rdi), %rdx
@@ -209,7 +220,11 @@ restore_by_sysret:
         movq SLOT_RFLAGS(%rdi), %r11
         movq SLOT_RSP(%rdi), %rsp
         movq SLOT_RDI(%rdi), %rdi
-        swapgs
+#ifndef WIDE_WINDOW
+        SWAPGS
+#endif
+        .globl sysret_instruction
+sysret_instruction:
         sysretq
         .size restore_by_sysret, . - restore_by_sysret
 

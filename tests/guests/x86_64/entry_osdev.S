@@ -39,9 +39,14 @@
         .type interrupt_entry, @function
 interrupt_entry:
         testb $3, 24(%rsp)
-        jz 1f
-        swapgs
-1:      PUSH_SCRATCH
+        jnz 1f
+#ifndef BUG_IRET_FAULT_PARITY /* BUG: the code segment is the kernel's, but the user's GS base is active */
+        cmpq $int80_iret, 16(%rsp)
+        je iret_faulted
+#endif
+        jmp 2f
+1:      SWAPGS
+2:      PUSH_SCRATCH
         pushq $0                                /* save */
         pushq $0                                /* load */
         cld
@@ -50,16 +55,16 @@ interrupt_entry:
         popq %rsi                               /* load */
         popq %rdi                               /* save */
         testq %rsi, %rsi
-        jnz 3f
+        jnz 4f
         POP_SCRATCH
         addq $16, %rsp                          /* vector and error code */
         testb $3, 8(%rsp)
-        jz 2f
-        swapgs
-2:      iretq
+        jz 3f
+        SWAPGS
+3:      iretq
 
         /* Preempted: all of the context goes to the save area of the thread at RDI. */
-3:      popq SLOT_R11(%rdi)
+4:      popq SLOT_R11(%rdi)
         popq SLOT_R10(%rdi)
         popq SLOT_R9(%rdi)
         popq SLOT_R8(%rdi)
@@ -83,6 +88,27 @@ interrupt_entry:
         popq SLOT_SS(%rdi)
         movl $1, THREAD_PREEMPTED(%rdi)
         jmp resume
+
+        /*
+         * An IRETQ to user mode faulted: the user's registers and GS base are back already, only the
+         * return itself did not happen. Let it look like a fault of the user's: swap, and put vector
+         * and error code under the frame that IRETQ could not use, which begins at the RSP it had.
+         */
+iret_faulted:
+        SWAPGS
+        pushq %rax
+        pushq %rbx
+        movq 16+40(%rsp), %rbx                  /* that RSP */
+        movq 16+8(%rsp), %rax
+        movq %rax, -8(%rbx)                     /* error code */
+        movq 16(%rsp), %rax
+        movq %rax, -16(%rbx)                    /* vector */
+        movq 8(%rsp), %rax
+        leaq -16(%rbx), %rbx
+        movq %rbx, 8(%rsp)
+        popq %rbx
+        popq %rsp
+        jmp 2b
         .size interrupt_entry, . - interrupt_entry
 
 /*
@@ -130,7 +156,7 @@ resume:
         movq SLOT_RSI(%rsi), %rsi
         testb $3, 8(%rsp)
         jz 2f
-        swapgs
+        SWAPGS
 2:      iretq
         .size resume, . - resume
 
@@ -161,26 +187,26 @@ taskswitch_asm:
 page_fault_entry:
         testb $3, 16(%rsp)
         jz 1f
-        swapgs
-        PUSH_SCRATCH
+        SWAPGS
+1:      PUSH_SCRATCH
         subq $8, %rsp                           /* align for the call */
         cld
         leaq 8(%rsp), %rdi
         call osdev_page_fault
         addq $8, %rsp
         POP_SCRATCH
+#ifdef BUG_SWAPGS_ERRCODE /* BUG: CS lies here only when there is no error code; this is RIP */
+        testb $3, 8(%rsp)
+#else
+        testb $3, 16(%rsp)
+#endif
+        jz 2f
         addq $8, %rsp                           /* error code */
-        swapgs
+        SWAPGS
         iretq
 
-        /* In the kernel: a system call touched the user's memory. */
-1:      PUSH_SCRATCH
-        subq $8, %rsp
-        cld
-        leaq 8(%rsp), %rdi
-        call osdev_page_fault
-        addq $8, %rsp
-        POP_SCRATCH
+        /* To the kernel: a system call had touched the user's memory. */
+2:
 #ifndef BUG_FRAME_UNBALANCED /* BUG: the error code stays, and is taken for RIP */
         addq $8, %rsp
 #endif
@@ -203,12 +229,18 @@ page_fault_entry:
         .globl int80_entry
         .type int80_entry, @function
 int80_entry:
-        swapgs
+#ifndef BUG_SWAPGS_MISSING /* BUG: here and below: GS is the user's during the call */
+        SWAPGS
+#endif
         PUSH_SCRATCH
         DISPATCH
         movq %rax, 64(%rsp)                     /* the pushed RAX: the result */
         POP_SCRATCH
-        swapgs
+#ifndef BUG_SWAPGS_MISSING
+        SWAPGS
+#endif
+        .globl int80_iret
+int80_iret:
         iretq
         .size int80_entry, . - int80_entry
 
@@ -216,7 +248,7 @@ int80_entry:
         .globl syscall_entry
         .type syscall_entry, @function
 syscall_entry:
-        swapgs
+        SWAPGS
         movq %rsp, %gs:CPU_USER_RSP
         movq %gs:CPU_STACK, %rsp
         pushq %gs:CPU_USER_RSP                  /* jump_user knows these three places */
@@ -242,8 +274,16 @@ syscall_entry:
 #endif
         popq %rcx
         popq %r11
+#ifdef BUG_IRQ_IN_WINDOW /* BUG: a timer interrupt that waits comes with GS and RSP the user's */
+        SWAPGS
+        sti
         popq %rsp
-        swapgs
+#else
+        popq %rsp
+        SWAPGS
+#endif
+        .globl sysret_instruction
+sysret_instruction:
         sysretq
         .size syscall_entry, . - syscall_entry
 

@@ -27,6 +27,7 @@
 #define USER_CS 0x23
 #define STAR_USER 0x13
 #endif
+#define ABSENT_SS 0x3b /* a data segment for user mode that is marked not present */
 #define TSS_SELECTOR 0x28
 
 #define RFLAGS_IF 0x200
@@ -42,11 +43,31 @@
 #define MSR_GS_BASE 0xc0000101
 #define MSR_KERNEL_GS_BASE 0xc0000102
 
+/*
+ * How GS is used. NO_SWAPGS: the kernel's base is active all the time. EQUAL_GS: both MSRs hold the
+ * kernel's base, SWAPGS is executed where it belongs but changes nothing. In both cases programs have
+ * no GS base of their own. FSGSBASE (needs a CPU that has it): programs load their bases themselves.
+ */
+#ifdef NO_SWAPGS
+#define SWAPGS
+#else
+#define SWAPGS swapgs
+#endif
+#if defined(NO_SWAPGS) || defined(EQUAL_GS)
+#define NO_USER_GS
+#endif
+
 /* Interrupt stack table indices. */
 #define IST_DOUBLE_FAULT 1
 #define IST_NMI 2
 #define IST_DEBUG 3
 
+#define VECTOR_DEBUG 1
+#define VECTOR_NMI 2
+#define VECTOR_BREAKPOINT 3
+#define VECTOR_DOUBLE_FAULT 8
+#define VECTOR_NOT_PRESENT 11
+#define VECTOR_STACK_FAULT 12
 #define VECTOR_PAGE_FAULT 14
 #define VECTOR_TIMER 0x40
 #define VECTOR_SYSCALL 0x80
@@ -95,6 +116,12 @@
 #define CPU_CURRENT 32
 #define CPU_NESTED 40
 
+/*
+ * WIDE_WINDOW: so many turns of LOOP between SWAPGS and SYSRET. They stand for the flushing of CPU
+ * buffers that some processors need there, and make it likely that an NMI falls into that window.
+ */
+#define FLUSH_TURNS 200000
+
 /* System calls: number in RAX; arguments in RDI, RSI, RDX; result in RAX. */
 #define SYS_YIELD 0
 #define SYS_SLEEP 1
@@ -105,7 +132,9 @@
 #define SYS_COPY_END 6   /* the same, but a fault ends the system call on the spot */
 #define SYS_UNMAP 7      /* (page): give a page back; the next touch faults it in again */
 #define SYS_JUMP 8       /* (rip, rsp, rflags): go on elsewhere, as a sigreturn does */
-#define SYS_COUNT 9
+#define SYS_WORK 9       /* something that takes longer than the timer's period, interrupts off */
+#define SYS_BAD_RETURN 10 /* only by int 0x80, osdev style: return with ABSENT_SS; -EFAULT */
+#define SYS_COUNT 11
 #define EFAULT 14
 
 /* SYS_CORRUPT's registers beyond the sixteen general ones, and its places. */

@@ -9,7 +9,8 @@
 #define PTE_USER 4
 #define ADDRESS(entry) ((entry) & 0x000ffffffffff000)
 
-extern u64 boot_pml4[512];
+extern u64 boot_pml4[512], boot_pd[512];
+extern struct kernel_stack stacks_start[], stacks_end[]; /* all that are linked into section .stacks */
 extern char kernel_end[];
 extern char user_text_load[], user_data_load[]; /* physical addresses of the user image */
 extern char user_text_size[], user_data_size[];
@@ -18,10 +19,16 @@ static u64 next_page; /* physical; pages below it were handed out */
 static u64 free_list; /* physical address of a page given back, whose first word links to the next */
 static spinlock page_lock;
 
+static void flush_tlb(void)
+{
+    u64 cr3;
+    __asm__ volatile("movq %%cr3, %0; movq %0, %%cr3" : "=r"(cr3)::"memory");
+}
+
 /* A zeroed page; its physical address. */
 static u64 alloc_page(void)
 {
-    u64 page, *words;
+    u64 page, count, *words;
     u64 flags = irq_save();
     lock(&page_lock);
     page = free_list;
@@ -34,8 +41,8 @@ static u64 alloc_page(void)
     unlock(&page_lock);
     irq_restore(flags);
     words = virt(page);
-    for (u32 i = 0; i < PAGE_SIZE / 8; i++)
-        words[i] = 0;
+    count = PAGE_SIZE / 8;
+    __asm__ volatile("rep stosq" : "+D"(words), "+c"(count) : "a"(0) : "memory");
     return page;
 }
 
@@ -49,12 +56,30 @@ static void free_page(u64 page)
     irq_restore(flags);
 }
 
+/* The kernel's first 2 MB get 4 KB pages, and the stacks' guard pages go. */
 void paging_init(void)
 {
-    next_page = (phys(kernel_end) + PAGE_SIZE - 1) & ~(u64)(PAGE_SIZE - 1);
+    static u64 table[512] __attribute__((aligned(PAGE_SIZE)));
+    u64 end = phys(kernel_end);
+
+    if (end > sizeof table / 8 * PAGE_SIZE)
+        panic("the kernel is too big: %x", end);
+    for (u64 i = 0; i < 512; i++)
+        table[i] = i * PAGE_SIZE | PTE_PRESENT | PTE_WRITE;
+    for (struct kernel_stack *s = stacks_start; s < stacks_end; s++)
+        table[phys(s->guard) / PAGE_SIZE] = 0;
+    boot_pd[0] = phys(table) | PTE_PRESENT | PTE_WRITE;
+    flush_tlb();
+    next_page = (end + PAGE_SIZE - 1) & ~(u64)(PAGE_SIZE - 1);
 }
 
-/* The kernel's own: the boot tables, which map the first GB at 0 as well (the trampoline needs it). */
+/* The first GB at 0 was there for start-up code and trampoline. */
+void drop_identity_map(void)
+{
+    boot_pml4[0] = 0;
+    flush_tlb();
+}
+
 u64 kernel_address_space(void) { return phys(boot_pml4); }
 
 u64 new_address_space(void)

@@ -1,7 +1,8 @@
 /*
  * NMI, #DB and #DF come on stacks of their own (IST) and may interrupt anything, also code between a
  * change of privilege and its SWAPGS. So they do not ask CS which GS base is active but look at it:
- * kernel addresses are negative.
+ * kernel addresses are negative. Where programs can load any base themselves (FSGSBASE), that proves
+ * nothing; the base is then replaced, by the one that lies at the top of the IST stack, and put back.
  */
 #include "layout.h"
 
@@ -10,7 +11,7 @@
         .type nmi_entry, @function
 nmi_entry:
         pushq $0
-        pushq $2
+        pushq $VECTOR_NMI
         jmp paranoid_entry
         .size nmi_entry, . - nmi_entry
 
@@ -18,7 +19,7 @@ nmi_entry:
         .type debug_entry, @function
 debug_entry:
         pushq $0
-        pushq $1
+        pushq $VECTOR_DEBUG
         jmp paranoid_entry
         .size debug_entry, . - debug_entry
 
@@ -40,19 +41,36 @@ paranoid_entry:
         pushq %r14
         pushq %r15
         cld
+#ifdef FSGSBASE
+        rdgsbase %rbx
+        movq 22*8(%rsp), %rax                   /* see cpu_init */
+        wrgsbase %rax
+#else
+        xorl %ebx, %ebx                         /* RBX: 1 = swapped here, swap back */
+#ifdef BUG_NMI_IN_WINDOW /* BUG: CS does not tell whose GS base is active */
+        testb $3, 18*8(%rsp)
+        jz 1f
+#else
         movl $MSR_GS_BASE, %ecx
         rdmsr
-        xorl %ebx, %ebx                         /* RBX: 1 = swapped here, swap back */
         testl %edx, %edx
         js 1f
-        swapgs
+#endif
+        SWAPGS
         incl %ebx
-1:      movq 15*8(%rsp), %rdi                   /* vector */
+1:
+#endif
+        movq 15*8(%rsp), %rdi                   /* vector */
         call handle_paranoid                    /* 22 words are on the stack: it is aligned */
+#ifdef FSGSBASE
+        wrgsbase %rbx
+#else
         testl %ebx, %ebx
         jz 2f
-        swapgs
-2:      popq %r15
+        SWAPGS
+2:
+#endif
+        popq %r15
         popq %r14
         popq %r13
         popq %r12
@@ -70,6 +88,16 @@ paranoid_entry:
         addq $16, %rsp
         iretq
         .size paranoid_entry, . - paranoid_entry
+
+#ifdef BUG_IST_REUSED
+        .globl breakpoint_entry
+        .type breakpoint_entry, @function
+breakpoint_entry:
+        pushq $0
+        pushq $VECTOR_BREAKPOINT
+        jmp paranoid_entry
+        .size breakpoint_entry, . - breakpoint_entry
+#endif
 
 /* There is no way back from a double fault. */
         .globl double_fault_entry

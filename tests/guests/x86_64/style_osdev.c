@@ -36,6 +36,11 @@ static void enter_thread(struct cpu *cpu, struct thread *old, struct thread *nex
     if (next->fs_base)
 #endif
         wrmsr(MSR_FS_BASE, next->fs_base);
+#ifdef BUG_KERNEL_GS_OTHER_CPU /* BUG: the kernel's GS base is the CPU's, not the thread's; it may have moved */
+    if (!next->kernel_gs)
+        next->kernel_gs = rdmsr(MSR_GS_BASE);
+    wrmsr(MSR_GS_BASE, next->kernel_gs);
+#endif
     __asm__ volatile("fxsave %0" : "=m"(old->area.fxsave));
     __asm__ volatile("fxrstor %0" ::"m"(next->area.fxsave));
 }
@@ -43,6 +48,15 @@ static void enter_thread(struct cpu *cpu, struct thread *old, struct thread *nex
 void osdev_interrupt(struct trap *trap)
 {
     struct cpu *cpu;
+    /*
+     * The fault of an IRETQ, which interrupt_entry turned into one of the user's (see bad_return). An
+     * absent SS gives #SS (SDM vol. 2, IRET); QEMU gives #NP.
+     */
+    if ((trap->vector == VECTOR_STACK_FAULT || trap->vector == VECTOR_NOT_PRESENT) && trap->ss == ABSENT_SS) {
+        trap->ss = USER_SS;
+        trap->rax = -EFAULT;
+        return;
+    }
     handle_trap((u8)trap->vector, trap->error, &trap->rip, trap->cs);
     cpu = this_cpu();
     if (cpu->resched) {
@@ -65,6 +79,9 @@ void reschedule(void)
     if (next == old)
         return;
     enter_thread(cpu, old, next);
+#ifdef BUG_KERNEL_GS_ZERO /* BUG: "clears the data segments"; loading GS clears its base as well */
+    __asm__ volatile("movw %w0, %%ds; movw %w0, %%es; movw %w0, %%fs; movw %w0, %%gs" ::"r"(0));
+#endif
     taskswitch_asm(old, next);
 }
 
@@ -91,6 +108,9 @@ void jump_user(struct thread *thread, u64 rip, u64 rsp, u64 rflags)
     top[-2] = rflags;
     top[-3] = rip;
 }
+
+/* SS is the highest word of the frame that int 0x80 pushed. The IRETQ will fault. */
+void bad_return(struct thread *thread) { ((u64 *)thread->kstack)[-1] = ABSENT_SS; }
 
 void start_scheduling(struct cpu *cpu)
 {
