@@ -31,10 +31,11 @@ class Kind:
     TRACKED = 10  # a tracked variable was written; addr, value, size
     DIED = 11  # triple fault or reset
     IDT = 12  # lidt: addr = base, value = limit
+    AREA = 13  # a save area became known: addr = its start, value = its size (made by the reader, not by the guest)
 
     NAMES: Final = {
         1: "entry", 2: "exit", 3: "swapgs", 4: "base", 5: "cr3", 6: "gs-access", 7: "switch-out",
-        8: "switch-in", 9: "store", 10: "tracked", 11: "died", 12: "idt",
+        8: "switch-in", 9: "store", 10: "tracked", 11: "died", 12: "idt", 13: "area",
     }  # fmt: skip
 
 

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 
 from gdbext.events.row import Batch
 from gdbext.rules.codes import ERROR
-from gdbext.rules.finding import Difference
+from gdbext.rules.finding import Difference, TableRow
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
     """code, one sentence of cause, one of what to look at, the differing fields, and how sure.
 
-    blame: the event (a batch of one) at fault where it is not the judged one.
+    blame: the event (a batch of one) at fault where it is not the judged one.  slot, writer: the place in the save
+    area and the address of the instruction that wrote it.  table: per slot its name, what it holds, what it should
+    hold, and whose value that is.
     """
 
     code: str
@@ -23,6 +25,9 @@ class Draft:
     severity: str = ERROR
     match: str = "none"
     blame: Batch | None = None
+    slot: str | None = None
+    writer: int | None = None
+    table: tuple[TableRow, ...] = ()
 
 
 Judged = tuple[Draft, Batch, Batch | None]

@@ -11,10 +11,12 @@ import numpy as np
 from gdbext.events.row import Batch, Flag, Kind
 from gdbext.ledger.compare import is_call, is_user, space
 from gdbext.rules import codes as code_table
-from gdbext.rules import death, explain
+from gdbext.rules import death
+from gdbext.rules.areas import AreaJudge
 from gdbext.rules.bycode import CodeJudge
 from gdbext.rules.draft import Draft, Judged
-from gdbext.rules.finding import Finding, Place
+from gdbext.rules.explain import Explainer
+from gdbext.rules.finding import Finding, Place, Writer
 from gdbext.rules.gs import GsJudge
 from gdbext.rules.guest import GuestView, NoGuest
 from gdbext.rules.history import History
@@ -67,6 +69,8 @@ class Engine:
         self._codes = code_table.select(codes)
         self._resume = ResumeJudge(self.policy, self.history)
         self._gs = GsJudge()
+        self._areas = AreaJudge(self.policy)
+        self._explainer = Explainer(self.guest, self.history, self._areas)
         self._judges: tuple[Judge, ...] = (
             self._resume,
             SwitchJudge(),
@@ -76,6 +80,7 @@ class Engine:
             LandingJudge(),
             StateJudge(self.policy),
             CodeJudge(self.guest),
+            self._areas,
         )
         self._found: dict[tuple[object, ...], Finding] = {}
 
@@ -115,15 +120,15 @@ class Engine:
         self.counts.swapgs += int((kind == Kind.SWAPGS).sum())
 
     def _collect(self, judged: Iterable[Judged]) -> list[Finding]:
-        new = []
+        new: list[Finding] = []
         for draft, row, entry in judged:
             if draft.code not in self._codes:
                 continue
             finding = self._finding(draft, row, entry)
             known = self._found.setdefault(finding.key(), finding)
             if known is finding:
-                explain.complete(finding, self.guest, self.history)
                 new.append(finding)
+                new += self._collect((more, row, entry) for more in self._explainer.complete(finding))
             else:
                 known.count += 1
         return new
@@ -152,6 +157,9 @@ class Engine:
             row=np.array(row),
             entry_row=np.array(entry) if entry is not None else None,
             handler=int(entry["pc"][0]) if entry is not None else 0,
+            slot=draft.slot,
+            writer=Writer(draft.writer, self.guest.symbol(draft.writer)) if draft.writer is not None else None,
+            table=draft.table,
         )
 
 

@@ -1,36 +1,146 @@
-"""Complete a finding with what the guest's code and the events before it say."""
+"""Complete a finding with what the guest's code, the stores into its save areas and the events before it say."""
 
 from __future__ import annotations
 
+from typing import Final
+
 from gdbext.arch import vectors
-from gdbext.events.row import Kind
-from gdbext.ledger.compare import is_call
-from gdbext.rules.finding import Finding
+from gdbext.code.compare import Kind as Fact
+from gdbext.code.compare import Statement
+from gdbext.events.row import Batch, Kind
+from gdbext.ledger.compare import FIELD_BITS, is_call
+from gdbext.rules.areas import AreaJudge, Write
+from gdbext.rules.codes import ERROR
+from gdbext.rules.draft import Draft
+from gdbext.rules.finding import Finding, Writer
 from gdbext.rules.guest import GuestView
 from gdbext.rules.history import History
+from gdbext.rules.pathfacts import PathFacts
 
-_STALE = ("rflags", "fs_base")
-"""Fields of which an old value is telling: they come from a slot that this save did not write."""
-
-
-def complete(finding: Finding, guest: GuestView, history: History) -> None:
-    """Add to ``finding.cause`` where the wrong value was seen before."""
-    if finding.entry_row is None or finding.row is None:
-        return
-    for difference in finding.differences:
-        if difference.field in _STALE:
-            _say_when_seen(finding, difference.field, difference.actual, history)
+_CONTEXT_CODES: Final = frozenset({"CW101", "CW102", "CW103", "CW104", "CW106", "CW603"})
+"""Findings about a saved register: they have a save path, a slot and a last writer."""
+_TELLING: Final = 0xFFFF
+"""A register's old value above this is no coincidence."""
 
 
-def _say_when_seen(finding: Finding, field: str, value: int, history: History) -> None:
-    assert finding.entry_row is not None
-    seen = history.last_with(finding.entry_row, field, value)
-    if seen is None:
-        return
-    since = history.before(finding.event)
-    since = since[(since["kind"] == Kind.ENTRY) & (since["seq"] > seen["seq"][0])]
-    what = "system call" if bool(is_call(seen)[0]) else vectors.name(int(seen["vector"][0]))
-    finding.cause += (
-        f". The value is the one this thread had at its {what} at event {int(seen['seq'][0])}, "
-        f"{len(since)} entries before: the slot was not written since"
+class Explainer:
+    """Explains findings of one engine."""
+
+    def __init__(self, guest: GuestView, history: History, areas: AreaJudge) -> None:
+        self._guest = guest
+        self._history = history
+        self._areas = areas
+        self._paths = PathFacts(guest)
+
+    def complete(self, finding: Finding) -> list[Draft]:
+        """Add to the finding's cause, slot and writer; return what this shows besides it."""
+        entry, row = finding.entry_row, finding.row
+        if entry is None or row is None or finding.code not in _CONTEXT_CODES or row["kind"][0] != Kind.EXIT:
+            return []
+        fields = [d.field for d in finding.differences if d.field in FIELD_BITS]
+        if not fields:
+            return []
+        statements = self._paths.statements(entry, row)
+        clash = next((s for s in statements if s.kind is Fact.CLASH), None)
+        extra = [_clash(clash, finding)] if clash is not None else []
+        stale = self._add_writer(finding, entry, fields[0])
+        said = self._add_path(finding, statements, fields)
+        seen = self._add_when_seen(finding, entry, fields[0])
+        if stale is not None:
+            extra.append(stale)
+        elif seen and not said and finding.code == "CW101":
+            extra.append(_stale(finding, f"{fields[0]} was not stored by this save"))
+        if not extra and self._overwritten(finding, entry, row, fields):
+            extra.append(_overwritten(finding, fields))
+        return extra
+
+    def _add_path(self, finding: Finding, statements: list[Statement], fields: list[str]) -> bool:
+        """Say what the code does with the fields: never stored, other slot, exchanged."""
+        told = [s for s in statements if s.fault and set(s.fields) & set(fields)]
+        for statement in told[:2]:
+            finding.cause += f". {statement.text[:1].upper()}{statement.text[1:]}"
+            if finding.slot is None and statement.word is not None:
+                finding.slot = f"slot {statement.word}"
+        return bool(told)
+
+    def _add_writer(self, finding: Finding, entry: Batch, field: str) -> Draft | None:
+        """Say who wrote the slot last; a draft of CW404 if that was before the context was interrupted."""
+        area = self._areas.area_of(entry)
+        write = self._areas.last_write(area, field) if area is not None else None
+        number = self._areas.slot_number(field)
+        if write is None or number is None:
+            return None
+        finding.slot = f"slot {number}"
+        finding.writer = Writer(write.pc, self._guest.symbol(write.pc))
+        where = finding.writer.symbol or f"{write.pc:#x}"
+        if write.event > int(entry["seq"][0]):
+            finding.cause += f". Slot {number} was written on this save, by {where}"
+            return None
+        finding.cause += (
+            f". Slot {number} was last written by {self._path_of(write)} at {where}, {self._ago(write, entry)}"
+        )
+        finding.cause += "; this save never stored it"
+        return _stale(finding, f"slot {number} was last written at event {write.event}")
+
+    def _path_of(self, write: Write) -> str:
+        """The handler in which a store was made."""
+        past = self._history.before(write.event)
+        past = past[(past["kind"] == Kind.ENTRY) & (past["cpu"] == write.cpu)]
+        if not len(past):
+            return "code"
+        last = past[-1:]
+        if bool(is_call(last)[0]):
+            return "the system call path"
+        return f"the path of {vectors.name(int(last['vector'][0]))}"
+
+    def _ago(self, write: Write, entry: Batch) -> str:
+        since = self._history.before(int(entry["seq"][0]))
+        count = int(((since["kind"] == Kind.ENTRY) & (since["seq"] > write.event)).sum())
+        return f"{count} interrupts ago" if count != 1 else "one interrupt ago"
+
+    def _add_when_seen(self, finding: Finding, entry: Batch, field: str) -> bool:
+        """Say when the thread had the value that came back; True if that is telling."""
+        actual = finding.differences[0].actual
+        if field not in ("rflags", "fs_base") and actual <= _TELLING:
+            return False
+        seen = self._history.last_with(entry, field, actual)
+        if seen is None:
+            return False
+        since = self._history.before(finding.event)
+        count = int(((since["kind"] == Kind.ENTRY) & (since["seq"] > seen["seq"][0])).sum())
+        what = "system call" if bool(is_call(seen)[0]) else vectors.name(int(seen["vector"][0]))
+        finding.cause += (
+            f". The value that came back is the one this thread had at its {what} at event {int(seen['seq'][0])}, "
+            f"{count} entries before: the slot was not written since"
+        )
+        return True
+
+    def _overwritten(self, finding: Finding, entry: Batch, row: Batch, fields: list[str]) -> bool:
+        """True if the exit pops the CPU's own frame in place and a word of it has changed."""
+        if not set(fields) <= {"rip", "cs", "rflags", "rsp", "ss"} or finding.code == "CW603":
+            return False
+        return self._paths.frame_in_place(entry, row) is True
+
+
+def _clash(statement: Statement, finding: Finding) -> Draft:
+    slot = f"slot {statement.word}" if statement.word is not None else None
+    text = statement.text[:1].upper() + statement.text[1:]
+    look = "the slot numbers of the save path beside those of the restore path: each register needs its own"
+    return Draft("CW405", text, look, finding.differences, match=finding.match, slot=slot)
+
+
+def _stale(finding: Finding, why: str) -> Draft:
+    field = finding.differences[0].field
+    cause = f"the {field} resumed is a stale one: {why}, before the context was interrupted at event {finding.entry}"
+    look = "the condition under which this save skips the slot, or the path that never stores it"
+    writer = finding.writer.rip if finding.writer else None
+    return Draft("CW404", cause, look, finding.differences[:1], ERROR, finding.match, slot=finding.slot, writer=writer)
+
+
+def _overwritten(finding: Finding, fields: list[str]) -> Draft:
+    cause = (
+        f"the exit pops the very frame that the CPU pushed, and its {', '.join(fields)} changed while the handler ran: "
+        "something wrote into a live hardware frame"
     )
+    look = "stray writes near the top of this stack; watch the slot (ctx tcb watch) to see the writer"
+    return Draft("CW302", cause, look, finding.differences, match=finding.match)

@@ -34,6 +34,10 @@ class Difference:
     actual: int
 
 
+TableRow = tuple[str, int | None, int | None, str | None]
+"""One slot of a save area: its name, what it holds, what it should hold, whose value it holds."""
+
+
 @dataclass(slots=True)
 class Finding:
     """What a rule found. Addresses are guest virtual; ``event`` and ``entry`` are event numbers (column ``seq``)."""
@@ -64,6 +68,8 @@ class Finding:
     handler: int = 0
     """First instruction of the handler through which the context was interrupted; 0 if unknown."""
     pc_symbol: str | None = None
+    table: tuple[TableRow, ...] = ()
+    """A save area as it is beside as it should be (CW402)."""
 
     @property
     def name(self) -> str:

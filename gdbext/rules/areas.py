@@ -1,0 +1,220 @@
+"""Save areas under watch: who wrote each slot, and CW401, CW402, CW403.
+
+Areas become known by rows of kind AREA, stores into them by rows of kind STORE; an entry's own frame may land in an
+area too (a kernel that points RSP0, or an idle thread's RSP, into a thread's area). What registers lie where is the
+profile's layout; without one only the writers are judged.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from gdbext.arch import flags as rf
+from gdbext.arch import vectors
+from gdbext.arch.addresses import is_canonical
+from gdbext.arch.frames import word_size, words_pushed
+from gdbext.events.row import Batch, Flag, Kind
+from gdbext.ledger.compare import is_user
+from gdbext.rules.draft import Draft, Judged
+from gdbext.rules.finding import Difference
+from gdbext.rules.policy import Layout, Policy
+
+MAX_AREAS: Final = 4096
+MAX_SHIFT: Final = 8
+"""Words by which a context in an area can be moved and still be recognised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One store into a slot: event number, CPU, instruction, value."""
+
+    event: int
+    cpu: int
+    pc: int
+    value: int
+
+
+@dataclass(slots=True)
+class Area:
+    """One save area: where it is and the last store into each word of it, by byte offset."""
+
+    start: int
+    size: int
+    writes: dict[int, Write]
+
+
+class AreaJudge:
+    """Follows the stores into every known save area."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._layout = policy.layout
+        self._writers = policy.writers
+        self._starts: list[int] = []
+        self._areas: dict[int, Area] = {}
+        self._entered: dict[int, tuple[int, bool]] = {}
+
+    def feed(self, batch: Batch) -> list[Judged]:
+        """Judge a batch in order of ``seq``; it costs nothing while no area is known."""
+        kind = batch["kind"]
+        if not self._areas and not (kind == Kind.AREA).any():
+            return []
+        judged: list[Judged] = []
+        chosen = (kind == Kind.AREA) | (kind == Kind.STORE) | (kind == Kind.ENTRY) | (kind == Kind.EXIT)
+        for index in np.flatnonzero(chosen):
+            row = batch[index : index + 1]
+            which = int(kind[index])
+            if which == Kind.AREA:
+                self._know(int(row["addr"][0]), int(row["value"][0]))
+            elif which == Kind.STORE:
+                judged += [(draft, row, None) for draft in self._store(row)]
+            elif which == Kind.ENTRY:
+                judged += [(draft, row, None) for draft in self._entry(row)]
+                self._entered[int(row["cpu"][0])] = (int(row["frame"][0]), True)
+            else:
+                self._entered[int(row["cpu"][0])] = (0, False)
+        return judged
+
+    def area_of(self, context: Batch) -> Area | None:
+        """The area whose RIP and RSP slots hold those of `context` (a batch of one), the last written one first."""
+        layout = self._layout
+        if layout is None or not {"rip", "rsp"} <= layout.slots.keys():
+            return None
+        found: list[Area] = []
+        for area in self._areas.values():
+            held = [area.writes.get(layout.slots[name]) for name in ("rip", "rsp")]
+            if all(w is not None and w.value == int(context[n][0]) for n, w in zip(("rip", "rsp"), held, strict=True)):
+                found.append(area)
+        return max(found, key=lambda a: a.writes[self._slot("rip")].event, default=None)
+
+    def last_write(self, area: Area, field: str) -> Write | None:
+        """The last store into the slot of `field` in `area`, None if none was seen."""
+        return area.writes.get(self._slot(field))
+
+    def slot_number(self, field: str) -> int | None:
+        """The slot of `field` counted in words from the area's start."""
+        if self._layout is None or field not in self._layout.slots:
+            return None
+        return self._layout.slots[field] // self._layout.word
+
+    def _slot(self, field: str) -> int:
+        return self._layout.slots.get(field, -1) if self._layout else -1
+
+    def _know(self, start: int, size: int) -> None:
+        if start not in self._areas and len(self._areas) < MAX_AREAS and size > 0:
+            self._areas[start] = Area(start, size, {})
+            insort(self._starts, start)
+
+    def _at(self, address: int) -> Area | None:
+        index = bisect_right(self._starts, address) - 1
+        if index < 0:
+            return None
+        area = self._areas[self._starts[index]]
+        return area if address < area.start + area.size else None
+
+    def _store(self, row: Batch) -> list[Draft]:
+        address, size, pc = int(row["addr"][0]), int(row["size"][0]), int(row["pc"][0])
+        area = self._at(address)
+        if area is None:
+            return []
+        offset, value = address - area.start, int(row["value"][0])
+        drafts = []
+        pushed = address == (int(row["rsp"][0]) - size) & (2**64 - 1 if row["mode"][0] == 64 else 2**32 - 1)
+        if self._writers is not None:
+            if not any(start <= pc <= end for start, end in self._writers):
+                drafts.append(self._foreign(row, area, offset, "it is not among the profile's writers"))
+        elif pushed and self._foreign_stack(row, area):
+            why = "it is a push: the stack of the code that runs here reaches into the area"
+            drafts.append(self._foreign(row, area, offset, why))
+        name = self._layout.slot_at(offset) if self._layout else None
+        if name is not None and self._layout is not None and size == self._layout.word:
+            why = implausible(name, value, 64 if self._layout.word == 8 else 32)
+            if why:
+                drafts.append(self._implausible(row, name, value, why))
+        area.writes[offset] = Write(int(row["seq"][0]), int(row["cpu"][0]), pc, value)
+        return drafts
+
+    def _foreign_stack(self, row: Batch, area: Area) -> bool:
+        """True unless a handler runs whose own frame the CPU pushed into this area (its pushes are the save)."""
+        frame, inside = self._entered.get(int(row["cpu"][0]), (0, False))
+        return not (inside and self._at(frame) is area)
+
+    def _entry(self, row: Batch) -> list[Draft]:
+        """An entry whose frame lands in an area, but not on the slots that are meant for it."""
+        frame = int(row["frame"][0])
+        area = self._at(frame) if frame and not row["flags"][0] & Flag.UNREADABLE else None
+        layout = self._layout
+        if area is None or layout is None or "rip" not in layout.slots:
+            return []
+        distance = frame - area.start - layout.slots["rip"]
+        shift = distance // layout.word
+        if distance == 0 or distance % layout.word or abs(shift) > MAX_SHIFT:
+            return []
+        return [_shifted(row, layout, shift, area, self._last_push(area, frame, row))]
+
+    def _last_push(self, area: Area, frame: int, row: Batch) -> Write | None:
+        """The store just above the frame: what moved RSP before the CPU pushed."""
+        size = word_size(int(row["mode"][0]))
+        words = words_pushed(int(row["mode"][0]), 3 if bool(is_user(row)[0]) else 0, 0)
+        return area.writes.get(frame + words * size - area.start)
+
+    def _foreign(self, row: Batch, area: Area, offset: int, why: str) -> Draft:
+        name = self._layout.slot_at(offset) if self._layout else None
+        slot = f"slot {name}" if name else f"byte {offset}"
+        pc, value = int(row["pc"][0]), int(row["value"][0])
+        cause = f"{slot} of the save area at {area.start:#x} was written with {value:#x} by code at {pc:#x}: {why}"
+        look = "why this code's stack lies there: a stack too small, an idle thread without one, a stray pointer"
+        return Draft("CW401", cause, look, (Difference(name or "area", 0, value),), slot=slot, writer=pc)
+
+    def _implausible(self, row: Batch, name: str, value: int, why: str) -> Draft:
+        pc = int(row["pc"][0])
+        cause = f"slot {name} was given {value:#x} by code at {pc:#x}, which {name.upper()} cannot hold: {why}"
+        look = "what the save path copies there: one word too many, or from the wrong place in the frame"
+        return Draft("CW403", cause, look, (Difference(name, 0, value),), slot=f"slot {name}", writer=pc)
+
+
+def implausible(name: str, value: int, bits: int) -> str:
+    """Why `value` cannot be a `bits`-bit register `name`; "" if it can. Zero is what cleared memory holds."""
+    if value == 0:
+        return ""
+    if name in ("cs", "ss", "ds", "es", "fs", "gs") and value > 0xFFFF:
+        return "a selector has 16 bits"
+    if name == "rflags" and (value & rf.RESERVED or not value & rf.ALWAYS_ONE):
+        return "reserved bits of RFLAGS are not as they always are"
+    if name == "rip" and bits == 64 and not is_canonical(value):
+        return "it is not canonical"
+    return ""
+
+
+def _shifted(row: Batch, layout: Layout, shift: int, area: Area, push: Write | None) -> Draft:
+    """CW402: each slot will hold what belongs `shift` words away."""
+    by_offset = {offset: name for name, offset in layout.slots.items()}
+    table = []
+    for name, offset in sorted(layout.slots.items(), key=lambda item: item[1]):
+        belongs = by_offset.get(offset - shift * layout.word)
+        own, held = _value(row, name), _value(row, belongs) if belongs else None
+        table.append((name, held, own, belongs))
+    words = f"{abs(shift)} word{'s' * (abs(shift) > 1)} {'down' if shift < 0 else 'up'}"
+    sample = "; ".join(f"{name} will hold {belongs}" for name, _, _, belongs in table if belongs)[:160]
+    what = vectors.name(int(row["vector"][0]))
+    cause = (
+        f"the frame of {what} landed in the save area at {area.start:#x}, but {words} from its slots: "
+        f"the context is saved moved ({sample})"
+    )
+    if push is not None:
+        cause += f"; RSP was moved by the push at {push.pc:#x}"
+    look = "what moved RSP inside the area before the interrupt: code that runs on this 'stack' must not push"
+    expected = area.start + layout.slots["rip"]
+    found = (Difference("frame", expected, int(row["frame"][0])),)
+    writer = push.pc if push is not None else None
+    return Draft("CW402", cause, look, found, slot="slot rip", writer=writer, table=tuple(table))
+
+
+def _value(row: Batch, name: str) -> int | None:
+    if name == "error":
+        return int(row["error"][0])
+    names = row.dtype.names or ()
+    return int(row[name][0]) if name in names else None

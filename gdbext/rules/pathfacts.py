@@ -1,0 +1,86 @@
+"""What the guest's code says of the path a finding went through: save map, restore map, their disagreements.
+
+Each handler and exit is decoded once. Code that cannot be read or followed says nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gdbext.arch import vectors
+from gdbext.code.compare import Statement, compare
+from gdbext.code.disasm import Code
+from gdbext.code.graph import Graph
+from gdbext.code.paths import Entry, Gateway, Limits, explore
+from gdbext.code.savemap import RestoreMap, restore_maps, save_maps
+from gdbext.code.values import STACKS
+from gdbext.events.row import Batch, Flag, How
+from gdbext.rules.guest import GuestView
+
+LIMITS: Final = Limits(instructions=30_000, calls=5)
+
+
+class PathFacts:
+    """Code facts by (handler, exit), kept."""
+
+    def __init__(self, guest: GuestView) -> None:
+        self._guest = guest
+        self._codes: dict[int, Code] = {}
+        self._statements: dict[tuple[int, int], list[Statement]] = {}
+        self._restores: dict[tuple[int, int], list[RestoreMap]] = {}
+        self._entries: dict[int, Entry] = {}
+
+    def statements(self, entry: Batch, leaving: Batch) -> list[Statement]:
+        """What save and restore path of this entry and exit (batches of one) say of one another, faults first."""
+        handler, pc = int(entry["pc"][0]), int(leaving["pc"][0])
+        if not handler:
+            return []
+        key = (handler, pc)
+        if key not in self._statements:
+            self._statements[key] = self._compare(_entry_of(entry), leaving)
+        return self._statements[key]
+
+    def frame_in_place(self, entry: Batch, leaving: Batch) -> bool | None:
+        """True if the exit pops the very frame the CPU pushed, False if code built it; None if that is not known."""
+        if int(leaving["how"][0]) != How.IRET or entry["frame"][0] != leaving["frame"][0]:
+            return False
+        maps = self._restore(_entry_of(entry), leaving)
+        if not maps:
+            return None
+        place = maps[0].loaded.get("rip")
+        return place is not None and (place.segment, place.atom) in STACKS
+
+    def _code(self, row: Batch) -> Code:
+        bits = 64 if row["mode"][0] == 64 else 32
+        return self._codes.setdefault(bits, Code(self._guest.read, bits))
+
+    def _compare(self, entry: Entry, leaving: Batch) -> list[Statement]:
+        saves = save_maps(self._code(leaving), entry)
+        restores = self._restore(entry, leaving)
+        if not saves or not restores:
+            return []
+        return compare(saves[0], restores[0])
+
+    def _restore(self, entry: Entry, leaving: Batch) -> list[RestoreMap]:
+        pc = int(leaving["pc"][0])
+        key = (entry.address, pc)
+        if key not in self._restores:
+            code = self._code(leaving)
+            self._entries[entry.address] = entry
+            reach = explore(code, [entry], LIMITS)
+            exit_ = next((e for e in reach.exits if e.address == pc), None)
+            if exit_ is None:  # reached by a switch of stacks: begin at every handler seen
+                reach = explore(code, self._entries.values(), LIMITS)
+                exit_ = next((e for e in reach.exits if e.address == pc), None)
+            self._restores[key] = restore_maps(code, reach, exit_, Graph(reach)) if exit_ else []
+        return self._restores[key]
+
+
+def _entry_of(row: Batch) -> Entry:
+    how = int(row["how"][0])
+    gateway = {How.SYSCALL: Gateway.SYSCALL, How.SYSENTER: Gateway.SYSENTER}.get(how, Gateway.INTERRUPT)
+    vector = int(row["vector"][0])
+    has_code = bool(row["flags"][0] & Flag.ERROR_CODE)
+    if vector == vectors.UNKNOWN and not has_code:
+        return Entry(int(row["pc"][0]), gateway, vector, error_code=False)
+    return Entry(int(row["pc"][0]), gateway, vector, error_code=has_code)
