@@ -40,11 +40,15 @@ class Write:
 
 @dataclass(slots=True)
 class Area:
-    """One save area: where it is and the last store into each word of it, by byte offset."""
+    """One save area: where it is and, by byte offset, the stores of the batch at hand and the last one before it."""
 
     start: int
     size: int
-    writes: dict[int, Write]
+    writes: dict[int, list[Write]]
+
+    def last(self, offset: int, before: int) -> Write | None:
+        """The last store at byte `offset` before event `before`."""
+        return next((w for w in reversed(self.writes.get(offset, [])) if w.event < before), None)
 
 
 class AreaJudge:
@@ -55,6 +59,7 @@ class AreaJudge:
         self._writers = policy.writers
         self._starts: list[int] = []
         self._areas: dict[int, Area] = {}
+        self._touched: set[tuple[int, int]] = set()
         self._entered: dict[int, tuple[int, bool]] = {}
 
     def feed(self, batch: Batch) -> list[Judged]:
@@ -62,6 +67,7 @@ class AreaJudge:
         kind = batch["kind"]
         if not self._areas and not (kind == Kind.AREA).any():
             return []
+        self._trim()
         judged: list[Judged] = []
         chosen = (kind == Kind.AREA) | (kind == Kind.STORE) | (kind == Kind.ENTRY) | (kind == Kind.EXIT)
         for index in np.flatnonzero(chosen):
@@ -78,21 +84,25 @@ class AreaJudge:
                 self._entered[int(row["cpu"][0])] = (0, False)
         return judged
 
-    def area_of(self, context: Batch) -> Area | None:
-        """The area whose RIP and RSP slots hold those of `context` (a batch of one), the last written one first."""
+    def area_of(self, context: Batch, before: int) -> Area | None:
+        """The area that held RIP and RSP of `context` (a batch of one) at event `before`, the last written first."""
         layout = self._layout
         if layout is None or not {"rip", "rsp"} <= layout.slots.keys():
             return None
-        found: list[Area] = []
+        best, best_event = None, 0
         for area in self._areas.values():
-            held = [area.writes.get(layout.slots[name]) for name in ("rip", "rsp")]
-            if all(w is not None and w.value == int(context[n][0]) for n, w in zip(("rip", "rsp"), held, strict=True)):
-                found.append(area)
-        return max(found, key=lambda a: a.writes[self._slot("rip")].event, default=None)
+            rip, rsp = (area.last(layout.slots[name], before) for name in ("rip", "rsp"))
+            if rip is None or rsp is None or rip.event <= best_event:
+                continue
+            if rip.value == int(context["rip"][0]) and rsp.value == int(context["rsp"][0]):
+                best, best_event = area, rip.event
+        return best
 
-    def last_write(self, area: Area, field: str) -> Write | None:
-        """The last store into the slot of `field` in `area`, None if none was seen."""
-        return area.writes.get(self._slot(field))
+    def last_write(self, area: Area, field: str, before: int) -> Write | None:
+        """The last store into the slot of `field` in `area` before event `before`, None if none was seen."""
+        if self._layout is None or field not in self._layout.slots:
+            return None
+        return area.last(self._layout.slots[field], before)
 
     def slot_number(self, field: str) -> int | None:
         """The slot of `field` counted in words from the area's start."""
@@ -100,8 +110,11 @@ class AreaJudge:
             return None
         return self._layout.slots[field] // self._layout.word
 
-    def _slot(self, field: str) -> int:
-        return self._layout.slots.get(field, -1) if self._layout else -1
+    def _trim(self) -> None:
+        """Keep only the last store of each slot written in the batch before."""
+        for area, offset in self._touched:
+            del self._areas[area].writes[offset][:-1]
+        self._touched.clear()
 
     def _know(self, start: int, size: int) -> None:
         if start not in self._areas and len(self._areas) < MAX_AREAS and size > 0:
@@ -134,7 +147,8 @@ class AreaJudge:
             why = implausible(name, value, 64 if self._layout.word == 8 else 32)
             if why:
                 drafts.append(self._implausible(row, name, value, why))
-        area.writes[offset] = Write(int(row["seq"][0]), int(row["cpu"][0]), pc, value)
+        area.writes.setdefault(offset, []).append(Write(int(row["seq"][0]), int(row["cpu"][0]), pc, value))
+        self._touched.add((area.start, offset))
         return drafts
 
     def _foreign_stack(self, row: Batch, area: Area) -> bool:
@@ -159,7 +173,7 @@ class AreaJudge:
         """The store just above the frame: what moved RSP before the CPU pushed."""
         size = word_size(int(row["mode"][0]))
         words = words_pushed(int(row["mode"][0]), 3 if bool(is_user(row)[0]) else 0, 0)
-        return area.writes.get(frame + words * size - area.start)
+        return area.last(frame + words * size - area.start, int(row["seq"][0]))
 
     def _foreign(self, row: Batch, area: Area, offset: int, why: str) -> Draft:
         name = self._layout.slot_at(offset) if self._layout else None

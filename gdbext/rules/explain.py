@@ -65,8 +65,8 @@ class Explainer:
 
     def _add_writer(self, finding: Finding, entry: Batch, field: str) -> Draft | None:
         """Say who wrote the slot last; a draft of CW404 if that was before the context was interrupted."""
-        area = self._areas.area_of(entry)
-        write = self._areas.last_write(area, field) if area is not None else None
+        area = self._areas.area_of(entry, finding.event)
+        write = self._areas.last_write(area, field, finding.event) if area is not None else None
         number = self._areas.slot_number(field)
         if write is None or number is None:
             return None
@@ -94,8 +94,7 @@ class Explainer:
         return f"the path of {vectors.name(int(last['vector'][0]))}"
 
     def _ago(self, write: Write, entry: Batch) -> str:
-        since = self._history.before(int(entry["seq"][0]))
-        count = int(((since["kind"] == Kind.ENTRY) & (since["seq"] > write.event)).sum())
+        count = self._history.entries_between(write.event, int(entry["seq"][0]))
         return f"{count} interrupts ago" if count != 1 else "one interrupt ago"
 
     def _add_when_seen(self, finding: Finding, entry: Batch, field: str) -> bool:
@@ -106,12 +105,11 @@ class Explainer:
         seen = self._history.last_with(entry, field, actual)
         if seen is None:
             return False
-        since = self._history.before(finding.event)
-        count = int(((since["kind"] == Kind.ENTRY) & (since["seq"] > seen["seq"][0])).sum())
+        count = self._history.entries_between(int(seen["seq"][0]), int(entry["seq"][0]))
         what = "system call" if bool(is_call(seen)[0]) else vectors.name(int(seen["vector"][0]))
         finding.cause += (
             f". The value that came back is the one this thread had at its {what} at event {int(seen['seq'][0])}, "
-            f"{count} entries before: the slot was not written since"
+            f"{count} {'entry' if count == 1 else 'entries'} before: the slot was not written since"
         )
         return True
 

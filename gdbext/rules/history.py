@@ -29,9 +29,15 @@ class History:
     def before(self, seq: int) -> Batch:
         """The rows with an event number below `seq`, oldest first, CAPACITY at most."""
         now = self._now[self._now["seq"] < seq][-CAPACITY:]
-        if self._past.dtype != now.dtype or not len(self._past):
+        past = self._past[self._past["seq"] < seq] if len(self._past) else self._past
+        if past.dtype != now.dtype or not len(past):
             return now
-        return np.concatenate((self._past, now))[-CAPACITY:]
+        return np.concatenate((past, now))[-CAPACITY:]
+
+    def entries_between(self, after: int, upto: int) -> int:
+        """How many entries have event numbers above `after` and up to `upto` (within the rows kept)."""
+        rows = self.before(upto + 1)
+        return int(((rows["kind"] == Kind.ENTRY) & (rows["seq"] > after)).sum())
 
     def last_with(self, row: Batch, field: str, value: int) -> Batch | None:
         """The last entry of the thread of `row` (a batch of one) before it whose `field` was `value`, or None.

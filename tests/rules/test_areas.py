@@ -1,0 +1,115 @@
+"""Save areas: last writers, foreign writes, shifted contexts, implausible slots."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gdbext.events.row import ROW, Batch
+from gdbext.profiles.profile import find
+from gdbext.rules.engine import Engine
+from gdbext.rules.finding import Finding
+from gdbext.rules.policy import Layout, Policy
+from tests.rules.rows import KERNEL_RIP, How, Kind, batch, context, entry, exit_, stamp
+
+AREA = 0xFFFFFFFF80500000
+NRK = find("nrk").policy()
+SEL4 = find("sel4-ia32").policy()
+
+
+def event(kind: int, **fields: object) -> Batch:
+    row = np.zeros(1, ROW)
+    row["kind"], row["mode"], row["pc"] = kind, 64, KERNEL_RIP
+    for name, value in fields.items():
+        row[name] = value
+    return row
+
+
+def area(start: int = AREA, size: int = 704) -> Batch:
+    return event(Kind.AREA, addr=start, value=size)
+
+
+def store(offset: int, value: int, pc: int = KERNEL_RIP, start: int = AREA, **fields: object) -> Batch:
+    return event(Kind.STORE, addr=start + offset, value=value, size=8, pc=pc, rsp=0xFFFFFFFF80600000, **fields)
+
+
+def judge(*rows: Batch, policy: Policy = NRK) -> list[Finding]:
+    whole = stamp(batch(*rows))
+    results = []
+    for feeds in ([whole], [whole[i : i + 1] for i in range(len(whole))]):
+        engine = Engine(policy)
+        for feed in feeds:
+            engine.feed(feed)
+        results.append(engine.findings)
+    assert [(f.code, f.cause) for f in results[0]] == [(f.code, f.cause) for f in results[1]]
+    return results[0]
+
+
+def test_stale_flags_name_slot_and_last_writer() -> None:
+    assert NRK.layout is not None
+    slots = NRK.layout.slots
+    before, now = context(rflags=0x202), context(rip=0x400180, rflags=0x246)
+
+    def save(ctx: dict[str, int], skip: str = "") -> list[Batch]:
+        return [store(at, ctx[name], KERNEL_RIP + at) for name, at in slots.items() if name in ctx and name != skip]
+
+    rows = area(), entry(before, How.SYSCALL), *save(before), exit_(before, How.SYSRET)
+    bad = entry(now), *save(now, "rflags"), exit_(now | {"rflags": 0x202})
+    flags, stale = judge(*rows, *bad)
+    assert (flags.code, flags.slot) == ("CW102", "slot 17")
+    assert flags.writer is not None
+    assert flags.writer.rip == KERNEL_RIP + 136
+    assert "Slot 17 was last written by the system call path" in flags.cause
+    assert "one interrupt ago; this save never stored it" in flags.cause
+    assert (stale.code, stale.slot) == ("CW404", "slot 17")
+    assert judge(*rows, entry(now), *save(now), exit_(now)) == []
+
+
+def test_push_into_an_area_is_foreign() -> None:
+    push = event(Kind.STORE, addr=AREA + 696, value=1, size=8, rsp=AREA + 704, pc=KERNEL_RIP + 5)
+    (finding,) = judge(area(), push)
+    assert finding.code == "CW401"
+    assert finding.writer is not None
+    assert finding.writer.rip == KERNEL_RIP + 5
+    assert judge(area(), store(0, 5)) == []
+
+
+def test_writers_of_a_profile() -> None:
+    policy = Policy(layout=NRK.layout, writers=((KERNEL_RIP, KERNEL_RIP + 0x100),))
+    assert judge(area(), store(0, 5, KERNEL_RIP + 8), policy=policy) == []
+    (finding,) = judge(area(), store(0, 5, KERNEL_RIP + 0x200), policy=policy)
+    assert finding.code == "CW401"
+    assert "not among the profile's writers" in finding.cause
+
+
+def test_implausible_slots() -> None:
+    for offset, value in ((144, 0x12345), (136, 0x244), (128, 1 << 60)):
+        (finding,) = judge(area(), store(offset, value))
+        assert finding.code == "CW403"
+    assert judge(area(), store(144, 0x2B), store(136, 0x246), store(128, 0x400000), store(144, 0)) == []
+
+
+def test_idle_thread_that_pushes_into_its_own_area() -> None:
+    """The seL4 report: a prologue's push moves the same-ring frame one word down in the TCB."""
+    tcb, pushed = 0xE0142600, 0xE0142630
+    idle = context(user=False, rip=0xE01166E1, cs=8, rflags=0x202, rsp=pushed, rbp=0, rdi=0)
+    push = event(Kind.STORE, addr=pushed - 4, value=0, size=4, rsp=pushed, pc=0xE01166D0, mode=32)
+    frame = [0xE01166E1 | 8 << 32, 0x202, 0, 0, 0, 0, 0, 0]
+    wrong = entry(idle, frame=pushed - 4 - 12, mode=32, stack=[frame])
+    found = judge(area(tcb, 64), push, wrong, policy=SEL4)
+    assert [f.code for f in found] == ["CW401", "CW402"]
+    shifted = found[1]
+    assert "1 word down" in shifted.cause
+    held = {name: whose for name, _, _, whose in shifted.table}
+    assert (held["rdi"], held["error"], held["cs"]) == ("rbp", "rip", "rflags")
+    right = entry(idle, frame=pushed - 12, mode=32, stack=[frame])
+    assert judge(area(tcb, 64), right, policy=SEL4) == []
+
+
+def test_overlapping_areas_are_bounded() -> None:
+    rows = [area(AREA + 8 * n, 16) for n in range(50)]
+    assert judge(*rows, store(4, 1)) == []
+
+
+def test_layout_names_slots() -> None:
+    layout = Layout({"rax": 0, "rip": 8}, 16)
+    assert [layout.slot_at(n) for n in (0, 7, 8, 16)] == ["rax", "rax", "rip", None]
