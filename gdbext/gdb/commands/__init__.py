@@ -1,0 +1,1 @@
+"""One module per command under ``ctx``; each holds one ``COMMAND``."""

@@ -1,0 +1,139 @@
+"""One declaration per command, and the adapter that makes a GDB command of it. Commands are discovered, not listed."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pkgutil
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import gdb
+
+from gdbext.errors import CtxwatchError, UsageError
+
+if TYPE_CHECKING:
+    from gdbext.gdb.extension import Extension
+
+PREFIX: Final = "ctx"
+
+
+class Needs(Enum):
+    """What must be so before a command runs."""
+
+    NOTHING = "nothing"
+    GUEST = "a guest that stands still"
+    WATCH = "a watch"
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument: ``name`` as argparse takes it (``--json`` or ``CODE``), its help, and further argparse keywords."""
+
+    name: str
+    help: str
+    options: tuple[tuple[str, object], ...] = ()
+
+
+def argument(name: str, help: str, **options: object) -> Argument:
+    """Declare an argument."""
+    return Argument(name, help, tuple(options.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """``ctx NAME``. ``summary``: one line; ``text``: the long help; ``example``: lines a reader can type.
+
+    ``run`` gets the extension and the parsed arguments and raises CtxwatchError for what it refuses. ``complete``
+    gives the words that may come next.
+    """
+
+    name: str
+    summary: str
+    text: str
+    example: str
+    run: Callable[[Extension, argparse.Namespace], None]
+    arguments: tuple[Argument, ...] = ()
+    needs: Needs = Needs.NOTHING
+    complete: Callable[[], Sequence[str]] | None = None
+
+    def usage(self) -> str:
+        """``ctx watch [off] [--halt]``."""
+        return self.parser().format_usage().removeprefix("usage: ").replace("\n", " ").strip()
+
+    def help(self) -> str:
+        """The help that GDB shows."""
+        lines = [self.summary, f"Usage: {' '.join(self.usage().split())}", "", *_wrapped(self.text)]
+        for one in self.arguments:
+            lines += [
+                "",
+                f"  {one.name}",
+                *textwrap.wrap(one.help, 76, initial_indent="    ", subsequent_indent="    "),
+            ]
+        lines += ["", "Example:", *(f"  (gdb) {line}" for line in self.example.strip().splitlines())]
+        return "\n".join(lines)
+
+    def parser(self) -> argparse.ArgumentParser:
+        """The argument parser; it raises UsageError instead of ending the process."""
+        parser = _Parser(prog=f"{PREFIX} {self.name}", add_help=False)
+        for one in self.arguments:
+            parser.add_argument(one.name, help=one.help, **dict(one.options))  # type: ignore[arg-type]
+        return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}", todo=f"help {self.prog} tells more")
+
+
+def _wrapped(text: str) -> Iterator[str]:
+    for paragraph in textwrap.dedent(text).strip().split("\n\n"):
+        yield from textwrap.wrap(" ".join(paragraph.split()), 78)
+        yield ""
+
+
+def discover() -> list[Command]:
+    """Every ``COMMAND`` in the modules of gdbext.gdb.commands, by name."""
+    package = importlib.import_module("gdbext.gdb.commands")
+    modules = (importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__))
+    return sorted((module.COMMAND for module in modules), key=lambda command: command.name)
+
+
+class Prefix(gdb.Command):  # type: ignore[misc]  # GDB's classes have no types
+    __doc__ = "Watch the contexts that the guest saves and resumes; see help ctx COMMAND."
+
+    def __init__(self) -> None:
+        super().__init__(PREFIX, gdb.COMMAND_USER, gdb.COMPLETE_COMMAND, True)
+
+    def invoke(self, text: str, from_tty: bool) -> None:
+        """``ctx`` alone lists the commands."""
+        gdb.execute(f"help {PREFIX}")
+
+
+class Adapter(gdb.Command):  # type: ignore[misc]  # GDB's classes have no types
+    """A declared command as GDB's."""
+
+    def __init__(self, command: Command, extension: Extension) -> None:
+        self.__doc__ = command.help()
+        self._command = command
+        self._extension = extension
+        super().__init__(f"{PREFIX} {command.name}", gdb.COMMAND_USER)
+
+    def invoke(self, text: str, from_tty: bool) -> None:
+        """Parse, check what must be so, run; one line for what is refused."""
+        self.dont_repeat()
+        try:
+            arguments = self._command.parser().parse_args(gdb.string_to_argv(text))
+            self._extension.check(self._command.needs)
+            self._command.run(self._extension, arguments)
+        except CtxwatchError as error:
+            raise gdb.GdbError(str(error)) from None
+
+    def complete(self, text: str, word: str) -> Sequence[str]:
+        """Options and what the command itself offers."""
+        words = [one.name for one in self._command.arguments if one.name.startswith("-")]
+        words += self._command.complete() if self._command.complete else ()
+        return [candidate for candidate in words if candidate.startswith(word)]

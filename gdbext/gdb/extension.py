@@ -1,0 +1,168 @@
+"""The extension's state in this GDB: the watch, if there is one, and what GDB tells of its target."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import gdb
+
+from gdbext.code import listing
+from gdbext.errors import CtxwatchError, printable
+from gdbext.gdb import declare, text
+from gdbext.gdb.declare import Needs
+from gdbext.gdb.functions import register_functions
+from gdbext.gdb.guest import GdbGuest, named
+from gdbext.gdb.sinks import EngineSink, Sink, StreamSink
+from gdbext.gdb.target import Target
+from gdbext.gdb.watch import Watch
+from gdbext.rules.engine import Engine
+from gdbext.rules.finding import Finding
+
+
+class Extension:
+    """At most one watch, and the engine of the last one: its findings stay to be looked at."""
+
+    def __init__(self) -> None:
+        self.watch: Watch | None = None
+        self.engine: Engine | None = None
+        self._lines: list[str] = []
+
+    # What commands ask for
+
+    def check(self, needs: Needs) -> None:
+        """Raise CtxwatchError unless what a command needs is so."""
+        if needs is Needs.WATCH and self.watch is None:
+            raise CtxwatchError("nothing is watched", todo="use ctx watch first")
+        if needs is not Needs.NOTHING:
+            inferior = gdb.selected_inferior()
+            if inferior.pid == 0:
+                raise CtxwatchError("no guest", "GDB is not connected to one", "use target remote HOST:PORT")
+            if any(thread.is_running() for thread in inferior.threads()):
+                raise CtxwatchError("the guest is running", todo="stop it with interrupt or Ctrl-C first")
+
+    def start(self, codes: Collection[str] | None, halt: bool, stream: str | None) -> Watch:
+        """Begin to watch; raises CtxwatchError and leaves nothing behind if that cannot be."""
+        if self.watch is not None:
+            raise CtxwatchError("already watching", todo="end it with ctx watch off first")
+        target = Target()
+        sink: Sink
+        if stream is not None:
+            sink = StreamSink(stream, target.read, halt)
+        else:
+            sink = EngineSink(GdbGuest(target), codes, halt, self._found)
+            self.engine = sink.engine
+        watch = Watch(target, sink, kernel_file(), self.say)
+        try:
+            watch.start()
+        except BaseException:
+            watch.close()
+            raise
+        self.watch = watch
+        return watch
+
+    def end(self) -> Watch | None:
+        """End the watch, if there is one, and return it."""
+        watch, self.watch = self.watch, None
+        if watch is not None:
+            watch.close()
+        return watch
+
+    def say(self, line: str) -> None:
+        """Show a line. It may come from inside a stop, where GDB's pager must not ask: so where there is one, the line
+        is written as soon as GDB is back in its event loop."""
+        self._lines.append(line)
+        if not _pages():
+            self.flush()
+        elif len(self._lines) == 1:
+            gdb.post_event(self.flush)
+
+    def flush(self) -> None:
+        """Write what was said."""
+        lines, self._lines = self._lines, []
+        if not lines:
+            return
+        with gdb.with_parameter("pagination", False) if _pages() else contextlib.nullcontext():
+            for line in lines:
+                gdb.write(f"ctxwatch: {printable(line)}\n")
+            gdb.flush()
+
+    def _found(self, finding: Finding) -> None:
+        self.say(text.line(finding))
+
+    # What GDB tells
+
+    def connect_events(self) -> None:
+        """Listen to what happens to the target."""
+        gdb.events.stop.connect(self._on_stop)
+        gdb.events.exited.connect(self._on_exit)
+        if hasattr(gdb.events, "connection_removed"):
+            gdb.events.connection_removed.connect(self._on_connection_removed)
+        # Breakpoints of Python that outlive Python crash GDB when it exits.
+        if hasattr(gdb.events, "gdb_exiting"):
+            gdb.events.gdb_exiting.connect(self._on_exiting)
+        else:
+            atexit.register(self.end)
+
+    def _on_stop(self, event: Any) -> None:
+        """The guest stands still for the user."""
+        watch = self.watch
+        if watch is not None:
+            if watch.halted_at is not None:
+                self.say(f"stopped before {self._instruction(watch.halted_at)}")
+            watch.tidy()
+        self.flush()
+
+    def _on_exiting(self, event: Any) -> None:
+        self.end()
+
+    def _instruction(self, address: int) -> str:
+        """``0xffffffff801029f5 <restore_context+0x86>: iretq``."""
+        assert self.watch is not None
+        code = self.watch.machine.code
+        insn = code.insn(address) if code else None
+        return f"{named(address)}" + (f": {listing.text(insn)}" if insn else "")
+
+    def _on_exit(self, event: Any) -> None:
+        self._lost("the guest is gone")
+
+    def _on_connection_removed(self, event: Any) -> None:
+        if self.watch is not None and event.connection is self.watch.target.connection:
+            self._lost("the connection to the guest is closed")
+
+    def _lost(self, what: str) -> None:
+        watch = self.end()
+        if watch is not None:
+            self.say(f"{what}; the watch ended after {watch.stops} stops")
+
+
+def _pages() -> bool:
+    """Whether GDB may stop its output to ask. (GDB crashes if it exits with an event still posted: a script that ends
+    at a stop gets its lines at once.)"""
+    return bool(os.isatty(1) and gdb.parameter("pagination") and gdb.parameter("height"))
+
+
+def kernel_file() -> Path | None:
+    """The kernel image that GDB was given with ``file``, if there is one."""
+    name = gdb.current_progspace().filename
+    return Path(name) if name and os.path.isfile(name) else None
+
+
+_registered: list[Extension] = []
+
+
+def register() -> None:
+    """Add the commands and functions to this GDB; a second call changes nothing."""
+    if _registered:
+        return
+    extension = Extension()
+    _registered.append(extension)
+    declare.Prefix()
+    for command in declare.discover():
+        declare.Adapter(command, extension)
+    register_functions(extension)
+    extension.connect_events()

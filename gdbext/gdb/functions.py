@@ -1,0 +1,57 @@
+"""Convenience functions: ``$ctx_parity()`` and ``$ctx_window(PC)``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gdb
+
+from gdbext.code.windows import find
+from gdbext.gdb.target import Target
+
+if TYPE_CHECKING:
+    from gdbext.gdb.extension import Extension
+
+
+class ParityFunction(gdb.Function):  # type: ignore[misc]  # GDB's classes have no types
+    """$ctx_parity(): which GS base is active on the selected CPU by count of swapgs.
+
+    "user", "kernel", or "unknown" before CPL 3 was seen or while nothing is watched.
+    """
+
+    def __init__(self, extension: Extension) -> None:
+        super().__init__("ctx_parity")
+        self._extension = extension
+
+    def invoke(self) -> str:
+        """Called by GDB's expressions."""
+        watch = self._extension.watch
+        return parity_name(watch.parity.of(Target.cpu()) if watch else None)
+
+
+class WindowFunction(gdb.Function):  # type: ignore[misc]  # GDB's classes have no types
+    """$ctx_window(PC): the reason code of the window that PC lies in, or "" outside.
+
+    A breakpoint condition may use it: break foo if $_streq($ctx_window($pc), "").
+    """
+
+    def __init__(self, extension: Extension) -> None:
+        super().__init__("ctx_window")
+        self._extension = extension
+
+    def invoke(self, pc: Any) -> str:
+        """Called by GDB's expressions."""
+        watch = self._extension.watch
+        window = find(watch.machine.windows, int(pc) & ((1 << 64) - 1)) if watch else None
+        return window.reason.value if window else ""
+
+
+def parity_name(kernel: bool | None) -> str:
+    """The parity in one word."""
+    return "unknown" if kernel is None else "kernel" if kernel else "user"
+
+
+def register_functions(extension: Extension) -> None:
+    """Add the functions to this GDB."""
+    ParityFunction(extension)
+    WindowFunction(extension)

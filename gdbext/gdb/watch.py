@@ -1,0 +1,155 @@
+"""The collector: from ``ctx watch`` to ``ctx watch off``, on one connection.
+
+It begins with the tables the guest has, or waits for the guest to load some, and puts breakpoints where contexts are
+interrupted, resumed and switched. Each stop makes a row for the sink and lets the guest go on.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from gdbext.errors import CtxwatchError
+from gdbext.events.row import Batch
+from gdbext.gdb import discover, image, target
+from gdbext.gdb.machine import Machine
+from gdbext.gdb.parity import Parity
+from gdbext.gdb.plan import Stop
+from gdbext.gdb.points import Points
+from gdbext.gdb.sinks import Sink
+from gdbext.gdb.target import Target
+
+_SCAN_LIMIT: Final = 32 << 20
+"""Bytes of executable memory searched for a system-call entry at most."""
+_SCAN_CHUNK: Final = 1 << 12
+
+
+class Watch:
+    """One watch. ``say`` shows the user a line, from wherever it is called."""
+
+    def __init__(self, guest: Target, sink: Sink, kernel: Path | None, say: Callable[[str], None]) -> None:
+        self.target = guest
+        self.sink = sink
+        self.parity = Parity()
+        self.stops = 0
+        self.halted_at: int | None = None
+        """Where the last stop was made for the user, until the guest goes on."""
+        self.failed: CtxwatchError | None = None
+        self._image = image.segments(kernel) if kernel else []
+        self.machine = Machine(guest.read, self._image)
+        self.points = Points(self.hit)
+        self._say = say
+
+    @property
+    def armed(self) -> bool:
+        """Handlers are known; False while the guest has not loaded an IDT yet."""
+        return self.machine.reach is not None
+
+    def start(self) -> None:
+        """Arm with what the guest has now, or wait for its first ``lidt``; the target is stopped."""
+        registers = self.target.registers()
+        bits = target.mode(registers)
+        idtr = self.target.idtr() if bits != 16 else None
+        if idtr is not None and discover.handlers(self.target.read, idtr.base, idtr.limit, bits):
+            self.machine.tables.load(self.target.cpu(), idtr.base, idtr.limit, bits)
+            self.machine.tables.refresh()
+            self.machine.syscalls.update(discover.syscall_entries(self.target.read, self._executable(), bits))
+            self.machine.update()
+        elif not self._image:
+            raise CtxwatchError(
+                "the guest has not loaded an interrupt table yet",
+                "no kernel image is known that would tell where it will",
+                "give one with the file command, or watch once the kernel runs",
+            )
+        self.points.cover(self.machine.plan)
+
+    def hit(self, address: int) -> bool:
+        """A vCPU stands at `address`; True stops it for the user. Never raises: what goes wrong ends the watch."""
+        if self.failed is not None:
+            return False
+        try:
+            return self._hit(address)
+        except CtxwatchError as error:
+            self.failed = error
+        except Exception as error:
+            if os.environ.get("CTXWATCH_TRACEBACK"):
+                traceback.print_exc()
+            self.failed = CtxwatchError("watching failed", f"{type(error).__name__}: {error}")
+        self._say(f"{self.failed}; the guest runs on unwatched")
+        return False
+
+    def tidy(self) -> None:
+        """The guest stands still for the user: drop the breakpoints that are no longer planned."""
+        self.halted_at = None
+        self.points.keep_only(self.machine.plan)
+
+    def close(self) -> None:
+        """Remove everything; the target is stopped or gone."""
+        self.points.clear()
+        self.sink.close()
+
+    def died(self) -> None:
+        """The machine was found dead."""
+        self._put(self.machine.capture.died(0))
+
+    def _hit(self, address: int) -> bool:
+        registers = self.target.registers(address)
+        bits = target.mode(registers)
+        if bits == 16 or registers["cs"] & 3:
+            return False
+        self.stops += 1
+        stop = Stop(self.target.cpu(), registers, bits)
+        before = self.machine.plan
+        halt = False
+        for maker in list(before.get(address, ())):
+            row = maker(stop)
+            if row is not None:
+                halt |= self._put(row)
+        self.machine.follow()
+        if self.machine.plan is not before:
+            self.points.cover(self.machine.plan)
+        if halt:
+            self.halted_at = address
+        return halt
+
+    def _put(self, row: Batch) -> bool:
+        self.parity.note(row)
+        return self.sink.put(row)
+
+    def _executable(self) -> Iterator[tuple[int, bytes]]:
+        """The kernel's code as it is in memory: the image's segments if they lie where they were linked, else the
+        memory around the handlers."""
+        left = _SCAN_LIMIT
+        for segment in self._image:
+            try:
+                here = self.target.read(segment.virtual, 16)
+            except OSError:
+                continue
+            if here == segment.data[:16]:
+                yield segment.virtual, segment.data
+                left = 0
+        for start in self._code_starts() if left else ():
+            data = bytearray()
+            while left > 0:
+                try:
+                    data += self.target.read(start + len(data), _SCAN_CHUNK)
+                except OSError:
+                    break
+                left -= _SCAN_CHUNK
+            yield start, bytes(data)
+
+    def _code_starts(self) -> list[int]:
+        """Where the memory that holds the handlers begins: the 2 MB page if all of it is mapped, else the 4 KB page."""
+        starts = {}
+        for address in sorted(handler.address for handler in self.machine.tables.handlers()):
+            large = address & ~0x1F_FFFF
+            if large not in starts:
+                try:
+                    self.target.read(large, 1)
+                    starts[large] = large
+                except OSError:
+                    starts[large] = address & ~0xFFF
+        return sorted(starts.values())
