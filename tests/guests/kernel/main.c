@@ -8,9 +8,9 @@ extern void kthread0_main(void), kthread1_main(void);
 void kernel_main(void)
 {
     serial_init();
-    print("guest: start %s\n", style_name);
     paging_init();
     cpu_init(&cpus[0], 0);
+    print("guest: start %s\n", style_name); /* from here on an NMI finds its handler */
     lapic_init();
 
     make_thread("story", story_main, 0, 1);

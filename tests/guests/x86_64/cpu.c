@@ -36,7 +36,7 @@ struct table_register {
 
 extern char vector_stubs[]; /* stubs.S: 256 stubs of 16 bytes */
 extern char int80_entry[], nmi_entry[], debug_entry[], breakpoint_entry[], double_fault_entry[];
-extern char syscall_entry[], page_fault_entry[], sysret_instruction[];
+extern char syscall_entry[], page_fault_entry[];
 
 static void set_gate(u32 vector, const char *target, u8 ist, u8 dpl)
 {
@@ -156,14 +156,6 @@ void activate(struct cpu *cpu, struct thread *next)
     cpu->current = next;
     __asm__ volatile("movq %0, %%cr3" ::"r"(next->cr3) : "memory");
 }
-
-#ifdef BUG_MDB_SYSRET
-/* BUG: a hardware breakpoint where RSP and GS base are the user's already, but the privilege is not. */
-void debug_sysret(void)
-{
-    __asm__ volatile("movq %0, %%db0; movq %1, %%db7" ::"r"(sysret_instruction), "r"((u64)0x402));
-}
-#endif
 
 #ifdef BUG_NMI_NESTED
 /* BUG: the breakpoint's IRETQ lets the next NMI in, onto this one's stack, long before this one ends. */

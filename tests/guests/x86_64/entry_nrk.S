@@ -223,10 +223,22 @@ restore_by_sysret:
 #ifndef WIDE_WINDOW
         SWAPGS
 #endif
-        .globl sysret_instruction
-sysret_instruction:
+.Lsysret:
         sysretq
         .size restore_by_sysret, . - restore_by_sysret
+
+#ifdef BUG_MDB_SYSRET
+/* void debug_sysret(void) -- BUG: a breakpoint (DR0) where RSP and GS base are already the user's. */
+        .globl debug_sysret
+        .type debug_sysret, @function
+debug_sysret:
+        leaq .Lsysret(%rip), %rax
+        movq %rax, %dr0
+        movl $0x402, %eax                       /* DR7: DR0 on, instruction execution */
+        movq %rax, %dr7
+        ret
+        .size debug_sysret, . - debug_sysret
+#endif
 
 /*
  * void kthread_sleep(u64 for_ticks): a kernel thread gives up the CPU of its own accord. It stores what

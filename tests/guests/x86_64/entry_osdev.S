@@ -41,7 +41,7 @@ interrupt_entry:
         testb $3, 24(%rsp)
         jnz 1f
 #ifndef BUG_IRET_FAULT_PARITY /* BUG: the code segment is the kernel's, but the user's GS base is active */
-        cmpq $int80_iret, 16(%rsp)
+        cmpq $.Lint80_iret, 16(%rsp)
         je iret_faulted
 #endif
         jmp 2f
@@ -239,8 +239,7 @@ int80_entry:
 #ifndef BUG_SWAPGS_MISSING
         SWAPGS
 #endif
-        .globl int80_iret
-int80_iret:
+.Lint80_iret:
         iretq
         .size int80_entry, . - int80_entry
 
@@ -282,8 +281,6 @@ syscall_entry:
         popq %rsp
         SWAPGS
 #endif
-        .globl sysret_instruction
-sysret_instruction:
         sysretq
         .size syscall_entry, . - syscall_entry
 

@@ -120,7 +120,7 @@
  * WIDE_WINDOW: so many turns of LOOP between SWAPGS and SYSRET. They stand for the flushing of CPU
  * buffers that some processors need there, and make it likely that an NMI falls into that window.
  */
-#define FLUSH_TURNS 200000
+#define FLUSH_TURNS 1000000
 
 /* System calls: number in RAX; arguments in RDI, RSI, RDX; result in RAX. */
 #define SYS_YIELD 0

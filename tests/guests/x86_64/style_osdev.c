@@ -22,7 +22,7 @@ void resume(struct thread *old, struct thread *next) __attribute__((noreturn));
 void taskswitch_asm(struct thread *old, struct thread *next);
 
 /* activate(), and what this style keeps per thread rather than per save: stack, FS base, x87/SSE. */
-static void enter_thread(struct cpu *cpu, struct thread *old, struct thread *next)
+static __attribute__((noinline)) void enter_thread(struct cpu *cpu, struct thread *old, struct thread *next)
 {
     activate(cpu, next);
     cpu->tss.rsp0 = cpu->stack = next->kstack;
