@@ -40,10 +40,8 @@
 interrupt_entry:
         testb $3, 24(%rsp)
         jnz 1f
-#ifndef BUG_IRET_FAULT_PARITY /* BUG: the code segment is the kernel's, but the user's GS base is active */
         cmpq $.Lint80_iret, 16(%rsp)
         je iret_faulted
-#endif
         jmp 2f
 1:      SWAPGS
 2:      PUSH_SCRATCH
@@ -95,7 +93,9 @@ interrupt_entry:
          * and error code under the frame that IRETQ could not use, which begins at the RSP it had.
          */
 iret_faulted:
+#ifndef BUG_IRET_FAULT_PARITY /* BUG: the SWAPGS before the IRETQ is not undone, but its exit swaps again */
         SWAPGS
+#endif
         pushq %rax
         pushq %rbx
         movq 16+40(%rsp), %rbx                  /* that RSP */
