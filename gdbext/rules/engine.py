@@ -25,6 +25,7 @@ from gdbext.rules.landing import LandingJudge
 from gdbext.rules.nesting import NestingJudge
 from gdbext.rules.policy import Policy
 from gdbext.rules.resume import ResumeJudge
+from gdbext.rules.selectors import SelectorJudge
 from gdbext.rules.state import StateJudge
 from gdbext.rules.switches import SwitchJudge
 
@@ -73,6 +74,7 @@ class Engine:
         self._explainer = Explainer(self.guest, self.history, self._areas)
         self._judges: tuple[Judge, ...] = (
             self._resume,
+            SelectorJudge(),
             SwitchJudge(),
             self._gs,
             KernelBaseJudge(self._gs),

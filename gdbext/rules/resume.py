@@ -39,7 +39,6 @@ class ResumeJudge:
             tuple((slot, policy.tracked[slot].mask) for slot in policy.preserved_slots),
         )
         self._pending = Pending()
-        self._last_return: dict[int, Batch] = {}
         self.identical = 0
         self.unmatched = 0
 
@@ -55,28 +54,15 @@ class ResumeJudge:
             if row["flags"][0] & Flag.UNREADABLE:
                 continue
             if row["kind"][0] == Kind.ENTRY:
-                if suspicious[index]:
-                    judged += self._judge_entry(batch, int(index))
                 self._pending.add(int(keys(row)[0]), row)
                 continue
             spanning = pairs.entries[(pairs.entries < index) & (pairs.exits > index)]
             judged += self._judge_exit(row, batch[spanning], bool(suspicious[index]))
-        self._remember_returns(batch)
         return judged
 
     def pending(self) -> Batch:
         """The contexts that wait to be resumed."""
         return self._pending.all()
-
-    def _judge_entry(self, batch: Batch, index: int) -> Iterator[Judged]:
-        """A CS/SS pair that shows itself at an entry from user mode: blame the exit that loaded it."""
-        row = batch[index : index + 1]
-        cpu = int(row["cpu"][0])
-        before = _user_returns(batch[:index])
-        before = before[before["cpu"] == cpu]
-        last = before[-1:] if len(before) else self._last_return.get(cpu)
-        for draft in returns.judge_entry(row, last):
-            yield draft, row, None
 
     def _judge_exit(self, row: Batch, spanning: Batch, suspicious: bool) -> Iterator[Judged]:
         entry, mask = self._take_exact(row)
@@ -179,16 +165,6 @@ class ResumeJudge:
         known = fixups is None or int(row["rip"][0]) in fixups
         allowed: compare.Bools = exception & (user | known)
         return allowed | (user & self._policy.user_redirects)
-
-    def _remember_returns(self, batch: Batch) -> None:
-        back = _user_returns(batch)
-        for cpu in np.unique(back["cpu"]):
-            self._last_return[int(cpu)] = back[back["cpu"] == cpu][-1:].copy()
-
-
-def _user_returns(batch: Batch) -> Batch:
-    found: Batch = batch[(batch["kind"] == Kind.EXIT) & is_user(batch)]
-    return found
 
 
 def _rsp_of_another(row: Batch, live: Batch, same_space: compare.Bools) -> compare.Bools:

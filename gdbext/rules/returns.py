@@ -1,11 +1,10 @@
-"""What must hold of any resumed context, matched or not: CW601, CW602, CW603, CW604."""
+"""What must hold of any resumed context, matched or not: CW601, CW602, CW603."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from gdbext.arch import flags as rf
-from gdbext.arch.registers import MSR_STAR
 from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import Bools, is_user
 from gdbext.rules.draft import Draft
@@ -14,17 +13,14 @@ from gdbext.rules.policy import Policy
 
 
 def suspicious(batch: Batch, policy: Policy) -> Bools:
-    """Rows that break an invariant of returns, or that show one was broken before: True in a mask over the batch."""
+    """Exits that break an invariant of returns: True in a mask over the batch."""
     kind = batch["kind"]
     exits = kind == Kind.EXIT
     readable = batch["flags"] & Flag.UNREADABLE == 0
     user = is_user(batch)
     bad = noncanonical(batch) | (user & ((batch["rflags"] & rf.IF) == 0))
     bad |= user & ((batch["rflags"] & forbidden_flags(policy)) != 0)
-    bad |= exits & (batch["how"] == How.IRET) & unusable_pair(batch)
-    shows = (kind == Kind.ENTRY) & unusable_pair(batch) & (batch["how"] != How.SYSCALL)
-    shows &= batch["how"] != How.SYSENTER
-    result: Bools = readable & ((exits & bad) | shows)
+    result: Bools = readable & exits & bad
     return result
 
 
@@ -43,13 +39,6 @@ def forbidden_flags(policy: Policy) -> np.uint64:
     if not policy.vm86:
         bits |= rf.VM
     return np.uint64(bits)
-
-
-def unusable_pair(batch: Batch) -> Bools:
-    """True where CS names CPL 3 and SS does not (RPL other than 3, or null): the next iret faults on it."""
-    pair = ((batch["cs"] & 3) == 3) & ((batch["ss"] & 3) != 3)
-    result: Bools = pair & (batch["flags"] & Flag.NO_STACK == 0) & ((batch["rflags"] & rf.VM) == 0)
-    return result
 
 
 def judge_exit(row: Batch, entry: Batch | None, policy: Policy) -> list[Draft]:
@@ -91,34 +80,7 @@ def judge_exit(row: Batch, entry: Batch | None, policy: Policy) -> list[Draft]:
                 (Difference("rflags", flags & ~leaked, flags),),
             )
         )
-    if row["how"][0] == How.IRET and bool(unusable_pair(row)[0]) and (entry is None or entry["ss"][0] != row["ss"][0]):
-        cs, ss = int(row["cs"][0]), int(row["ss"][0])
-        drafts.append(
-            Draft(
-                "CW604",
-                f"iret loads CS {cs:#x} for user mode with SS {ss:#x}, of privilege level {ss & 3}: it will fault",
-                "where SS of the saved context is set",
-                (Difference("ss", ss | 3, ss),),
-            )
-        )
     return drafts
-
-
-def judge_entry(row: Batch, last_return: Batch | None) -> list[Draft]:
-    """Judge an entry from user mode whose CS/SS pair cannot have been loaded by a right return (CW604).
-
-    `last_return`: the CPU's last exit to user mode, which is blamed; the entry only shows what it loaded.
-    """
-    cs, ss = int(row["cs"][0]), int(row["ss"][0])
-    cause = f"user code ran with CS {cs:#x} and SS {ss:#x}; SS has privilege level {ss & 3}, so the next iret faults"
-    by_sysret = last_return is not None and last_return["how"][0] == How.SYSRET
-    if by_sysret:
-        cause = (
-            f"sysret loaded SS {ss:#x} (STAR[63:48]+8) beside CS {cs:#x} (STAR[63:48]+16): SS has privilege level "
-            f"{ss & 3}; sysret does not check it, the next iret to this context will fault"
-        )
-    look = f"the value written to STAR (MSR {MSR_STAR:#x}) and the order and RPL of the user descriptors"
-    return [Draft("CW604", cause, look, (Difference("ss", ss | 3, ss),), blame=last_return)]
 
 
 def _name(row: Batch) -> str:

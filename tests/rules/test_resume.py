@@ -231,3 +231,19 @@ def test_pending_is_bounded() -> None:
     for start in range(0, 10_000, 1000):
         engine.feed(np.concatenate([entry(context(1, rip=start + n)) for n in range(1000)]))
     assert len(engine.pending()) == 4096
+
+
+def test_sysret_onto_the_kernels_stack_segment() -> None:
+    ctx, kernel = context(), context(2, user=False)
+    bad = ctx | {"ss": 0x1B}
+    sysret = exit_(ctx, How.SYSRET, pc=0xFFFFFFFF80000AAA)
+    assert codes(entry(kernel), exit_(kernel), entry(ctx, How.SYSCALL), sysret, entry(bad)) == [("CW604", "ss")]
+
+
+def test_iret_that_faults_on_what_sysret_loaded() -> None:
+    ctx, kernel = context(), context(2, user=False, rip=0xFFFFFFFF80001900)
+    bad = ctx | {"ss": 0x43}
+    rows = entry(ctx, How.SYSCALL), exit_(ctx, How.SYSRET), entry(bad), exit_(bad)
+    fault = entry(kernel, How.EXCEPTION, vector=13, error=0x40)
+    assert codes(*rows, fault) == [("CW604", "ss")]
+    assert codes(exit_(bad), fault) == []  # a context made by hand, as a signal return may

@@ -1,0 +1,138 @@
+"""The CS/SS pair of user contexts: CW604, blamed on the return that loaded it.
+
+``sysret`` loads both from STAR and checks neither; a wrong pair shows at the next entry from user mode, where the CPU
+pushes it, and kills at the next ``iret`` to the context. Wrong is an SS whose RPL is not 3, one that names the
+descriptor of the kernel's own stack segment, and one on which an ``iret`` faulted (the error code names the selector).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gdbext.arch import flags as rf
+from gdbext.arch import vectors
+from gdbext.arch.registers import MSR_STAR
+from gdbext.events.row import Batch, Flag, How, Kind
+from gdbext.ledger.compare import Bools, is_user
+from gdbext.rules.draft import Draft, Judged
+from gdbext.rules.finding import Difference
+
+_INDEX = 0xFFF8
+_RETURN_FAULTS = (vectors.TS, vectors.NP, vectors.SS, vectors.GP)
+
+
+class SelectorJudge:
+    """Follows which return loaded the selectors that each CPU's user code runs with."""
+
+    def __init__(self) -> None:
+        self._kernel: dict[int, int] = {}
+        self._carried: dict[int, Batch] = {}
+        self._told: set[tuple[int, int]] = set()
+
+    def feed(self, batch: Batch) -> list[Judged]:
+        """Judge a batch in order of ``seq``."""
+        kind = batch["kind"]
+        rows = batch[((kind == Kind.ENTRY) | (kind == Kind.EXIT)) & ((batch["flags"] & Flag.UNREADABLE) == 0)]
+        rows = rows[(rows["flags"] & Flag.SELF) == 0]
+        self._learn(rows)
+        judged: list[Judged] = []
+        for cpu in np.unique(rows["cpu"]):
+            mine = rows[rows["cpu"] == cpu]
+            old = self._carried.get(int(cpu), mine[:0])
+            line = np.concatenate((old, mine))
+            for index in np.flatnonzero(self._odd(line)):
+                if index >= len(old):
+                    judged += self._judge(line, int(index))
+            shown = line[_framed_from_user(line)][-1:]
+            last = np.concatenate((_loader(line, shown), _returns(line)[-1:], shown, line[-1:]))
+            self._carried[int(cpu)] = last[np.unique(last["seq"], return_index=True)[1]]
+        return judged
+
+    def _learn(self, rows: Batch) -> None:
+        """Descriptors that kernel code runs on, with the event that showed each."""
+        own = rows[(rows["kind"] == Kind.ENTRY) & ~is_user(rows) & ((rows["ss"] & _INDEX) != 0)]
+        indices, first = np.unique(own["ss"] & _INDEX, return_index=True)
+        for index, at in zip(indices, first, strict=True):
+            self._kernel.setdefault(int(index), int(own["seq"][at]))
+
+    def _odd(self, line: Batch) -> Bools:
+        framed = _framed_from_user(line) | ((line["kind"] == Kind.EXIT) & is_user(line) & (line["how"] == How.IRET))
+        kernels = np.isin(line["ss"] & _INDEX, list(self._kernel)) if self._kernel else np.zeros(len(line), bool)
+        faults = (line["kind"] == Kind.ENTRY) & ~is_user(line) & np.isin(line["vector"], _RETURN_FAULTS)
+        odd: Bools = (framed & (((line["ss"] & 3) != 3) | kernels) & ((line["rflags"] & rf.VM) == 0)) | faults
+        return odd
+
+    def _judge(self, line: Batch, index: int) -> list[Judged]:
+        row = line[index : index + 1]
+        if not bool(is_user(row)[0]):
+            return self._judge_fault(line, index)
+        pair = int(row["cs"][0]), int(row["ss"][0])
+        why = self._why(row)
+        if pair in self._told or not why:
+            return []
+        self._told.add(pair)
+        blamed = row
+        if row["kind"][0] == Kind.ENTRY:
+            before = _returns(line[:index])[-1:]
+            blamed = before if len(before) else row
+        return [(_draft(blamed, pair, why), row, None)]
+
+    def _why(self, row: Batch) -> str:
+        ss = int(row["ss"][0])
+        if ss & 3 != 3:
+            return f"SS has privilege level {ss & 3}"
+        learnt = self._kernel.get(ss & _INDEX)
+        if learnt is not None and learnt < int(row["seq"][0]):
+            return "SS names the descriptor of the kernel's own stack segment"
+        return ""
+
+    def _judge_fault(self, line: Batch, index: int) -> list[Judged]:
+        """An iret to user mode that faulted on its SS, in a context that a sysret had made."""
+        row, before = line[index : index + 1], line[:index]
+        left = before[-1:]
+        if not len(left) or left["kind"][0] != Kind.EXIT or left["pc"][0] != row["rip"][0]:
+            return []
+        pair = int(left["cs"][0]), int(left["ss"][0])
+        shown = before[_framed_from_user(before)][-1:]
+        if pair in self._told or int(row["error"][0]) & 0xFFFC != pair[1] & 0xFFFC or not pair[1] & 0xFFFC:
+            return []
+        if not len(shown) or shown["ss"][0] != pair[1]:
+            return []
+        loaded = _loader(before, shown)
+        if not len(loaded) or loaded["how"][0] != How.SYSRET:
+            return []
+        self._told.add(pair)
+        return [(_draft(loaded, pair, "the iret to this context faulted on SS"), row, None)]
+
+
+def _returns(rows: Batch) -> Batch:
+    """The exits to user mode."""
+    found: Batch = rows[(rows["kind"] == Kind.EXIT) & is_user(rows)]
+    return found
+
+
+def _loader(rows: Batch, shown: Batch) -> Batch:
+    """The last exit to user mode before the entry `shown` (a batch of one, or empty)."""
+    return _returns(rows[rows["seq"] < shown["seq"][0]])[-1:] if len(shown) else rows[:0]
+
+
+def _framed_from_user(rows: Batch) -> Bools:
+    """Entries from user mode for which the CPU pushed CS and SS."""
+    how = rows["how"]
+    pushed = (rows["kind"] == Kind.ENTRY) & (how != How.SYSCALL) & (how != How.SYSENTER)
+    framed: Bools = pushed & ((rows["cs"] & 3) == 3) & ((rows["flags"] & Flag.NO_STACK) == 0)
+    return framed
+
+
+def _draft(blamed: Batch, pair: tuple[int, int], why: str) -> Draft:
+    cs, ss = pair
+    if int(blamed["how"][0]) == How.SYSRET:
+        cause = (
+            f"sysret loaded SS {ss:#x} (from STAR[63:48]+8) beside CS {cs:#x} (from STAR[63:48]+16): {why}; "
+            "sysret checks neither, the next iret to this context faults"
+        )
+    else:
+        name = How.NAMES[int(blamed["how"][0])]
+        cause = f"user code runs with CS {cs:#x} and SS {ss:#x} since {name}: {why}; the next iret to it faults"
+    look = f"the value written to STAR (MSR {MSR_STAR:#x}) and the order and RPL of the user descriptors in the GDT"
+    return Draft("CW604", cause, look, (Difference("ss", ss | 3, ss),), blame=blamed)
