@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from gdbext.arch.frames import FRAME_FIELDS
 from gdbext.arch.registers import CALLEE_SAVED_32, CALLEE_SAVED_64, display_name
-from gdbext.code.savemap import AreaKey, RestoreMap, SaveMap
-from gdbext.code.values import STACKS, Place
+from gdbext.code.savemap import AreaKey, RestoreMap, SaveMap, general
+from gdbext.code.values import FRAME, STACKS, Context, Place, Start, Value
 
 
 class Kind(Enum):
@@ -19,12 +21,15 @@ class Kind(Enum):
     WRONG_SLOT = "wrong-slot"  # stored in one slot, loaded from another
     EXCHANGED = "exchanged"  # two registers come back in one another's place
     CLASH = "slot-clash"  # two registers share one slot
+    REPLACED = "replaced"  # the entry path stores the handler's own value where the exit loads the interrupted one
+    SHIFTED = "frame-shifted"  # RSP is not on the CPU's frame at the iret
     NOT_RESTORED = "not-restored"  # stored but not loaded, and not left alone by the code in between
     LOST = "lost"  # neither stored nor kept
     COMPILER = "compiler"  # neither stored nor loaded: compiled code keeps it (no fault)
+    ELSEWHERE = "elsewhere"  # loaded, but stored by code that this path does not show (no fault)
 
 
-FAULTS: Final = frozenset(Kind) - {Kind.COMPILER}
+FAULTS: Final = frozenset(Kind) - {Kind.COMPILER, Kind.ELSEWHERE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,33 @@ def compare(save: SaveMap, restore: RestoreMap) -> list[Statement]:
     return _Comparison(save, restore).run()
 
 
+def pairs(saves: Iterable[SaveMap], restores: Sequence[RestoreMap]) -> list[tuple[SaveMap, RestoreMap]]:
+    """The pairs of entry and exit paths whose comparison means something.
+
+    An exit path belongs to an entry path if it goes on behind the call that ended it and uses the same kind of area
+    (the stack, or one reached through a pointer); failing that, if it loads from an area off the stack and agrees
+    with the entry path on where most registers lie there. An entry path that goes over to the interrupted stack (to
+    let a faulted iret look like a fault of its target's) has no exit path of its own.
+    """
+    found = []
+    for save in saves:
+        if save.rsp.atom == Context("rsp"):
+            continue
+        fits = [r for r in restores if save.ended in r.follows and (r.area in STACKS) == save.on_stack]
+        if not fits:
+            fits = [r for r in restores if r.area is not None and r.area not in STACKS and _agree(save, r)]
+        found += [(save, restore) for restore in fits]
+    return found
+
+
+def _agree(save: SaveMap, restore: RestoreMap) -> bool:
+    """True if both areas hold most of the registers they have in common at the same distance."""
+    stored, loaded = save.layout, restore.layout
+    common = [name for name in loaded if name in stored]
+    shifts = Counter(stored[name] - loaded[name] for name in common)
+    return bool(common) and 2 * shifts.most_common(1)[0][1] > len(loaded)
+
+
 def register(field: str, bits: int) -> str:
     """A field as sentences name it: ``RFLAGS``, ``EBX``, ``the FS base``, ``the SIMD state``."""
     special = {"fs_base": "the FS base", "gs_base": "the GS base", "simd": "the SIMD state", "error": "the error code"}
@@ -69,14 +101,15 @@ class _Comparison:
         self.holders = {place: name for name, places in save.stored.items() for place in places}
         self.entry = f"the switch at {save.entry:#x}" if save.switch else f"the entry path at {save.entry:#x}"
         self.leaving = f"its end at {restore.exit:#x}" if save.switch else f"the exit path at {restore.exit:#x}"
+        self.given_away = set() if save.switch else {*general(save.bits), *FRAME_FIELDS} - {*save.needed}
         self.callee_saved = CALLEE_SAVED_64 if save.bits == 64 else CALLEE_SAVED_32
 
     def run(self) -> list[Statement]:
         found = self._clashes()
         shared = {name for statement in found for name in statement.fields}
-        exchanged = self._exchanged()
-        found += exchanged
-        known = {name for statement in exchanged for name in statement.fields}
+        said = [*self._exchanged(), *self._shifted()]
+        found += said
+        known = {name for statement in said for name in statement.fields}
         for name, place in self.restore.loaded.items():
             if name not in known:
                 found += self._loaded(name, place, name in shared)
@@ -89,7 +122,7 @@ class _Comparison:
         """The area of the entry path that is the exit path's `key`, and its offset: entry − exit."""
         save, restore = self.save, self.restore
         loaded = {name: p for name, p in restore.loaded.items() if (p.segment, p.atom) == key}
-        if restore.follows and restore.follows == save.ended and key in STACKS:
+        if save.ended in restore.follows and key in STACKS:
             return (("", save.rsp.atom), save.rsp.disp)
         votes: Counter[tuple[AreaKey, int]] = Counter()
         for name, place in loaded.items():
@@ -145,6 +178,26 @@ class _Comparison:
                 found.append(self._statement(Kind.EXCHANGED, (name, held), text, place))
         return found
 
+    def _shifted(self) -> list[Statement]:
+        """The frame that the exit pops is the CPU's, but for an offset."""
+        offsets = set()
+        for number, name in enumerate(FRAME_FIELDS):
+            place = self.restore.loaded.get(name)
+            inside = self._in_save(place) if place else None
+            if inside is None or inside.atom != FRAME:
+                return []
+            offsets.add(inside.disp - number * self.word)
+        if len(offsets) != 1 or 0 in offsets:
+            return []
+        (offset,) = offsets
+        held = self._held(self.restore.loaded["rip"])
+        also = f" and takes {self._name('rip')} from where {self.entry} has {self._name(held)}" if held else ""
+        text = (
+            f"{self.leaving} pops its frame {abs(offset)} bytes {'below' if offset < 0 else 'above'} "
+            f"the one the CPU pushed{also}"
+        )
+        return [self._statement(Kind.SHIFTED, FRAME_FIELDS, text, self.restore.loaded["rip"])]
+
     def _held(self, place: Place) -> str:
         """The field that the entry path leaves in the slot the exit loads from."""
         inside = self._in_save(place)
@@ -153,20 +206,20 @@ class _Comparison:
     def _loaded(self, name: str, place: Place, shared: bool) -> list[Statement]:
         inside = self._in_save(place)
         held = self._held(place)
-        if held == name or (inside is not None and inside in self.save.written and not held):
-            return []  # as it should be; or a value that the entry path computed for this slot
+        if name in self.given_away:
+            return []
+        if held == name:
+            return []
+        if inside is not None and inside in self.save.written and not held:
+            return self._replaced(name, place, self.save.written[inside])
         entry, leaving = self.entry, self.leaving
         elsewhere = [p for p in self.save.stored.get(name, ()) if p not in self.save.by_cpu]
         also = f", where the entry path puts {self._name(held)}" if held else ""
         if not elsewhere:
-            return [
-                self._statement(
-                    Kind.NEVER_STORED,
-                    (name,),
-                    f"{entry} never stores {self._name(name)}; {leaving} loads it from {self._slot(place)}{also}",
-                    place,
-                )
-            ]
+            # Bases, selectors and SIMD state may be stored by compiled code in between.
+            kind = Kind.NEVER_STORED if name in self.save.needed or held else Kind.ELSEWHERE
+            text = f"{entry} never stores {self._name(name)}; {leaving} loads it from {self._slot(place)}{also}"
+            return [self._statement(kind, (name,), text, place)]
         if shared and held:
             return []  # said by the clash
         text = (
@@ -174,6 +227,16 @@ class _Comparison:
             f"{self._slot(place)}{also}"
         )
         return [self._statement(Kind.WRONG_SLOT, (name,), text, place)]
+
+    def _replaced(self, name: str, place: Place, value: Value) -> list[Statement]:
+        """The entry path has put something else in the slot: on purpose, unless it is the handler's own register."""
+        if not isinstance(value.atom, Start) or name not in self.save.needed:
+            return []
+        text = (
+            f"{self.entry} stores {value.text(self.bits)} as it is in the handler, not the interrupted "
+            f"{self._name(name)}, in {self._slot(place)}, from which {self.leaving} loads {self._name(name)}"
+        )
+        return [self._statement(Kind.REPLACED, (name,), text, place)]
 
     def _not_loaded(self, name: str) -> list[Statement]:
         who, entry, leaving = self._name(name), self.entry, self.leaving

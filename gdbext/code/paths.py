@@ -29,13 +29,15 @@ class Gateway(Enum):
 @dataclass(frozen=True, slots=True)
 class Entry:
     """An entry point. ``address``: guest virtual; ``vector``: as in gdbext.arch.vectors; ``ist``: 0, or the gate's
-    IST index; ``error_code``: the CPU pushes one (None: not known)."""
+    IST index; ``error_code``: the CPU pushes one (None: as the vector says); ``soft``: a gate for system calls by
+    ``int n``, which may change RAX."""
 
     address: int
     gateway: Gateway = Gateway.INTERRUPT
     vector: int = UNKNOWN
     ist: int = 0
     error_code: bool | None = None
+    soft: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,8 @@ def explore(code: Code, entries: Iterable[int | Entry], limits: Limits | None = 
 
 _LOOK_BACK: Final = 12
 """Instructions looked back for the constant that a register holds."""
+_PROLOGUE: Final = 24
+"""Instructions between the beginning of a thread switch and its store of RSP, at most."""
 _BASE_ACCESS: Final = frozenset({"rdfsbase", "rdgsbase", "wrfsbase", "wrgsbase"})
 _WORDS: Final = {
     "iret": 2, "iretd": 4, "iretq": 8, "sysret": 4, "sysretq": 8, "sysexit": 4, "sysexitq": 8,
@@ -291,7 +295,7 @@ class _Explorer:
             function = reach.function_of[store]
             if function in entries:
                 continue
-            found = _switch_after(self.code, reach, store, function)
+            found = _switch_after(self.code, reach, store, self._switch_entry(store, function))
             if found:
                 reach.switch_functions.append(found)
         for addresses in (reach.swapgs, reach.cr3, reach.lidt, reach.shadows, reach.undecodable):
@@ -299,6 +303,24 @@ class _Explorer:
         for items in (reach.exits, reach.msrs, reach.stack_switches, reach.indirect):
             items.sort(key=lambda item: item.address)
         reach.switch_functions.sort(key=lambda item: item.entry)
+
+    def _switch_entry(self, store: int, function: int) -> int:
+        """The first instruction of the function that stores RSP at `store`. One reached by tail jumps alone is known
+        as part of those who jump: it begins where nothing falls or branches into."""
+        reach = self.reach
+        before: dict[int, list[int]] = {}
+        for address in range(store - _NEAR, store):
+            for following in reach.successors.get(address, ()):
+                before.setdefault(following, []).append(address)
+        address = store
+        for _ in range(_PROLOGUE):
+            falling = [b for b in before.get(address, ()) if (i := self.code.insn(b)) and i.end == address]
+            if not falling:
+                sources = (self.code.insn(b) for b in before.get(address, ()))
+                local = any(insn is not None and insn.flow is Flow.BRANCH for insn in sources)
+                return function if local else address
+            address = falling[0]
+        return function
 
 
 def shadows_interrupts(insn: Insn) -> bool:

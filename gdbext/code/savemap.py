@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from gdbext.arch.frames import FRAME_FIELDS
@@ -19,7 +19,7 @@ from gdbext.code.disasm import Code
 from gdbext.code.graph import Graph
 from gdbext.code.paths import Entry, Exit, Gateway, Reach, SwitchFunction
 from gdbext.code.state import State
-from gdbext.code.values import FRAME, STACK, Atom, Context, Place, Start, Value
+from gdbext.code.values import FRAME, STACK, STACKS, Atom, Context, Place, Start, Value
 from gdbext.code.walk import Bounds, End, Path, Walker
 
 AreaKey = tuple[str, Atom | None]
@@ -82,13 +82,18 @@ class SaveMap:
         return tuple(name for name in self.needed if name not in layout)
 
     @property
+    def on_stack(self) -> bool:
+        """True if the area is the stack on which the path runs, or the one the frame was pushed on."""
+        area = self.area
+        return area is not None and (area in STACKS or area == ("", self.rsp.atom))
+
+    @property
     def reached_by(self) -> str:
         """How the area is reached, in words: ``[gs:[0x8]]`` for a pointer in the per-CPU block, ``the stack``."""
         area = self.area
         if area is None:
             return "nowhere"
-        segment, atom = area
-        return "the stack" if atom in (FRAME, STACK) else Place(segment, atom, 0).text(self.bits)
+        return "the stack" if area in STACKS else Place(*area, 0).text(self.bits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +101,14 @@ class RestoreMap:
     """From where one path to an exit (or out of a thread switch) takes the context it resumes.
 
     ``loaded``: field → place; ``untouched``: registers that hold what they held at `start`; ``other``: field → value
-    that is neither. ``start``: where the path begins; ``follows``: the call that returns there, 0 for none.
+    that is neither. ``start``: where the path begins, or one such place where several ways are alike; ``follows``:
+    the calls that return where such a path begins.
     """
 
     exit: int
     bits: int
     start: int
-    follows: int
+    follows: frozenset[int]
     loaded: dict[str, Place]
     untouched: frozenset[str]
     other: dict[str, Value]
@@ -120,6 +126,12 @@ class RestoreMap:
         return dict(sorted(slots.items(), key=lambda item: item[1]))
 
 
+GIVEN_AWAY: Final = {
+    Gateway.INTERRUPT: frozenset[str](),
+    Gateway.SYSCALL: frozenset({"rax", "rcx", "r11", "cs", "ss"}),
+    Gateway.SYSENTER: frozenset({"rax", "rcx", "rdx", "rip", "rsp", "cs", "ss"}),
+}
+"""Fields that such an entry need not keep: the result, what the instruction itself uses, what the CPU does not tell."""
 _EXIT_BOUNDS: Final = Bounds(steps=300, paths=32)
 _STEPS_BACK: Final = 250
 _HEADS: Final = 24
@@ -135,19 +147,23 @@ def general(bits: int) -> tuple[str, ...]:
     return GPR64 if bits == 64 else GPR64[:8]
 
 
-def save_maps(code: Code, entry: Entry) -> list[SaveMap]:
+def save_maps(code: Code, entry: Entry, through: bool = False) -> list[SaveMap]:
     """One map for each distinct way from `entry` to its first call of compiled code, the fullest first.
 
+    With `through`, the ways go on behind such calls, on what the ABI promises of them, and only those count that end
+    with the context in an area off the stack: kernels that copy it there once the handler has decided to switch.
     Assumes an error code where `entry` says so or, if it does not, where its vector has one. Branches on the saved CS
     are followed consistently. Never raises for anything the code may hold.
     """
     has_code = entry.error_code if entry.error_code is not None else entry.vector in WITH_ERROR_CODE
     maps: list[SaveMap] = []
-    for path in Walker(code).run(entry.address, _at_entry(code.bits, entry.gateway, has_code)):
+    for path in Walker(code, through=through).run(entry.address, _at_entry(code.bits, entry.gateway, has_code)):
         if path.end is End.LOST:
             continue
         found = _save_map(entry, path)
-        if found not in maps:
+        if through and (found.area is None or found.on_stack):
+            continue
+        if not any((m.origin, m.stored, m.ended) == (found.origin, found.stored, found.ended) for m in maps):
             maps.append(found)
     return sorted(maps, key=lambda m: len(m.never))
 
@@ -179,11 +195,8 @@ def _save_map(entry: Entry, path: Path) -> SaveMap:
     frame = {Place("", FRAME, number * word) for number in range(len(FRAME_FIELDS))}
     by_cpu = frozenset(p for places in stored.values() for p in places if p in frame)
     fields = (*general(state.bits), *FRAME_FIELDS)
-    if entry.gateway is not Gateway.INTERRUPT:  # what the ABI gives away, and what the CPU does not tell
-        given_away = (
-            {"cs", "ss", "rcx", "r11"} if entry.gateway is Gateway.SYSCALL else {"cs", "ss", "rcx", "rdx", "rip", "rsp"}
-        )
-        fields = tuple(f for f in fields if f not in given_away)
+    given_away = GIVEN_AWAY[entry.gateway] | ({"rax"} if entry.soft else set())
+    fields = tuple(f for f in fields if f not in given_away)
     return SaveMap(
         entry=entry.address,
         bits=state.bits,
@@ -228,16 +241,23 @@ def restore_maps(code: Code, reach: Reach, leaving: Exit, graph: Graph | None = 
     walker = Walker(code, _EXIT_BOUNDS, frozenset({leaving.address}), inside.__contains__)
     maps: list[RestoreMap] = []
     for head in heads[:_HEADS]:
-        follows = graph.returns.get(head, 0)
+        follows = frozenset({graph.returns[head]} if head in graph.returns else ())
         for path in walker.run(head, State(code.bits), helpers=0):
             if path.end is End.STOP:
-                found = _restore_map(path.state, leaving, head, follows)
-                if all((found.loaded, found.other) != (m.loaded, m.other) for m in maps):
-                    maps.append(found)
+                _merge(maps, _restore_map(path.state, leaving, head, follows))
     return sorted(maps, key=lambda m: -len(m.loaded))
 
 
-def _restore_map(state: State, leaving: Exit, head: int, follows: int) -> RestoreMap:
+def _merge(maps: list[RestoreMap], found: RestoreMap) -> None:
+    """Add `found`, or its calls to the map that is like it but for where it begins."""
+    for number, known in enumerate(maps):
+        if (known.loaded, known.other) == (found.loaded, found.other):
+            maps[number] = replace(known, follows=known.follows | found.follows)
+            return
+    maps.append(found)
+
+
+def _restore_map(state: State, leaving: Exit, head: int, follows: frozenset[int]) -> RestoreMap:
     values = {name: state.regs[name] for name in general(state.bits) if name != "rsp"}
     if leaving.how == "iret":
         for number, name in enumerate(FRAME_FIELDS):
@@ -255,7 +275,7 @@ def _restore_map(state: State, leaving: Exit, head: int, follows: int) -> Restor
     return _taken(leaving.address, state.bits, head, follows, values)
 
 
-def _taken(exit_: int, bits: int, head: int, follows: int, values: dict[str, Value]) -> RestoreMap:
+def _taken(exit_: int, bits: int, head: int, follows: frozenset[int], values: dict[str, Value]) -> RestoreMap:
     loaded = {name: place for name, value in values.items() if (place := value.place) is not None}
     untouched = frozenset(name for name, value in values.items() if value == Value(Start(name)))
     other = {name: value for name, value in values.items() if name not in loaded and name not in untouched}
@@ -299,4 +319,4 @@ def switch_maps(code: Code, function: SwitchFunction) -> tuple[SaveMap, RestoreM
     for name in ("fs_base", "simd"):
         if coming.state.regs[name] != Value(Start(name)):
             values[name] = coming.state.regs[name]
-    return save, _taken(coming.address, code.bits, load.end, function.load, values)
+    return save, _taken(coming.address, code.bits, load.end, frozenset({function.load}), values)

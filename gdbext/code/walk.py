@@ -53,15 +53,22 @@ Keep = Callable[[int], bool]
 
 
 class Walker:
-    """Walks over `code`. ``stop``: addresses at which paths end; ``keep``: where they may go (default: anywhere)."""
+    """Walks over `code`. ``stop``: addresses at which paths end; ``keep``: where they may go (default: anywhere);
+    ``through``: go on behind calls of compiled code, on what the ABI promises of them."""
 
     def __init__(
-        self, code: Code, bounds: Bounds | None = None, stop: frozenset[int] = frozenset(), keep: Keep | None = None
+        self,
+        code: Code,
+        bounds: Bounds | None = None,
+        stop: frozenset[int] = frozenset(),
+        keep: Keep | None = None,
+        through: bool = False,
     ) -> None:
         self.code = code
         self.bounds = bounds or Bounds()
         self.stop = stop
         self.keep = keep
+        self.through = through
 
     def run(self, address: int, state: State, helpers: int = _HELPER_DEPTH) -> Iterator[Path]:
         """All paths from `address` in `state`, nearest branches first; ``helpers``: calls of helpers to follow."""
@@ -134,8 +141,10 @@ class Walker:
             after = self._helper(insn, target, state, helpers)
             if after:
                 return None, [(insn.end, s) for s in after]
-        if helpers < _HELPER_DEPTH:  # compiled code called from within a helper
+        if self.through or helpers < _HELPER_DEPTH:  # the latter: compiled code called from within a helper
             forget_scratch(state, insn.address)
+            if self.through:
+                _forget_arguments(state, insn.address)
             return None, [(insn.end, state)]
         return End.CALL, []
 
@@ -164,6 +173,15 @@ def forget_scratch(state: State, address: int) -> None:
     for name in GPR64:
         if name not in kept:
             state.regs[name] = Value(Result(address, name))
+
+
+def _forget_arguments(state: State, address: int) -> None:
+    """Words on the stack that are none of the interrupted context's may be results of the call at `address`."""
+    top = state.stack_place()
+    region = state.memory.get((top.segment, top.atom), {})
+    for disp, (size, value) in region.items():
+        if not value.context:
+            region[disp] = (size, Value(Result(address, f"stack word {disp - top.disp:#x}")))
 
 
 def _saved(state: State) -> set[str]:

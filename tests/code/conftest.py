@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from gdbext.code.disasm import Code
+from gdbext.code.paths import Entry, explore
+from gdbext.code.savemap import RestoreMap, SaveMap, restore_maps, save_maps
 
 KERNEL_64 = 0xFFFF_FFFF_8100_0000
 KERNEL_32 = 0xC010_0000
@@ -23,6 +25,14 @@ class Snippet:
     symbols: dict[str, int]
     base: int
     data: bytes
+
+    def maps(self, entry: Entry | None = None, *others: str) -> tuple[SaveMap, RestoreMap]:
+        """The fullest save map of `entry` (default: the label ``entry``) and the fullest restore map of the only exit;
+        `others`: labels from which to explore, too."""
+        entry = entry or Entry(self["entry"])
+        reach = explore(self.code, [entry, *(self[label] for label in others)])
+        (leaving,) = reach.exits
+        return save_maps(self.code, entry)[0], restore_maps(self.code, reach, leaving)[0]
 
     def __getitem__(self, label: str) -> int:
         return self.symbols[label]
