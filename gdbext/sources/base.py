@@ -6,6 +6,7 @@ A source is opened by its constructor, read until it ends and closed. What it ca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Flag, auto
 from typing import Protocol
 
@@ -38,6 +39,9 @@ class Source(Protocol):
 
     def read_memory(self, address: int, length: int, cpu: int = 0) -> bytes:
         """Read guest virtual memory as vCPU `cpu` sees it; raises NotCapable, or OSError where it is unmapped."""
+
+    def set_watch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Report stores into these guest virtual ranges (start, end exclusive) from now on; raises NotCapable."""
 
     @property
     def lost(self) -> int:
