@@ -75,9 +75,11 @@ def _run(words: list[str]) -> int:
     if name is not None and commands[name].qemu and "--" in words:
         split = words.index("--")
         words, qemu = words[:split], words[split + 1 :]
-    args = parser.parse_args(words)
-    args.qemu = qemu
+    args, unknown = parser.parse_known_args(words)
     command: Command = args.command
+    if unknown:
+        raise UsageError(f"unknown argument {unknown[0]!r}", todo=f"see `ctxwatch {command.name} --help`")
+    args.qemu = qemu
     return command.run(args)
 
 

@@ -17,7 +17,7 @@ from gdbext.qemu import child, command
 from gdbext.qemu.command import Launch, SerialAt
 from gdbext.qemu.console import Console
 from gdbext.qemu.private import PrivateDirectory
-from gdbext.qemu.qmp import Qmp, QmpClosed
+from gdbext.qemu.qmp import Qmp, QmpError
 
 ARCHITECTURES: Final = {"x86_64": 64, "i386": 32}
 """QEMU targets that can be watched, with the widest code they run, in bits."""
@@ -125,6 +125,18 @@ class Machine:
         """Send a non-maskable interrupt to the vCPUs."""
         self.qmp.execute("inject-nmi")
 
+    def read_memory(self, address: int, length: int, cpu: int = 0) -> bytes:
+        """Guest virtual memory as vCPU `cpu` maps it now; raises OSError where it is unmapped or QEMU is gone."""
+        dump = self.directory / "memory"
+        signed = address - (1 << 64) if address >> 63 else address  # QEMU before 9 takes a signed number
+        try:
+            self.qmp.execute("memsave", {"val": signed, "size": length, "filename": str(dump), "cpu-index": cpu})
+            return dump.read_bytes()
+        except QmpError as error:
+            raise OSError(str(error)) from error
+        finally:
+            dump.unlink(missing_ok=True)
+
     def serial(self) -> list[str]:
         """Serial lines since the last call (raw: to be escaped before they are shown)."""
         lines = self.console.lines()
@@ -221,6 +233,3 @@ def _accept(listener: socket.socket) -> Any:
 def _version(qmp: Qmp) -> str:
     numbers = qmp.execute("query-version")["qemu"]
     return f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}"
-
-
-__all__ = ["ARCHITECTURES", "Ending", "Machine", "QmpClosed", "which"]

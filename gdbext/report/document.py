@@ -1,0 +1,85 @@
+"""The result of one watched run, and its JSON form (schema ``ctxwatch.report/1``)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from gdbext.rules.codes import ERROR
+from gdbext.rules.engine import Counts
+from gdbext.rules.finding import Finding
+
+SCHEMA: Final = "ctxwatch.report/1"
+
+
+@dataclass(frozen=True, slots=True)
+class QemuFacts:
+    """The emulator: version, accelerator (tcg, kvm), plugin API generation where the probe is used."""
+
+    version: str
+    accel: str
+    plugin_api: int | None = None
+
+
+@dataclass(slots=True)
+class RunReport:
+    """Everything that is reported of a run. ``seconds``: wall time the guest was watched; ``lost``: events."""
+
+    guest: str
+    source: str
+    qemu: QemuFacts | None = None
+    counts: Counts = field(default_factory=Counts)
+    lost: int = 0
+    seconds: float = 0.0
+    findings: Sequence[Finding] = ()
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether any finding is of severity error: exit status 1."""
+        return any(finding.severity == ERROR for finding in self.findings)
+
+    def document(self) -> dict[str, Any]:
+        """The JSON document; addresses and register values are hex strings."""
+        return {
+            "schema": SCHEMA,
+            "guest": self.guest,
+            "source": self.source,
+            "qemu": asdict(self.qemu) if self.qemu is not None else None,
+            "events": asdict(self.counts) | {"lost": self.lost},
+            "seconds": round(self.seconds, 3),
+            "findings": [finding_document(finding) for finding in self.findings],
+        }
+
+    def json(self) -> str:
+        """The document as text."""
+        return json.dumps(self.document(), indent=2)
+
+
+def finding_document(finding: Finding) -> dict[str, Any]:
+    """One finding as a JSON object. Several differing fields are joined by commas, their values in the same order."""
+    place, writer = finding.interrupted, finding.writer
+    return {
+        "code": finding.code,
+        "name": finding.name,
+        "severity": finding.severity,
+        "count": finding.count,
+        "event": finding.event,
+        "cpu": finding.cpu,
+        "vector": finding.vector,
+        "interrupted": {"rip": hex(place.rip), "symbol": place.symbol, "cpl": place.cpl},
+        "field": finding.field,
+        "expected": _joined([difference.expected for difference in finding.differences]),
+        "actual": _joined([difference.actual for difference in finding.differences]),
+        "match": finding.match,
+        "thread": finding.thread,
+        "slot": finding.slot,
+        "writer": None if writer is None else {"rip": hex(writer.rip), "symbol": writer.symbol},
+        "cause": finding.cause,
+        "look_at": finding.look_at,
+    }
+
+
+def _joined(values: Sequence[int]) -> str | None:
+    return ",".join(map(hex, values)) or None

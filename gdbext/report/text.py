@@ -1,0 +1,146 @@
+"""Findings and results for a terminal, with rich. Everything that comes from the guest is escaped."""
+
+from __future__ import annotations
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from gdbext.arch import vectors
+from gdbext.errors import printable
+from gdbext.report.context import ContextRow, context_rows
+from gdbext.report.document import RunReport
+from gdbext.rules.finding import Finding
+
+_STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
+_MATCHES = {
+    "exact": "the entry with the same RIP and RSP",
+    "thread": "the last entry of the same thread",
+    "nearest": "the nearest entry: most fields agree",
+}
+
+
+def render_finding(finding: Finding, full: bool = False) -> RenderableType:
+    """The finding as a small picture; with `full`, every field of both contexts."""
+    return Group(_headline(finding), Padding(Group(*_body(finding, full)), (0, 0, 1, 2)))
+
+
+def _headline(finding: Finding) -> Text:
+    line = Text.assemble((f"{finding.code} {finding.name}", _STYLES.get(finding.severity, "bold")))
+    line.append(f"  event {finding.event}, CPU {finding.cpu}, {vectors.name(finding.vector)}", "dim")
+    return line
+
+
+def _body(finding: Finding, full: bool) -> list[RenderableType]:
+    parts: list[RenderableType] = [_places(finding)]
+    rows = context_rows(finding)
+    if any(row.before is not None or row.after is not None for row in rows):
+        parts.append(Padding(_contexts(rows, full), (1, 0)))
+    if finding.table:
+        parts.append(Padding(_area(finding), (0, 0, 1, 0)))
+    parts.append(_sentences(finding))
+    return parts
+
+
+def _places(finding: Finding) -> Table:
+    table = _columns()
+    place = finding.interrupted
+    mode = "user code" if place.cpl == 3 else "kernel code"
+    table.add_row("interrupted", _address(place.rip, place.symbol) + f", {mode}")
+    if finding.handler:
+        table.add_row("handler", f"{finding.handler:#x}")
+    table.add_row("seen at", _address(finding.pc, finding.pc_symbol))
+    if finding.slot:
+        writer = finding.writer
+        by = f", last written at {_address(writer.rip, writer.symbol)}" if writer is not None else ""
+        table.add_row("slot", printable(finding.slot) + by)
+    return table
+
+
+def _contexts(rows: list[ContextRow], full: bool) -> RenderableType:
+    both = any(row.before is not None for row in rows) and any(row.after is not None for row in rows)
+    shown = [row for row in rows if full or row.differs or row.main]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("", "", "interrupted", "resumed" if both else "", ""):
+        table.add_column(heading, no_wrap=True)
+    for row in shown:
+        after = _hex(row.after, row) if row.differs or row.before is None else "=" if row.after is not None else ""
+        style = "bold" if row.differs else "dim"
+        changed = "bold red" if row.differs else "dim"
+        table.add_row(
+            Text("▶" if row.differs else " ", "red"),
+            Text(row.label, style),
+            Text(_hex(row.before, row), style),
+            Text(after, changed),
+            Text(row.note, changed),
+        )
+    hidden = sum(1 for row in rows if row not in shown and row.before is not None)
+    if not both or not hidden:
+        return table
+    return Group(table, Text(f"  the other {hidden} fields are as they were or are not part of the verdict", "dim"))
+
+
+def _area(finding: Finding) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("slot", "holds", "should hold", ""):
+        table.add_column(heading, no_wrap=heading != "")
+    for name, holds, should, whose in finding.table:
+        style = "" if holds == should else "bold"
+        values = ["?" if value is None else f"{value:#x}" for value in (holds, should)]
+        table.add_row(Text(printable(name), style), *(Text(value, style) for value in values), printable(whose or ""))
+    return table
+
+
+def _sentences(finding: Finding) -> Table:
+    table = _columns()
+    if finding.entry is not None:
+        how = _MATCHES.get(finding.match)
+        table.add_row("compared to", f"event {finding.entry}" + (f", {how}" if how else ""))
+    if finding.thread:
+        table.add_row("thread", printable(finding.thread))
+    table.add_row("cause", Text(printable(finding.cause), "bold"))
+    table.add_row("look at", printable(finding.look_at))
+    return table
+
+
+def _columns() -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True, style="dim", min_width=11)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _hex(value: int | None, row: ContextRow) -> str:
+    return "not captured" if value is None else f"{value:0{row.digits}x}"
+
+
+def _address(address: int, symbol: str | None) -> str:
+    return f"{printable(symbol)} ({address:#x})" if symbol else f"{address:#x}"
+
+
+def render_summary(report: RunReport) -> RenderableType:
+    """The end of a run: what was seen, and each finding in one line."""
+    counts = report.counts
+    seen = (
+        f"{counts.entries} entries ({counts.syscalls} system calls), {counts.exits} exits, {counts.identical} resumed"
+    )
+    line = Text(f"{seen} identical, {report.lost} lost, {report.seconds:.1f} s, by {report.source}", "dim")
+    if not report.findings:
+        return Group(Text("nothing found", "bold green"), line)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    for finding in report.findings:
+        times = "once" if finding.count == 1 else f"{finding.count} times"
+        place = finding.interrupted
+        table.add_row(
+            Text(f"{finding.code} {finding.name}", _STYLES.get(finding.severity, "bold")),
+            finding.field or "",
+            times,
+            f"first at event {finding.event}, {printable(place.symbol or hex(place.rip))}",
+        )
+    return Group(table, line)
+
+
+def console(stderr: bool = False) -> Console:
+    """A console that adds nothing of its own to what the guest says; honours NO_COLOR."""
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)

@@ -1,0 +1,173 @@
+"""The command as a person meets it: help, mistakes, signals, closed pipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gdbext.cli import command as declarations
+from gdbext.cli.main import main
+from gdbext.errors import GuestFailed
+from gdbext.qemu import guests
+from gdbext.rules.codes import CODES
+
+CTXWATCH = [sys.executable, "-c", "import sys; from gdbext.cli.main import main; sys.exit(main())"]
+
+
+def ctxwatch(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*CTXWATCH, *words], capture_output=True, text=True, timeout=60, env=os.environ | environment, check=False
+    )
+
+
+def one_line(text: str) -> str:
+    assert text.startswith("ctxwatch: ")
+    assert text.count("\n") == 1
+    assert text.endswith("\n")
+    return text
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    for command in declarations.discover():
+        assert command.name in out
+        assert command.summary in out
+
+
+def test_help_is_quick() -> None:
+    best = 10.0
+    for _ in range(5):
+        start = time.monotonic()
+        done = ctxwatch("--help")
+        best = min(best, time.monotonic() - start)
+        assert done.returncode == 0
+    assert best < 0.3
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from gdbext.cli.main import main; main([]); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stderr.split())
+    assert not loaded & {"numpy", "pyarrow", "pwnlib", "rich", "capstone", "qemu.qmp", "pygdbmi", "prompt_toolkit"}
+
+
+@pytest.mark.parametrize("command", declarations.discover(), ids=lambda command: command.name)
+def test_every_command_has_help_with_an_example(command: declarations.Command) -> None:
+    done = ctxwatch(command.name, "--help")
+    assert done.returncode == 0
+    assert f"ctxwatch {command.name}" in done.stdout
+    assert "example:" in done.stdout
+    assert command.example.splitlines()[0].startswith(f"ctxwatch {command.name}")
+    assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["gests"], "there is no command 'gests'; did you mean guests?"),
+        (["frobnicate"], "there is no command 'frobnicate'; see `ctxwatch --help`"),
+        (["guests", "--jsn"], "unknown argument '--jsn'; see `ctxwatch guests --help`"),
+        (["guests", "--js"], "unknown argument '--js'"),
+        (["explain", "CW999"], "there is no finding code 'CW999'"),
+        (["explain", "CW1\x1b[31m"], r"'CW1\x1b[31m'"),
+    ],
+)
+def test_a_mistake_is_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert said in one_line(captured.err)
+    assert captured.out == ""
+
+
+def test_an_error_of_ours_is_one_line_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken() -> list[str]:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(guests, "names", broken)
+    assert main(["guests"]) == 2
+    assert "ctxwatch failed: ZeroDivisionError: a bug" in one_line(capsys.readouterr().err)
+
+
+def test_the_status_is_the_errors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def failed() -> list[str]:
+        raise GuestFailed("it died", "nobody knows", "look")
+
+    monkeypatch.setattr(guests, "names", failed)
+    assert main(["guests"]) == 3
+    assert capsys.readouterr().err == "ctxwatch: it died: nobody knows; look\n"
+
+
+def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("CTXWATCH_TRACEBACK", "1")
+    assert main(["explain", "CW999"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_signals_end_it_quietly(signum: int, status: int) -> None:
+    code = (
+        "import sys, time\n"
+        "from gdbext.cli.main import main\n"
+        "from gdbext.qemu import guests\n"
+        "def wait():\n    print('ready', flush=True); time.sleep(30)\n"
+        "guests.names = wait\n"
+        "sys.exit(main(['guests']))\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(signum)
+    _, errors = child.communicate(timeout=10)
+    assert (child.returncode, errors) == (status, "")
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    line = " ".join(f"'{word}'" for word in CTXWATCH)
+    done = subprocess.run(["bash", "-c", f"{line} guests | true"], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
+def test_guests_as_json() -> None:
+    document = json.loads(ctxwatch("guests", "--json").stdout)
+    rows = {row["name"]: row for row in document["guests"]}
+    assert document["schema"] == "ctxwatch.guests/1"
+    assert rows["nrk-rflags"]["codes"] == ["CW102"]
+    assert rows["clean-nrk"]["codes"] == []
+
+
+def test_guests_table_names_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["guests"]) == 0
+    out = capsys.readouterr().out
+    for name in guests.names():
+        assert name in out
+
+
+@pytest.mark.parametrize("code", list(CODES))
+def test_explain_knows_every_code(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", code]) == 0
+    out = capsys.readouterr().out
+    assert code in out
+    assert CODES[code].name in out
+
+
+def test_explain_without_a_code_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(CODES)
+
+
+def test_no_colour_when_asked() -> None:
+    done = ctxwatch("explain", "CW102", NO_COLOR="1", FORCE_COLOR="1")
+    assert "\x1b[3" not in done.stdout
+
+
+def test_missing_configs_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(guests, "CONFIGS", tmp_path / "none")
+    assert main(["guests"]) == 2
