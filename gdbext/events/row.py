@@ -148,7 +148,11 @@ FIELDS: Final[tuple[Field, ...]] = (
     _u16("fs", "live selector"),
     _u16("gs", "live selector"),
     Field("mxcsr", "<u4", "uint32_t", 1, "live MXCSR when Flag.SIMD, else 0"),
-    _u64("stack", "entry: raw words from the frame's first word (RIP) up; exit: from RSP up; width 8", STACK_WORDS),
+    _u64(
+        "stack",
+        "words of the frame's size, zero-extended: entry: from the frame's RIP word up; exit: from RSP up",
+        STACK_WORDS,
+    ),
     _u64("tracked", "tracked variables of the profile, in its order", TRACKED_SLOTS),
     _u64("addr", "store, tracked, gs-access: linear address; base: MSR number; idt: base"),
     _u64("value", "store, tracked: value; base, cr3: new value; idt: limit"),

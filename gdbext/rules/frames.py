@@ -34,23 +34,23 @@ def judge_unbalanced(row: Batch, live: Batch) -> tuple[Draft, Batch] | None:
 
 def _shifted(entry: Batch, row: Batch, words: int, size: int) -> bool:
     """True if the words at RSP are those of the entry's frame, `words` further (negative: RSP is too low)."""
-    frame = _words(entry, size)[: 5 if size == 8 else 3]
-    popped = _words(row, size)
+    frame = _words(entry)[: 5 if size == 8 else 3]
+    popped = _words(row)
     if words < 0:
         return popped[-words : len(frame) - words] == frame[: len(popped) + words] and -words < len(popped) - 1
     overlap = frame[words:]
     return len(overlap) >= 2 and popped[: len(overlap)] == overlap
 
 
-def _words(row: Batch, size: int) -> list[int]:
-    raw = row["stack"][0].tobytes()
-    return [int.from_bytes(raw[at : at + size], "little") for at in range(0, len(raw), size)]
+def _words(row: Batch) -> list[int]:
+    words: list[int] = row["stack"][0].tolist()
+    return words
 
 
 def _draft(entry: Batch, row: Batch, words: int, size: int) -> Draft:
     expected, actual = int(entry["frame"][0]), int(row["frame"][0])
     if words < 0:
-        left = _words(row, size)[0]
+        left = _words(row)[0]
         cause = (
             f"RSP is {-words} word{'s' * (words < -1)} below the frame the CPU pushed at {expected:#x}: iret takes "
             f"{left:#x}, which was left on the stack, for RIP and the saved RIP for CS"

@@ -93,7 +93,7 @@ def test_idle_thread_that_pushes_into_its_own_area() -> None:
     tcb, pushed = 0xE0142600, 0xE0142630
     idle = context(user=False, rip=0xE01166E1, cs=8, rflags=0x202, rsp=pushed, rbp=0, rdi=0)
     push = event(Kind.STORE, addr=pushed - 4, value=0, size=4, rsp=pushed, pc=0xE01166D0, mode=32)
-    frame = [0xE01166E1 | 8 << 32, 0x202, 0, 0, 0, 0, 0, 0]
+    frame = [0xE01166E1, 8, 0x202, 0, 0, 0, 0, 0]
     wrong = entry(idle, frame=pushed - 4 - 12, mode=32, stack=[frame])
     found = judge(area(tcb, 64), push, wrong, policy=SEL4)
     assert [f.code for f in found] == ["CW401", "CW402"]
