@@ -99,7 +99,7 @@ def differences(entries: Batch, exits: Batch, law: Law) -> Mask:
     RF is set by faults; CF is many ABIs' error flag of a system call; CS and SS of ``syscall`` and ``sysret`` come from
     STAR and are judged as such; DS and ES mean nothing to 64-bit code; while kernel code runs, FS base, inactive GS
     base and user TLS selectors belong to the user context and are judged at its next resume; a system call may set
-    the FS or GS base to one of its arguments; FPU registers are the context's only at a resume of user code with
+    a base or a selector to one of its arguments; FPU registers are the context's only at a resume of user code with
     CR0.TS clear.
     """
     call = is_call(entries)
@@ -115,24 +115,26 @@ def differences(entries: Batch, exits: Batch, law: Law) -> Mask:
     ignored = np.where(call, np.uint64(rf.RF | rf.CF), np.uint64(rf.RF))
     mark("rflags", ((entries["rflags"] ^ exits["rflags"]) & ~ignored) != 0)
     framed = ~_by_call(entries) & (exits["how"] == How.IRET)
-    for name in ("cs", "ss"):
-        mark(name, framed & (entries[name] != exits[name]))
     small = (exits["flags"] & Flag.LINEAR32) != 0
-    for name in ("ds", "es"):
-        mark(name, small & (entries[name] != exits[name]))
-    for name in ("fs", "gs"):
-        own = user | (small & ((entries[name] & 3) == 0))
-        mark(name, own & (entries[name] != exits[name]))
+    own = {name: user | (small & ((entries[name] & 3) == 0)) for name in ("fs", "gs")}
+    for name, judged in {"cs": framed, "ss": framed, "ds": small, "es": small, **own}.items():
+        mark(name, _unless_asked(name, judged & (entries[name] != exits[name]), entries, exits, call))
     have_bases = ((entries["flags"] | exits["flags"]) & Flag.NO_BASES) == 0
     for name in ("fs_base", "gs_base"):
-        lost = have_bases & user & (entries[name] != exits[name])
-        if lost.any():
-            lost &= ~(call & (small | (gprs(entries) == exits[name][:, None]).any(axis=1)))
-        mark(name, lost)
+        lost = have_bases & user & (entries[name] != exits[name]) & ~(call & small)
+        mark(name, _unless_asked(name, lost, entries, exits, call))
     for slot, bits in law.preserved:
         mark(f"tracked{slot}", ((entries["tracked"][:, slot] ^ exits["tracked"][:, slot]) & np.uint64(bits)) != 0)
     _mark_simd(entries, exits, user, mask)
     return mask
+
+
+def _unless_asked(name: str, lost: Bools, entries: Batch, exits: Batch, call: Bools) -> Bools:
+    """`lost` without the system calls whose caller passed the new value in a register."""
+    if not lost.any():
+        return lost
+    asked: Bools = call & (gprs(entries) == exits[name].astype(np.uint64)[:, None]).any(axis=1)
+    return lost & ~asked
 
 
 def _by_call(entries: Batch) -> Bools:

@@ -106,7 +106,7 @@ void kthread_sleep(u64 for_ticks);
 void end_system_call(void);          /* drop the kernel's frames; see the styles */
 u64 report_corrupt(u64 what, u64 where, u64 unused);
 u64 sys_copy_end(u64 pointer, u64 length, u64 unused);
-void bad_return(struct thread *thread);
+void bad_return(struct thread *thread, u64 ss);
 void jump_user(struct thread *thread, u64 rip, u64 rsp, u64 rflags);
 
 /* cpu.c, lapic.c, paging.c */

@@ -182,8 +182,8 @@ static u64 sys_work(u64 a, u64 b, u64 c)
 
 static u64 sys_bad_return(u64 a, u64 b, u64 c)
 {
-    (void)a, (void)b, (void)c;
-    bad_return(current_thread());
+    (void)b, (void)c;
+    bad_return(current_thread(), a);
     return 0;
 }
 

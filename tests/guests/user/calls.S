@@ -73,7 +73,7 @@ calls_again:
         /* The timer's interrupt waits while the kernel works, and comes at once on the way out. */
         CALL SYS_WORK, syscall, 0, 0, 0
 #ifdef IRET_FAULT
-        CALL_INT80 SYS_BAD_RETURN, 0, 0, -EFAULT
+        CALL_INT80 SYS_BAD_RETURN, ABSENT_SS, 0, -EFAULT
 #endif
 
         /* Go on elsewhere, with flags of one's own choice: IOPL and IF must not follow them. */

@@ -133,7 +133,7 @@
 #define SYS_UNMAP 7      /* (page): give a page back; the next touch faults it in again */
 #define SYS_JUMP 8       /* (rip, rsp, rflags): go on elsewhere, as a sigreturn does */
 #define SYS_WORK 9       /* something that takes longer than the timer's period, interrupts off */
-#define SYS_BAD_RETURN 10 /* only by int 0x80, osdev style: return with ABSENT_SS; -EFAULT */
+#define SYS_BAD_RETURN 10 /* only by int 0x80, osdev style: return with SS = rdi (ABSENT_SS); -EFAULT */
 #define SYS_COUNT 11
 #define EFAULT 14
 

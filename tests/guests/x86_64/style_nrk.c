@@ -79,7 +79,11 @@ void jump_user(struct thread *thread, u64 rip, u64 rsp, u64 rflags)
 }
 
 /* Not in this style. */
-void bad_return(struct thread *thread) { thread->area.rax = -EFAULT; }
+void bad_return(struct thread *thread, u64 ss)
+{
+    (void)ss;
+    thread->area.rax = -EFAULT;
+}
 
 void start_scheduling(struct cpu *cpu)
 {

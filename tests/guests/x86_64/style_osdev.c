@@ -110,7 +110,7 @@ void jump_user(struct thread *thread, u64 rip, u64 rsp, u64 rflags)
 }
 
 /* SS is the highest word of the frame that int 0x80 pushed. The IRETQ will fault. */
-void bad_return(struct thread *thread) { ((u64 *)thread->kstack)[-1] = ABSENT_SS; }
+void bad_return(struct thread *thread, u64 ss) { ((u64 *)thread->kstack)[-1] = ss; }
 
 void start_scheduling(struct cpu *cpu)
 {
