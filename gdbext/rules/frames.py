@@ -33,13 +33,16 @@ def judge_unbalanced(row: Batch, live: Batch) -> tuple[Draft, Batch] | None:
 
 
 def _shifted(entry: Batch, row: Batch, words: int, size: int) -> bool:
-    """True if the words at RSP are those of the entry's frame, `words` further (negative: RSP is too low)."""
+    """True if the words at RSP are those of the entry's frame, `words` further (negative: RSP is too low).
+
+    The saved RIP may have been redirected meanwhile (a fixup), the words above it not; of an ia32 frame, which has
+    but two of those, RIP must agree too.
+    """
     frame = _words(entry)[: 5 if size == 8 else 3]
     popped = _words(row)
-    if words < 0:
-        return popped[-words : len(frame) - words] == frame[: len(popped) + words] and -words < len(popped) - 1
-    overlap = frame[words:]
-    return len(overlap) >= 2 and popped[: len(overlap)] == overlap
+    first = 1 if size == 8 else 0
+    pairs = [(popped[at - words], frame[at]) for at in range(first, len(frame)) if 0 <= at - words < len(popped)]
+    return len(pairs) >= 2 and all(held == pushed for held, pushed in pairs)
 
 
 def _words(row: Batch) -> list[int]:

@@ -166,6 +166,14 @@ def test_unbalanced_frame(words: int) -> None:
     assert codes(before, after) == [("CW301", "rsp")]
 
 
+def test_unbalanced_frame_after_a_fixup() -> None:
+    ctx = context(2, user=False)
+    before = entry(ctx, How.EXCEPTION)
+    popped = [0, ctx["rip"] + 5, ctx["cs"], ctx["rflags"], ctx["rsp"], ctx["ss"], 0, 0]
+    wrong = {"rip": 0, "cs": popped[1] & 0xFFFF, "rflags": popped[2], "rsp": popped[3], "ss": popped[4] & 0xFFFF}
+    assert codes(before, exit_(ctx | wrong, frame=FRAME - 8, stack=[popped])) == [("CW301", "rsp")]
+
+
 def test_rebuilt_frame_elsewhere_is_silent() -> None:
     assert codes(entry(context()), exit_(context(), frame=FRAME + 8)) == []
 
