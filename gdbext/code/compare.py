@@ -9,9 +9,10 @@ from enum import Enum
 from typing import Final
 
 from gdbext.arch.frames import FRAME_FIELDS
-from gdbext.arch.registers import CALLEE_SAVED_32, CALLEE_SAVED_64, display_name
-from gdbext.code.savemap import AreaKey, RestoreMap, SaveMap, general
-from gdbext.code.values import FRAME, STACKS, Context, Place, Start, Value
+from gdbext.arch.registers import display_name
+from gdbext.code.savemap import AreaKey, RestoreMap, SaveMap, callee_saved, general
+from gdbext.code.values import FRAME, STACKS, Context, Place, Result, Start, Value
+from gdbext.code.walk import End
 
 
 class Kind(Enum):
@@ -63,18 +64,38 @@ def pairs(saves: Iterable[SaveMap], restores: Sequence[RestoreMap]) -> list[tupl
 
     An exit path belongs to an entry path if it goes on behind the call that ended it and uses the same kind of area
     (the stack, or one reached through a pointer); failing that, if it loads from an area off the stack and agrees
-    with the entry path on where most registers lie there. An entry path that goes over to the interrupted stack (to
-    let a faulted iret look like a fault of its target's) has no exit path of its own.
+    with the entry path on where most registers lie there. Nothing is said of an entry path that goes over to the
+    interrupted stack (to let a faulted iret look like a fault of its target's) or to one computed in a way not
+    followed (through a segment's base, say): it is not known what the words there hold.
     """
     found = []
     for save in saves:
-        if save.rsp.atom == Context("rsp"):
+        unknown = save.end is End.CALL and save.area is not None and isinstance(save.area[1], Result)
+        if unknown or save.rsp.atom == Context("rsp"):
             continue
-        fits = [r for r in restores if save.ended in r.follows and (r.area in STACKS) == save.on_stack]
+        fits = [r for r in restores if save.ended in r.follows and _from_stack(save, r) == save.on_stack]
         if not fits:
             fits = [r for r in restores if r.area is not None and r.area not in STACKS and _agree(save, r)]
         found += [(save, restore) for restore in fits]
     return found
+
+
+def _continued(save: SaveMap, restore: RestoreMap, key: AreaKey) -> tuple[AreaKey, int] | None:
+    """What the entry path calls the exit path's area `key`, and the offset between them, where that is known because
+    the exit path goes on behind the call that ended the entry path: RSP and callee-saved registers are as they were."""
+    segment, atom = key
+    if save.ended not in restore.follows or segment or not isinstance(atom, Start):
+        return None
+    pointer = save.pointers.get(atom.name)
+    return None if pointer is None else (("", pointer.atom), pointer.disp)
+
+
+def _from_stack(save: SaveMap, restore: RestoreMap) -> bool:
+    """True if the exit path, which goes on behind the entry path, loads from the stack."""
+    if restore.area is None or restore.area in STACKS:
+        return True
+    known = _continued(save, restore, restore.area)
+    return known is not None and known[0] in (*STACKS, ("", save.rsp.atom))
 
 
 def _agree(save: SaveMap, restore: RestoreMap) -> bool:
@@ -102,7 +123,7 @@ class _Comparison:
         self.entry = f"the switch at {save.entry:#x}" if save.switch else f"the entry path at {save.entry:#x}"
         self.leaving = f"its end at {restore.exit:#x}" if save.switch else f"the exit path at {restore.exit:#x}"
         self.given_away = set() if save.switch else {*general(save.bits), *FRAME_FIELDS} - {*save.needed}
-        self.callee_saved = CALLEE_SAVED_64 if save.bits == 64 else CALLEE_SAVED_32
+        self.callee_saved = callee_saved(save.bits)
 
     def run(self) -> list[Statement]:
         found = self._clashes()
@@ -122,8 +143,9 @@ class _Comparison:
         """The area of the entry path that is the exit path's `key`, and its offset: entry − exit."""
         save, restore = self.save, self.restore
         loaded = {name: p for name, p in restore.loaded.items() if (p.segment, p.atom) == key}
-        if save.ended in restore.follows and key in STACKS:
-            return (("", save.rsp.atom), save.rsp.disp)
+        exact = _continued(save, restore, key)
+        if exact is not None and any((p.segment, p.atom) == exact[0] for ps in save.stored.values() for p in ps):
+            return exact
         votes: Counter[tuple[AreaKey, int]] = Counter()
         for name, place in loaded.items():
             for stored in save.stored.get(name, ()):
@@ -191,6 +213,8 @@ class _Comparison:
             return []
         (offset,) = offsets
         held = self._held(self.restore.loaded["rip"])
+        if any(self._held(self.restore.loaded[name]) == name for name in FRAME_FIELDS):
+            return []  # the entry path has moved the frame there
         also = f" and takes {self._name('rip')} from where {self.entry} has {self._name(held)}" if held else ""
         text = (
             f"{self.leaving} pops its frame {abs(offset)} bytes {'below' if offset < 0 else 'above'} "
@@ -229,8 +253,8 @@ class _Comparison:
         return [self._statement(Kind.WRONG_SLOT, (name,), text, place)]
 
     def _replaced(self, name: str, place: Place, value: Value) -> list[Statement]:
-        """The entry path has put something else in the slot: on purpose, unless it is the handler's own register."""
-        if not isinstance(value.atom, Start) or name not in self.save.needed:
+        """The entry path has put something else in the slot: on purpose, unless it is the handler's own flags."""
+        if value != Value(Start("rflags")) or name != "rflags":
             return []
         text = (
             f"{self.entry} stores {value.text(self.bits)} as it is in the handler, not the interrupted "
@@ -242,6 +266,8 @@ class _Comparison:
         who, entry, leaving = self._name(name), self.entry, self.leaving
         left = self.restore.other.get(name)
         stored = [p for p in self.save.stored.get(name, ()) if p not in self.save.by_cpu]
+        if left is not None and isinstance(left.atom, Result):
+            return []  # computed in a way not followed
         if left is None and name not in self.restore.untouched:
             return []  # not a register this kind of exit sets
         if name in self.restore.untouched and self._stays(name):

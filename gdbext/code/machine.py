@@ -12,7 +12,7 @@ from gdbext.arch.registers import GPR64, MSR_FS_BASE, MSR_GS_BASE, MSR_KERNEL_GS
 from gdbext.code.disasm import Code, Insn
 from gdbext.code.operands import Imm, Mem, Operand, Reg
 from gdbext.code.state import State
-from gdbext.code.values import Half, Loaded, Place, Result, Start, Value, wrap
+from gdbext.code.values import CPL, Half, Loaded, Place, Result, Start, Value, wrap
 
 FXSAVE_BYTES: Final = 512
 """Legacy area of FXSAVE/XSAVE (Intel SDM vol. 1, 10.5.1)."""
@@ -262,12 +262,29 @@ class _Step:
         self.write(self.ops[0], Value(None, 0) if same else self.result("value"))
         self.flags_change()
 
+    def do2_and(self) -> None:
+        """Software may keep bits of its own above a selector; the selector counts. ``and $3`` leaves its RPL."""
+        target, mask = self.ops[0], self.read(self.ops[1]).constant
+        value = self._peek(target)
+        if mask is not None and value.constant is not None:
+            self.write(target, Value(None, value.constant & mask))
+        elif mask is not None and mask & 0xFFFF == 0xFFFF and value.context in SEGMENTS:
+            self.write(target, value)
+        elif mask == 3 and value.context == "cs" and isinstance(target, Reg):
+            self.state.regs[target.name] = Value(CPL)
+        else:
+            self.write(target, self.result("memory" if isinstance(target, Mem) else "value"))
+        self.flags_change()
+
     def do2_or(self) -> None:
         a, b = self.read(self.ops[0]), self.read(self.ops[1])
+        selector = self._peek(self.ops[0])
         joined = a if isinstance(a.atom, Half) else b
         both = isinstance(a.atom, Half) and isinstance(b.atom, Half) and a.atom.whole == b.atom.whole
         if both and isinstance(joined.atom, Half):
             self.write(self.ops[0], Value(joined.atom.whole))
+        elif b.constant is not None and b.constant & 0xFFFF == 0 and selector.context in SEGMENTS:
+            self.write(self.ops[0], selector)
         else:
             self.write(self.ops[0], self.result("value"))
         self.flags_change()
@@ -279,9 +296,11 @@ class _Step:
         self.flags_change()
 
     def do2_shr(self) -> None:
-        value = self.read(self.ops[0])
-        upper = isinstance(value.atom, (Loaded, Start)) and value.disp == 0 and self.ops[-1] == Imm(32)
-        if upper and isinstance(value.atom, (Loaded, Start)):
+        value, count = self.read(self.ops[0]), self.ops[-1]
+        upper = isinstance(value.atom, (Loaded, Start)) and value.disp == 0 and count == Imm(32)
+        if value.atom is None and isinstance(count, Imm):
+            self.write(self.ops[0], Value(None, value.disp >> (count.value & 63)))
+        elif upper and isinstance(value.atom, (Loaded, Start)):
             self.write(self.ops[0], Value(Half(value.atom, True)))
         else:
             self.write(self.ops[0], self.result("value"))
@@ -293,8 +312,8 @@ class _Step:
         self.flags_change()
 
     def do2_cmp(self) -> None:
-        number = self.ops[-1]
-        if isinstance(number, Imm) and self._peek(self.ops[0]).context == "cs":
+        number, value = self.ops[-1], self._peek(self.ops[0])
+        if isinstance(number, Imm) and (value.context == "cs" or value.atom == CPL):
             self.state.if_zero = "user" if number.value & 3 else "kernel"
         self.flags_change()
 
@@ -303,8 +322,8 @@ class _Step:
         if isinstance(operand, Mem):
             place = self.place(operand)
             known = self.state.memory.get((place.segment, place.atom), {}).get(place.disp)
-            return known[1] if known else Value(None, 0)
-        return self.state.regs.get(operand.name, Value(None, 0)) if isinstance(operand, Reg) else Value(None, 0)
+            return known[1] if known else self.result("memory")
+        return self.state.regs.get(operand.name, self.result("value")) if isinstance(operand, Reg) else self.result("")
 
     # system state
 

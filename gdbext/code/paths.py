@@ -14,8 +14,17 @@ from enum import Enum
 from typing import Final
 
 from gdbext.arch.vectors import UNKNOWN
-from gdbext.code.disasm import Code, Flow, Insn, constant_in
-from gdbext.code.operands import Imm, Mem, Reg
+from gdbext.code.classify import (
+    constant_of,
+    pushed_constant,
+    shadows_interrupts,
+    skips_speculation_trap,
+    stack_source,
+    stores_stack_pointer,
+)
+from gdbext.code.disasm import Code, Flow, Insn
+from gdbext.code.operands import Mem, Reg
+from gdbext.code.switches import SwitchFunction, switch_after, switch_entry
 
 
 class Gateway(Enum):
@@ -45,7 +54,7 @@ class Limits:
     """Bounds of an exploration. ``instructions`` in all; ``calls``: depth of calls followed; ``stretch``: instructions
     in one straight run, against data read as code."""
 
-    instructions: int = 60_000
+    instructions: int = 120_000
     calls: int = 6
     stretch: int = 2_000
 
@@ -80,20 +89,6 @@ class StackSwitch:
     address: int
     source: str
     depth: int
-
-
-@dataclass(frozen=True, slots=True)
-class SwitchFunction:
-    """A function that leaves one stack for another and returns on the new one (a thread switch).
-
-    ``entry``: its first instruction; ``store``: where RSP is put away; ``load``: where the other is taken;
-    ``ends``: the ``ret`` or the tail jump with which it ends.
-    """
-
-    entry: int
-    store: int
-    load: int
-    ends: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +147,6 @@ def explore(code: Code, entries: Iterable[int | Entry], limits: Limits | None = 
     return _Explorer(code, Reach(code.bits, points), limits or Limits()).run()
 
 
-_LOOK_BACK: Final = 12
-"""Instructions looked back for the constant that a register holds."""
-_PROLOGUE: Final = 24
-"""Instructions between the beginning of a thread switch and its store of RSP, at most."""
 _BASE_ACCESS: Final = frozenset({"rdfsbase", "rdgsbase", "wrfsbase", "wrgsbase"})
 _WORDS: Final = {
     "iret": 2, "iretd": 4, "iretq": 8, "sysret": 4, "sysretq": 8, "sysexit": 4, "sysexitq": 8,
@@ -231,7 +222,7 @@ class _Explorer:
         if flow in (Flow.STOP, Flow.EXIT):
             return ()
         if flow is Flow.RETURN:
-            constant = _pushed_constant(past, self.code.bits)
+            constant = pushed_constant(past, self.code.bits)
             return () if constant is None else (constant,)
         if target is None:
             target = self._resolve(insn, past)
@@ -250,7 +241,7 @@ class _Explorer:
         operand = insn.destination
         target = table = None
         if isinstance(operand, Reg):
-            target = _constant_of(operand.name, past)
+            target = constant_of(operand.name, past)
         elif isinstance(operand, Mem) and not operand.segment and operand.size == self.code.word:
             if operand.constant:
                 target = self.code.pointer_at(operand.disp)
@@ -266,12 +257,12 @@ class _Explorer:
         reach, name = self.reach, insn.name
         if insn.flow is Flow.EXIT:
             how = "iret" if name.startswith("iret") else "sysret" if name.startswith("sysret") else "sysexit"
-            to_itself = how == "iret" and _pushed_constant(past, self.code.bits) == insn.end
+            to_itself = how == "iret" and pushed_constant(past, self.code.bits) == insn.end
             reach.exits.append(Exit(insn.address, how, _WORDS[name], depth, to_itself))
         elif name == "swapgs":
             reach.swapgs.append(insn.address)
         elif name in ("wrmsr", "rdmsr"):
-            reach.msrs.append(MsrAccess(insn.address, name, _constant_of("rcx", past)))
+            reach.msrs.append(MsrAccess(insn.address, name, constant_of("rcx", past)))
         elif name in _BASE_ACCESS:
             reach.msrs.append(MsrAccess(insn.address, name, None))
         elif name == "lidt":
@@ -295,7 +286,7 @@ class _Explorer:
             function = reach.function_of[store]
             if function in entries:
                 continue
-            found = _switch_after(self.code, reach, store, self._switch_entry(store, function))
+            found = switch_after(self.code, reach, store, switch_entry(self.code, reach, store, function))
             if found:
                 reach.switch_functions.append(found)
         for addresses in (reach.swapgs, reach.cr3, reach.lidt, reach.shadows, reach.undecodable):
@@ -303,171 +294,3 @@ class _Explorer:
         for items in (reach.exits, reach.msrs, reach.stack_switches, reach.indirect):
             items.sort(key=lambda item: item.address)
         reach.switch_functions.sort(key=lambda item: item.entry)
-
-    def _switch_entry(self, store: int, function: int) -> int:
-        """The first instruction of the function that stores RSP at `store`. One reached by tail jumps alone is known
-        as part of those who jump: it begins where nothing falls or branches into."""
-        reach = self.reach
-        before: dict[int, list[int]] = {}
-        for address in range(store - _NEAR, store):
-            for following in reach.successors.get(address, ()):
-                before.setdefault(following, []).append(address)
-        address = store
-        for _ in range(_PROLOGUE):
-            falling = [b for b in before.get(address, ()) if (i := self.code.insn(b)) and i.end == address]
-            if not falling:
-                sources = (self.code.insn(b) for b in before.get(address, ()))
-                local = any(insn is not None and insn.flow is Flow.BRANCH for insn in sources)
-                return function if local else address
-            address = falling[0]
-        return function
-
-
-def shadows_interrupts(insn: Insn) -> bool:
-    """True if interrupts are held off until after the next instruction: ``sti``, ``mov ss``, ``pop ss``
-    (Intel SDM vol. 3A, 6.8.3)."""
-    return insn.name == "sti" or (insn.name in ("mov", "pop") and insn.writes_register("ss"))
-
-
-_TRAP: Final = 16
-"""Bytes in the longest speculation trap looked for."""
-
-
-def skips_speculation_trap(code: Code, after: int, target: int) -> bool:
-    """True if a call at whose end `after` lies nothing but a trap for speculation, up to its `target`: such a call
-    fills the return stack buffer or begins a retpoline, and control goes on at `target` without coming back."""
-    if not after < target <= after + _TRAP:
-        return False
-    address = after
-    while address < target:
-        insn = code.insn(address)
-        if insn is None:
-            return False
-        back = insn.flow is Flow.JUMP and insn.target is not None and after <= insn.target < target
-        if not back and insn.name not in ("int3", "pause", "lfence", "nop"):
-            return False
-        address = insn.end
-    return address == target
-
-
-def stack_source(insn: Insn) -> str:
-    """Where `insn` takes a new RSP from (see StackSwitch.source), or "" if it stays on its stack; ``control`` if it
-    loads a control register into RSP, for want of another free register while page tables are switched."""
-    name, operands = insn.name, insn.operands
-    if not any(isinstance(o, Reg) and o.name == "rsp" for o in operands):
-        return ""
-    if name == "xchg":
-        return "memory" if insn.memory else "register"
-    if not insn.writes_register("rsp"):
-        return ""
-    source = insn.source
-    if name == "pop":
-        return "memory"
-    if name == "lss":
-        return "memory"
-    if name not in ("mov", "lea", "cmove", "cmovne", "movabs") or source is None:
-        return ""
-    if isinstance(source, Imm):
-        return "register"
-    if isinstance(source, Reg):
-        if source.name.startswith("cr"):
-            return "control"
-        return "" if source.name == "rsp" else "frame" if source.name == "rbp" else "register"
-    if name == "lea":
-        return "" if source.base == "rsp" else "frame" if source.base == "rbp" else "register"
-    return "memory"
-
-
-def stores_stack_pointer(insn: Insn) -> bool:
-    """True if `insn` puts RSP away in memory that is not addressed through the stack itself."""
-    target = insn.destination
-    return (
-        insn.name == "mov"
-        and isinstance(target, Mem)
-        and isinstance(insn.source, Reg)
-        and insn.source.name == "rsp"
-        and target.base not in ("rsp", "rbp")
-    )
-
-
-_IMPLICIT: Final = frozenset(
-    {"cpuid", "rdmsr", "rdtsc", "rdtscp", "rdpmc", "xgetbv", "mul", "imul", "div", "idiv", "popal"}
-)
-"""Instructions that change general registers they do not name."""
-
-
-def _constant_of(name: str, past: list[Insn]) -> int | None:
-    """The constant in register `name` after the straight run `past`, if one of its last instructions put it there."""
-    for insn in reversed(past[-_LOOK_BACK:]):
-        value = constant_in(insn, name)
-        if value is not None:
-            return value
-        if insn.flow is Flow.CALL or insn.name in _IMPLICIT or insn.mnemonic.startswith("rep"):
-            return None
-        written = insn.operands if insn.name in ("xchg", "xadd") else insn.operands[:1]
-        if any(isinstance(o, Reg) and o.name == name for o in written) and insn.name not in ("cmp", "test", "push"):
-            return None
-    return None
-
-
-def _pushed_constant(past: list[Insn], bits: int) -> int | None:
-    """The constant that the last instruction of `past` pushed, as an address, or None."""
-    if not past or past[-1].name != "push":
-        return None
-    operand = past[-1].destination
-    value = None
-    if isinstance(operand, Imm):
-        value = operand.value
-    elif isinstance(operand, Reg):
-        value = _constant_of(operand.name, past[:-1])
-    return None if value is None else value & ((1 << bits) - 1)
-
-
-_SWITCH_STEPS: Final = 400
-
-
-def _switch_after(code: Code, reach: Reach, store: int, function: int) -> SwitchFunction | None:
-    """The thread switch that begins with the store of RSP at `store` in `function`, if it is one.
-
-    From the store on, every path is followed within the function to an instruction that loads RSP, and from there
-    to the end; a path that takes RSP back from a frame pointer or from the new stack (``pop rsp``) only borrowed
-    another stack.
-    """
-    load = 0
-    ends: set[int] = set()
-    work = [(following, 0) for following in reach.successors[store]]
-    seen = set(work)
-    for _ in range(_SWITCH_STEPS):
-        if not work:
-            break
-        address, loaded = work.pop()
-        insn = code.insn(address)
-        if insn is None or insn.flow in (Flow.EXIT, Flow.STOP) or address not in reach.successors:
-            continue
-        source = stack_source(insn)
-        if source:
-            if loaded or source == "frame" or insn.name == "pop":
-                continue
-            loaded = load = address
-        elif loaded and insn.name == "leave":
-            continue
-        if loaded and insn.flow in (Flow.RETURN, Flow.JUMP) and _leaves(insn, reach, function):
-            ends.add(address)
-            continue
-        for following in reach.successors[address]:
-            if (following, loaded) not in seen:
-                seen.add((following, loaded))
-                work.append((following, loaded))
-    return SwitchFunction(function, store, load, tuple(sorted(ends))) if ends else None
-
-
-_NEAR: Final = 512
-"""A jump within this many bytes stays within a hand-written function."""
-
-
-def _leaves(insn: Insn, reach: Reach, function: int) -> bool:
-    """True for a return, and for a jump that looks like a tail call."""
-    if insn.flow is Flow.RETURN:
-        return True
-    following = reach.successors[insn.address]
-    return not following or following[0] in reach.depth_of or not function <= following[0] <= insn.end + _NEAR

@@ -17,8 +17,9 @@ from gdbext.arch.registers import CALLEE_SAVED_32, CALLEE_SAVED_64, GPR64
 from gdbext.arch.vectors import WITH_ERROR_CODE
 from gdbext.code.disasm import Code
 from gdbext.code.graph import Graph
-from gdbext.code.paths import Entry, Exit, Gateway, Reach, SwitchFunction
+from gdbext.code.paths import Entry, Exit, Gateway, Reach
 from gdbext.code.state import State
+from gdbext.code.switches import SwitchFunction
 from gdbext.code.values import FRAME, STACK, STACKS, Atom, Context, Place, Start, Value
 from gdbext.code.walk import Bounds, End, Path, Walker
 
@@ -35,7 +36,8 @@ class SaveMap:
     ``written``: everything else the path wrote and left, place → value; ``overwritten``: place → the field
     that was stored there before another one; ``needed``: the fields such a path has to keep. ``origin``: ``user`` or
     ``kernel`` if the path decided on the saved CS; ``ended``: the address of the instruction it ended at (the call of
-    compiled code), ``rsp``: the stack pointer there. ``switch``: the path is a thread switch's, not an entry's.
+    compiled code), ``pointers``: RSP and the callee-saved registers there. ``switch``: the path is a thread
+    switch's, not an entry's.
     """
 
     entry: int
@@ -49,8 +51,13 @@ class SaveMap:
     needed: tuple[str, ...]
     ended: int
     end: End
-    rsp: Value
+    pointers: dict[str, Value]
     switch: bool = False
+
+    @property
+    def rsp(self) -> Value:
+        """The stack pointer at the end of the path."""
+        return self.pointers["rsp"]
 
     @property
     def area(self) -> AreaKey | None:
@@ -209,7 +216,7 @@ def _save_map(entry: Entry, path: Path) -> SaveMap:
         needed=tuple(dict.fromkeys(fields)),
         ended=path.address,
         end=path.end,
-        rsp=state.rsp,
+        pointers=_pointers(state),
     )
 
 
@@ -229,6 +236,15 @@ def _kept(state: State) -> frozenset[str]:
     return frozenset(name for name in general(state.bits) if state.regs[name].context == name)
 
 
+def _pointers(state: State) -> dict[str, Value]:
+    return {name: state.regs[name] for name in ("rsp", *callee_saved(state.bits))}
+
+
+def callee_saved(bits: int) -> tuple[str, ...]:
+    """The general registers that compiled code preserves, but RSP."""
+    return CALLEE_SAVED_64 if bits == 64 else CALLEE_SAVED_32
+
+
 def restore_maps(code: Code, reach: Reach, leaving: Exit, graph: Graph | None = None) -> list[RestoreMap]:
     """One map for each distinct way to the exit `leaving`, the fullest first.
 
@@ -237,7 +253,7 @@ def restore_maps(code: Code, reach: Reach, leaving: Exit, graph: Graph | None = 
     """
     graph = graph or Graph(reach)
     inside = graph.backward([leaving.address], lambda _: False, _STEPS_BACK)
-    heads = sorted(a for a in inside if not any(b in inside for b in graph.before(a)))
+    heads = sorted(a for a in inside if a in graph.returns or not any(b in inside for b in graph.before(a)))
     walker = Walker(code, _EXIT_BOUNDS, frozenset({leaving.address}), inside.__contains__)
     maps: list[RestoreMap] = []
     for head in heads[:_HEADS]:
@@ -286,7 +302,7 @@ def switch_maps(code: Code, function: SwitchFunction) -> tuple[SaveMap, RestoreM
     """What a thread switch stores of the thread that leaves, and loads for the one that comes; None if its paths
     could not be followed."""
     state = State(code.bits)
-    fields = CALLEE_SAVED_64 if code.bits == 64 else CALLEE_SAVED_32
+    fields = callee_saved(code.bits)
     for name in (*fields, "rflags", "fs_base", "simd"):
         state.regs[name] = Value(Context(name))
     leaving = next(
@@ -308,7 +324,7 @@ def switch_maps(code: Code, function: SwitchFunction) -> tuple[SaveMap, RestoreM
         needed=fields,
         ended=function.load,
         end=End.STOP,
-        rsp=leaving.state.rsp,
+        pointers=_pointers(leaving.state),
         switch=True,
     )
     walker = Walker(code, stop=frozenset(function.ends))

@@ -117,6 +117,8 @@ FRAME: Final = Start("frame")
 STACK: Final = Start("rsp")
 """Origin of a stack that was there before the walk."""
 STACKS: Final = (("", FRAME), ("", STACK))
+CPL: Final = Context("cpl")
+"""The privilege level of the interrupted code: the low two bits of its CS."""
 MAX_DEPTH: Final = 6
 """Pointers followed through memory at most; beyond, a value is the result of its load."""
 

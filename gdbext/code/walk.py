@@ -8,10 +8,10 @@ from enum import Enum
 from typing import Final
 
 from gdbext.arch.registers import CALLEE_SAVED_32, CALLEE_SAVED_64, GPR64
+from gdbext.code.classify import skips_speculation_trap
 from gdbext.code.disasm import Code, Flow, Insn
 from gdbext.code.machine import execute
 from gdbext.code.operands import Mem, Reg
-from gdbext.code.paths import skips_speculation_trap
 from gdbext.code.state import State
 from gdbext.code.values import Result, Value
 
@@ -188,13 +188,21 @@ def _saved(state: State) -> set[str]:
     return {field for _, _, value in state.stored() if (field := value.context)}
 
 
+_ON_ZERO: Final = {"je": True, "jne": False, "jae": True, "jb": False}
+"""Branches that tell user from kernel after a test of the saved CS: taken if the operands are equal (as privilege
+levels compared with 3: not below)."""
+
+
 def _branches(insn: Insn, state: State) -> list[tuple[int, State]]:
     """Both sides of a branch, but for a test of the saved CS whose outcome this path has already seen."""
     sides = [insn.end] if insn.target is None else [insn.end, insn.target]
-    if not state.if_zero or insn.name not in ("je", "jne") or len(sides) < 2:
+    taken_if_zero = _ON_ZERO.get(insn.name) if state.if_zero else None
+    if insn.name in ("jae", "jb") and state.if_zero != "user":
+        taken_if_zero = None
+    if taken_if_zero is None or len(sides) < 2:
         return [(side, state if i == 0 else state.copy()) for i, side in enumerate(sides)]
     other = "user" if state.if_zero == "kernel" else "kernel"
-    origins = (other, state.if_zero) if insn.name == "je" else (state.if_zero, other)
+    origins = (other, state.if_zero) if taken_if_zero else (state.if_zero, other)
     result = []
     for side, origin in zip(sides, origins, strict=True):
         if state.origin in ("", origin):

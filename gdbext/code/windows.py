@@ -22,10 +22,11 @@ from typing import Final
 
 from gdbext.arch.registers import MSR_GS_BASE
 from gdbext.arch.vectors import NMI
+from gdbext.code.classify import stack_source
 from gdbext.code.disasm import Code, Flow
 from gdbext.code.graph import Graph
 from gdbext.code.listing import listing
-from gdbext.code.paths import Entry, Exit, Gateway, Reach, stack_source
+from gdbext.code.paths import Entry, Exit, Gateway, Reach
 
 
 class Reason(Enum):
@@ -270,7 +271,7 @@ class _Finder:
         if leaving.how == "sysret":
             user_stack, switches = self._after_switch(leaving.address)
         states = {}
-        gs_certain = self.graph.always(user_gs, swaps)
+        gs_certain = self.graph.always(user_gs, swaps - self.writes)  # a write may put back either base
         stack_certain = self.graph.always(user_stack, switches)
         for node in user_gs | user_stack:
             certain = node in gs_certain or node in stack_certain
@@ -278,7 +279,7 @@ class _Finder:
         if not states:
             return []
         openers = tuple(sorted(swaps | switches))
-        parts = ["the swapgs"] if swaps else []
+        parts = ["the swapgs"] if swaps - self.writes else ["the write of the GS base"] if swaps else []
         parts += ["the load of the user's RSP"] if switches else []
         why = f"from {' and '.join(parts)} to the {leaving.how}"
         return [Window(Reason.EXIT, why, self._stretches(states), openers, (), (leaving.address,))]

@@ -196,6 +196,8 @@ def test_paranoid_nmi_with_wrgsbase(assemble: Any) -> None:
     assert inside(entering, snippet) == {"nmi", "paranoid", "p1"}
     assert entering.landings == (snippet["p2"],)
     assert inside(leaving, snippet) == {"n2", "n3"}
+    assert not any(stretch.certain for stretch in leaving.stretches)
+    assert "the write of the GS base" in leaving.why
     assert handler.reason is Reason.IST_HANDLER
     assert inside(handler, snippet) == {"nmi", "n1", "n2", "n3"}
     assert handler.exits == (snippet["n3"],)
