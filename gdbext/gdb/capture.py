@@ -25,6 +25,7 @@ _SYSRET_FLAGS: Final = 0x3C7FD7
 """RFLAGS := (R11 AND this) OR 2 (Intel SDM vol. 2, SYSRET)."""
 _CS_RPL: Final = 3
 _WORDS_READ: Final = STACK_WORDS + 1
+_PAGE: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +178,10 @@ class Capture:
         return row
 
     def _words(self, address: int, word: int) -> list[int]:
-        """Up to nine words from `address` up, fewer where memory ends."""
-        for count in (_WORDS_READ, 6, 3):
+        """Up to nine words from `address` up, fewer where memory ends behind the page."""
+        for length in (_WORDS_READ * word, _PAGE - address % _PAGE):
             try:
-                raw = self._read(address, count * word)
+                raw = self._read(address, length)
             except OSError:
                 continue
             return [int.from_bytes(raw[i : i + word], "little") for i in range(0, len(raw) - word + 1, word)]

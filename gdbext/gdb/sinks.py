@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable, Collection
-from typing import Protocol
+from typing import Final, Protocol
 
+import numpy as np
+
+from gdbext.arch.registers import GPR64
 from gdbext.errors import CtxwatchError
-from gdbext.events.row import Batch, Flag, Kind
+from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.rules.codes import ERROR
 from gdbext.rules.engine import Engine
 from gdbext.rules.finding import Finding
 from gdbext.rules.guest import GuestView
+from gdbext.sources.rowstream import HALT, MAX_READ, MEMORY, REQUEST_SIZE, ROWS, answer, parse_request
 
 
 class Sink(Protocol):
@@ -21,12 +25,52 @@ class Sink(Protocol):
     def put(self, row: Batch) -> bool:
         """Take a batch of one; True if the guest is to stop here."""
 
+    def settle(self) -> None:
+        """The guest stands still for the user: what was put so far is to take effect."""
+
     def close(self) -> None:
         """No more rows."""
 
 
+_BATCH: Final = 256
+_DELAY: Final = 200_000_000
+"""Nanoseconds a row may wait to be judged where nobody waits for the verdict."""
+_REMEMBERED: Final = 4096
+"""Interrupted contexts held against the exits, in number."""
+_CONTEXT: Final = (*GPR64, "rip", "rflags", "cs", "ss")
+_WHOLE: Final = (*_CONTEXT, "fs_base", "gs_base", "cr3")
+_JUDGED: Final = frozenset({Kind.EXIT, Kind.SWITCH_IN, Kind.GS_ACCESS, Kind.DIED})
+"""Events at which a rule may speak that is worth a halt."""
+
+
+class Resumed:
+    """Tells the exits that resume a context exactly as it was interrupted, so that nobody has to wait for a verdict."""
+
+    def __init__(self) -> None:
+        self._interrupted: set[bytes] = set()
+
+    def needs_verdict(self, row: Batch) -> bool:
+        """Note the event; True if a rule may have something to say about it."""
+        kind, flags = int(row["kind"][0]), int(row["flags"][0])
+        if kind not in (Kind.ENTRY, Kind.EXIT) or flags & Flag.UNREADABLE:
+            return kind in _JUDGED
+        user = int(row["cs"][0]) & 3 == 3 or int(row["how"][0]) == How.SYSRET
+        context = b"".join(row[name].tobytes() for name in (_WHOLE if user else _CONTEXT))
+        if kind == Kind.ENTRY:
+            if len(self._interrupted) >= _REMEMBERED:
+                self._interrupted.clear()
+            self._interrupted.add(context)
+            return False
+        parity_fits = not flags & Flag.PARITY_KNOWN or bool(flags & Flag.PARITY_KERNEL) != user
+        if context in self._interrupted and parity_fits:
+            self._interrupted.discard(context)
+            return False
+        return True
+
+
 class EngineSink:
-    """Judges rows as they come. ``tell`` is called with each new finding."""
+    """Judges rows: at once where the guest is to halt on a verdict, else in batches, which are a hundred times
+    cheaper. ``tell`` is called with each new finding."""
 
     def __init__(
         self, guest: GuestView, codes: Collection[str] | None, halt: bool, tell: Callable[[Finding], None]
@@ -34,38 +78,46 @@ class EngineSink:
         self.engine = Engine(codes=codes, guest=guest)
         self._halt = halt
         self._tell = tell
+        self._rows: list[Batch] = []
+        self._resumed = Resumed()
 
     def put(self, row: Batch) -> bool:
-        found = self.engine.feed(row)
-        for finding in found:
-            self._tell(finding)
-        return self._halt and any(finding.severity == ERROR for finding in found)
+        self._rows.append(row)
+        if self._halt:
+            return self._resumed.needs_verdict(row) and self._judge()
+        if len(self._rows) >= _BATCH or int(row["time"][0]) - int(self._rows[0]["time"][0]) > _DELAY:
+            self._judge()
+        return False
+
+    def settle(self) -> None:
+        self._judge()
 
     def close(self) -> None:
+        self._judge()
         for finding in self.engine.finish():
             self._tell(finding)
 
-
-CONTINUE, HALT, MEMORY = b"c", b"h", b"m"
-REQUEST_SIZE = 17
-"""A request on the stream: one command byte, then address and length as 8-byte little-endian numbers."""
-ROWS, BYTES = b"r", b"b"
-"""A message to the reader begins with its kind; ``b`` is followed by a 4-byte length (0xffffffff: unmapped)."""
-UNMAPPED = 0xFFFF_FFFF
-_WAITS = frozenset({Kind.EXIT, Kind.SWITCH_IN, Kind.SWAPGS, Kind.GS_ACCESS, Kind.ENTRY})
-_MAX_READ = 1 << 20
+    def _judge(self) -> bool:
+        """Feed what has gathered; True if something severe was found."""
+        if not self._rows:
+            return False
+        batch, self._rows = np.concatenate(self._rows), []
+        found = self.engine.feed(batch)
+        for finding in found:
+            self._tell(finding)
+        return any(finding.severity == ERROR for finding in found)
 
 
 class StreamSink:
-    """Sends rows over a UNIX socket, as they lie in memory, and serves requests for guest memory meanwhile.
+    """Sends rows to whoever opened the UNIX socket at `path` and serves its requests (gdbext.sources.rowstream).
 
-    With `wait`, rows that a rule may judge carry Flag.WAITING and the guest stands until an answer comes: ``c`` goes
-    on, ``h`` stops it. Requests are served at stops only: GDB reads no memory of a running target.
+    With `wait`, the guest stands at each row on which a rule may speak until an answer comes.
     """
 
     def __init__(self, path: str, read: Callable[[int, int], bytes], wait: bool) -> None:
         self._read = read
         self._wait = wait
+        self._resumed = Resumed()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._buffer = b""
         try:
@@ -74,7 +126,7 @@ class StreamSink:
             raise CtxwatchError(f"nobody listens at {path}", error.strerror or str(error)) from error
 
     def put(self, row: Batch) -> bool:
-        waiting = self._wait and int(row["kind"][0]) in _WAITS
+        waiting = self._wait and self._resumed.needs_verdict(row)
         if waiting:
             row["flags"] |= Flag.WAITING
         try:
@@ -83,8 +135,7 @@ class StreamSink:
         except OSError as error:
             raise CtxwatchError("the reader of the stream is gone", str(error)) from error
 
-    def idle(self) -> None:
-        """The target stopped for a reason of its own: serve what is asked."""
+    def settle(self) -> None:
         with contextlib.suppress(OSError):
             self._serve(False)
 
@@ -92,15 +143,13 @@ class StreamSink:
         self._socket.close()
 
     def _serve(self, until_answered: bool) -> bool:
-        """Handle the requests that are there; with `until_answered`, wait for ``c`` or ``h``. True for ``h``."""
+        """Handle the requests that are there; with `until_answered`, wait for the answer. True if it is HALT."""
         while True:
-            while len(self._buffer) >= REQUEST_SIZE or self._buffer[:1] in (CONTINUE, HALT):
-                command = self._buffer[:1]
-                if command == MEMORY:
-                    self._send_memory(self._buffer[1:REQUEST_SIZE])
-                    self._buffer = self._buffer[REQUEST_SIZE:]
+            while self._buffer and (self._buffer[:1] != MEMORY or len(self._buffer) >= REQUEST_SIZE):
+                if self._buffer[:1] == MEMORY:
+                    self._send_memory(self._take(REQUEST_SIZE))
                     continue
-                self._buffer = self._buffer[1:]
+                command = self._take(1)
                 if until_answered:
                     return command == HALT
             self._socket.setblocking(until_answered)
@@ -114,11 +163,14 @@ class StreamSink:
                 raise OSError("connection closed")
             self._buffer += data
 
-    def _send_memory(self, request: bytes) -> None:
-        address = int.from_bytes(request[:8], "little")
-        length = int.from_bytes(request[8:], "little")
+    def _take(self, count: int) -> bytes:
+        taken, self._buffer = self._buffer[:count], self._buffer[count:]
+        return taken
+
+    def _send_memory(self, raw: bytes) -> None:
+        address, length = parse_request(raw)
         try:
-            data = self._read(address, min(length, _MAX_READ))
-            self._socket.sendall(BYTES + len(data).to_bytes(4, "little") + data)
-        except (OSError, OverflowError):
-            self._socket.sendall(BYTES + UNMAPPED.to_bytes(4, "little"))
+            data: bytes | None = self._read(address, min(length, MAX_READ))
+        except OSError:
+            data = None
+        self._socket.sendall(answer(data))

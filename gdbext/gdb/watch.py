@@ -15,6 +15,7 @@ from typing import Final
 from gdbext.errors import CtxwatchError
 from gdbext.events.row import Batch
 from gdbext.gdb import discover, image, target
+from gdbext.gdb.layout import Registers
 from gdbext.gdb.machine import Machine
 from gdbext.gdb.parity import Parity
 from gdbext.gdb.plan import Stop
@@ -39,6 +40,7 @@ class Watch:
         """Where the last stop was made for the user, until the guest goes on."""
         self.failed: CtxwatchError | None = None
         self._image = image.segments(kernel) if kernel else []
+        self._last: dict[int, Registers] = {}
         self.machine = Machine(guest.read, self._image)
         self.points = Points(self.hit)
         self._say = say
@@ -84,6 +86,7 @@ class Watch:
     def tidy(self) -> None:
         """The guest stands still for the user: drop the breakpoints that are no longer planned."""
         self.halted_at = None
+        self.sink.settle()
         self.points.keep_only(self.machine.plan)
 
     def close(self) -> None:
@@ -100,8 +103,13 @@ class Watch:
         bits = target.mode(registers)
         if bits == 16 or registers["cs"] & 3:
             return False
+        cpu = self.target.cpu()
+        # QEMU now and then reports a step as done that did not move: the same stop then comes again.
+        if self._last.get(cpu) == registers:
+            return False
+        self._last[cpu] = registers
         self.stops += 1
-        stop = Stop(self.target.cpu(), registers, bits)
+        stop = Stop(cpu, registers, bits)
         before = self.machine.plan
         halt = False
         for maker in list(before.get(address, ())):

@@ -1,0 +1,187 @@
+"""A GDB of our own with the extension loaded, driven through its machine interface (pygdbmi)."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from gdbext.errors import CtxwatchError, EnvironmentUnusable
+
+EXTENSION: Final = Path(__file__).resolve().parents[1] / "ctxwatch.py"
+_PR_SET_PDEATHSIG: Final = 1
+_START: Final = 20.0
+"""Seconds GDB may take to start and to load the extension."""
+_POLL: Final = 0.02
+
+
+class GdbError(CtxwatchError):
+    """A command that GDB refused; ``what`` is GDB's message."""
+
+
+class GdbDied(CtxwatchError):
+    """GDB is gone."""
+
+
+class GdbChild:
+    """A GDB process without the user's init files. It ends with us, whatever happens.
+
+    Raises EnvironmentUnusable if there is no GDB, none with Python, or none that can load the extension.
+    """
+
+    def __init__(self, gdb: str = "gdb") -> None:
+        from pygdbmi.IoManager import IoManager
+
+        found = shutil.which(gdb)
+        if found is None:
+            raise EnvironmentUnusable(f"there is no {gdb}", "it is not in PATH", "install the package gdb")
+        self._process = _spawn([found, "-nx", "-q", "--interpreter=mi3", "-iex", "set debuginfod enabled off"])
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._io: Any = IoManager(
+            self._process.stdin, self._process.stdout, None, time_to_check_for_additional_output_sec=0
+        )
+        self._token = 0
+        self.console: list[str] = []
+        """Lines that GDB and the extension wrote for a person since last cleared."""
+        self.stops: list[dict[str, Any]] = []
+        """``*stopped`` records since last cleared."""
+        try:
+            self._load()
+        except BaseException:
+            self.close()
+            raise
+
+    def command(self, text: str, timeout: float = 10.0) -> dict[str, Any]:
+        """Run a machine-interface command; return its result's payload. Raises GdbError, or GdbDied."""
+        self._token += 1
+        try:
+            self._io.write(f"{self._token}{text}", read_response=False)
+        except (OSError, ValueError) as error:
+            raise self._died() from error
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            for record in self._records(min(0.2, timeout)):
+                if record.get("type") == "result" and record.get("token") == self._token:
+                    payload = record.get("payload") or {}
+                    if record["message"] == "error":
+                        raise GdbError(str(payload.get("msg", "GDB refused")))
+                    return payload if isinstance(payload, dict) else {}
+        raise GdbError(f"GDB did not answer within {timeout:g} s")
+
+    def cli(self, text: str, timeout: float = 10.0) -> None:
+        """Run a console command, as if it was typed."""
+        quoted = text.replace("\\", "\\\\").replace('"', '\\"')
+        self.command(f'-interpreter-exec console "{quoted}"', timeout)
+
+    def poll(self) -> bool:
+        """Take what GDB has written; False once GDB is gone."""
+        for _ in self._records(0):
+            pass
+        return self.alive
+
+    @property
+    def alive(self) -> bool:
+        """The process runs."""
+        return self._process.poll() is None
+
+    def close(self, patience: float = 3.0) -> None:
+        """End the process: asked first, then killed. Idempotent."""
+        if self.alive and patience:
+            with contextlib.suppress(OSError, ValueError, CtxwatchError):
+                self._io.write("-gdb-exit", read_response=False)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(patience)
+        if self.alive:
+            self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+    def _load(self) -> None:
+        """Bring GDB to where commands of the extension work."""
+        try:
+            self.command("-gdb-set confirm off", _START)
+            self.command("-gdb-set mi-async on")
+            self.cli("python None", _START)
+        except GdbDied as error:
+            raise EnvironmentUnusable("GDB does not start", error.what) from error
+        except GdbError as error:
+            raise EnvironmentUnusable(
+                "this GDB has no Python", error.what.rstrip("."), "use a GDB built with it"
+            ) from error
+        self.console.clear()
+        self.cli(f"source {EXTENSION}", _START)
+        try:
+            self.cli("help ctx watch")
+        except GdbError as error:
+            said = " ".join(self.console).strip().removeprefix("ctxwatch: ") or error.what
+            raise EnvironmentUnusable("GDB cannot load the extension", said) from error
+        self.console.clear()
+
+    def _records(self, timeout: float) -> Iterator[dict[str, Any]]:
+        """What GDB writes within `timeout` seconds, up to the first records; raises GdbDied when it is gone."""
+        deadline = time.monotonic() + timeout
+        while True:
+            # pygdbmi spins on a pipe at its end: look first whether there is a process.
+            gone = not self.alive
+            records = self._io.get_gdb_response(timeout_sec=0, raise_error_on_timeout=False)
+            for record in records:
+                self._note(record)
+                yield record
+            if records:
+                return
+            if gone:
+                raise self._died()
+            if time.monotonic() >= deadline:
+                return
+            time.sleep(_POLL / 4)
+
+    def _note(self, record: dict[str, Any]) -> None:
+        kind, payload = record.get("type"), record.get("payload")
+        if kind in ("console", "log", "target", "output") and isinstance(payload, str):
+            self.console.append(payload.rstrip("\n"))
+            del self.console[:-1000]
+        elif kind == "notify" and record.get("message") == "stopped":
+            self.stops.append(payload if isinstance(payload, dict) else {})
+
+    def _died(self) -> GdbDied:
+        code = self._process.poll()
+        if code is not None and code < 0:
+            how = f"killed by {signal.Signals(-code).name}"
+        else:
+            how = f"it ended with status {code}" if code is not None else "its pipe is closed"
+        return GdbDied("GDB is gone", how)
+
+
+def _spawn(argv: list[str]) -> subprocess.Popen[bytes]:
+    """Start `argv` in a session of its own; the kernel kills it when the calling thread ends."""
+    prctl = ctypes.CDLL(None).prctl
+    parent = os.getpid()
+
+    def in_child() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    try:
+        return subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=in_child,
+            bufsize=0,
+        )
+    except OSError as error:
+        raise EnvironmentUnusable(f"{argv[0]} does not start", error.strerror or str(error)) from error

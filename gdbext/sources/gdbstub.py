@@ -1,0 +1,247 @@
+"""Events through a debugger: a GDB child with the extension, connected to QEMU's gdbstub, streams rows to us."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from gdbext.errors import CtxwatchError, EnvironmentUnusable, NotCapable
+from gdbext.events.row import ROW, Batch, Flag, empty
+from gdbext.sources.base import Capability
+from gdbext.sources.gdbchild import GdbChild, GdbDied, GdbError
+from gdbext.sources.rowstream import BYTES, CONTINUE, HALT, MAX_READ, ROWS, UNMAPPED, request
+
+ARCHITECTURES: Final = {"x86_64": "i386:x86-64", "i386": "i386"}
+"""GDB's names. A 64-bit QEMU describes a 64-bit machine whatever mode its CPU is in."""
+_BATCH: Final = 256
+_CONNECT: Final = 25.0
+"""Seconds for GDB to find out whether a GDB server answers."""
+_MEMORY_WAIT: Final = 2.0
+"""Seconds to wait for a stop at which memory can be read."""
+
+
+class GdbstubSource:
+    """Rows from breakpoints that GDB sets in the guest behind `endpoint`: ``HOST:PORT``, or a UNIX socket's path.
+
+    kernel: an ELF file that tells where the guest will load its interrupt table, for a guest that has not yet; with
+    symbols or without.  arch: the QEMU binary's, ``x86_64`` or ``i386``.  halt: rows on which a rule may speak carry
+    Flag.WAITING and the guest stands still until :meth:`release`.
+
+    The guest must not have another debugger; it is let run. Raises EnvironmentUnusable where there is no GDB that can
+    do it, and CtxwatchError where nobody listens at `endpoint`, or nobody who speaks GDB's protocol.
+    """
+
+    name = "gdbstub"
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        kernel: Path | None = None,
+        arch: str = "x86_64",
+        halt: bool = False,
+        gdb: str = "gdb",
+    ) -> None:
+        self.capabilities = Capability.MEMORY | Capability.SWITCHES | (Capability.HALT if halt else Capability.NONE)
+        self._directory = tempfile.TemporaryDirectory(prefix="ctxwatch-")
+        self._ready = threading.Condition()
+        self._rows: list[bytes] = []
+        self._memory: list[bytes | None] = []
+        self._ended = False
+        self._error: CtxwatchError | None = None
+        self._waiting = False
+        self._closed = False
+        self._peer: socket.socket | None = None
+        self._child: GdbChild | None = None
+        try:
+            self._open(endpoint, kernel, arch, halt, gdb)
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, timeout: float) -> Batch | None:
+        """The rows that came within `timeout` seconds; returns early for a full batch and for one that waits.
+
+        None when the guest or GDB is gone. Raises CtxwatchError if watching failed.
+        """
+        deadline = time.monotonic() + timeout
+        with self._ready:
+            while not self._ended and not self._waiting and len(self._rows) < _BATCH:
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._ready.wait(min(left, 0.5)):
+                    if not self._alive():
+                        self._ended = True
+                    elif left <= 0:
+                        break
+            rows, self._rows, self._waiting = self._rows, [], False
+            ended = self._ended
+        if rows:
+            return np.frombuffer(b"".join(rows), ROW).copy()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        return None if ended else empty()
+
+    def release(self, cpu: int, halt: bool) -> None:
+        """Answer the row with Flag.WAITING of vCPU `cpu`: go on, or stop for good before the exit runs."""
+        self._send(HALT if halt else CONTINUE)
+
+    def read_memory(self, address: int, length: int, cpu: int = 0) -> bytes:
+        """Guest virtual memory as the vCPU of the current or the next stop sees it.
+
+        Raises OSError where it is unmapped, or where the guest makes no stop within two seconds.
+        """
+        if not 0 <= address < 1 << 64 or not 0 < length <= MAX_READ:
+            raise OSError(f"{length} bytes at {address:#x} cannot be read")
+        with self._ready:
+            self._memory.clear()
+            self._send(request(address, length))
+            if not self._ready.wait_for(lambda: self._memory or self._ended, _MEMORY_WAIT) or not self._memory:
+                raise OSError(f"the guest made no stop at which {address:#x} could be read")
+            data = self._memory.pop()
+        if data is None:
+            raise OSError(f"guest memory at {address:#x} is unmapped")
+        return data
+
+    def set_watch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Refused: a debugger would have to stop at every store."""
+        if ranges:
+            raise NotCapable("stores cannot be watched through gdbstub", todo="use --via probe")
+
+    @property
+    def lost(self) -> int:
+        """None is ever lost: the guest stands still while an event is taken."""
+        return 0
+
+    def close(self) -> None:
+        """Remove the breakpoints, leave the guest, end GDB."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._peer is not None:
+            # A guest that stands in a row goes on; the collector sees that nobody reads any more.
+            with contextlib.suppress(OSError):
+                self._peer.shutdown(socket.SHUT_RDWR)
+        if self._child is not None:
+            self._leave(self._child)
+            self._child.close()
+        if self._peer is not None:
+            self._peer.close()
+        self._directory.cleanup()
+
+    def _open(self, endpoint: str, kernel: Path | None, arch: str, halt: bool, gdb: str) -> None:
+        if arch not in ARCHITECTURES:
+            raise CtxwatchError(f"unknown architecture {arch!r}", todo=f"use one of {', '.join(ARCHITECTURES)}")
+        path = Path(self._directory.name) / "rows"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(str(path))
+            path.chmod(0o600)
+            listener.listen(1)
+            listener.settimeout(10)
+            child = self._child = GdbChild(gdb)
+            if kernel is not None:
+                with contextlib.suppress(GdbError):  # symbols GDB cannot read; the extension says what it needs
+                    child.command(f"-file-exec-and-symbols {_quoted(str(kernel))}", 60)
+            child.cli(f"set architecture {ARCHITECTURES[arch]}")
+            _connect(child, endpoint)
+            try:
+                child.cli(f"ctx watch --stream {path}" + (" --halt" if halt else ""), 60)
+            except GdbError as error:
+                raise CtxwatchError("the guest cannot be watched through gdbstub", error.what) from error
+            self._peer = listener.accept()[0]
+        threading.Thread(target=self._receive, name="gdbstub rows", daemon=True).start()
+        child.command("-exec-continue")
+
+    def _alive(self) -> bool:
+        """Take what GDB says; False once it is gone or the guest has stopped for good."""
+        assert self._child is not None
+        try:
+            self._child.poll()
+        except GdbDied as error:
+            if not self._closed:
+                self._error = error
+            return False
+        return not any(_final(stop) for stop in self._child.stops)
+
+    def _receive(self) -> None:
+        """Sort what the collector sends, until it closes."""
+        assert self._peer is not None
+        stream = self._peer.makefile("rb")
+        try:
+            while kind := stream.read(1):
+                if kind == ROWS:
+                    raw = stream.read(ROW.itemsize)
+                    if len(raw) < ROW.itemsize:
+                        break
+                    row = np.frombuffer(raw, ROW)
+                    with self._ready:
+                        self._rows.append(raw)
+                        self._waiting = self._waiting or bool(row["flags"][0] & Flag.WAITING)
+                        if self._waiting or len(self._rows) >= _BATCH:
+                            self._ready.notify_all()
+                elif kind == BYTES:
+                    length = int.from_bytes(stream.read(4), "little")
+                    data = None if length == UNMAPPED else stream.read(length)
+                    with self._ready:
+                        self._memory.append(data)
+                        self._ready.notify_all()
+        except OSError:
+            pass  # closed on either side
+        with self._ready:
+            self._ended = True
+            self._ready.notify_all()
+
+    def _send(self, data: bytes) -> None:
+        if self._peer is not None:
+            with contextlib.suppress(OSError):  # gone: read() tells
+                self._peer.sendall(data)
+
+    @staticmethod
+    def _leave(child: GdbChild) -> None:
+        """Stop the guest, take the breakpoints out, let it run without us; as far as GDB still can."""
+        with contextlib.suppress(CtxwatchError):
+            child.command("-exec-interrupt", 2)
+            deadline = time.monotonic() + 2
+            while not child.stops and time.monotonic() < deadline and child.poll():
+                time.sleep(0.005)
+            child.cli("ctx watch off", 2)
+            child.cli("detach", 2)
+
+
+def _connect(child: GdbChild, endpoint: str) -> None:
+    child.cli("set tcp connect-timeout 3")
+    child.cli("set remotetimeout 3")
+    child.console.clear()
+    try:
+        child.cli(f"target remote {endpoint}", _CONNECT)
+    except GdbError as error:
+        said = " ".join([error.what, *child.console])
+        if re.search(r"refused|could not connect|No such file|unable to open|timed out: ", said, re.IGNORECASE):
+            raise CtxwatchError(
+                f"nobody listens at {endpoint}", error.what.rstrip("."), "start QEMU with -gdb"
+            ) from error
+        raise CtxwatchError(
+            f"what listens at {endpoint} does not speak GDB's protocol", error.what.rstrip("."), "is it QEMU's -gdb?"
+        ) from error
+    except GdbDied as error:
+        raise EnvironmentUnusable("GDB died while it connected", error.why) from error
+
+
+def _final(stop: dict[str, object]) -> bool:
+    """True for a stop after which there is nothing more to watch: the guest ended, or QEMU stopped it for good."""
+    reason = str(stop.get("reason", ""))
+    return reason.startswith("exited") or stop.get("signal-name") in ("SIGQUIT", "SIGABRT")
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
