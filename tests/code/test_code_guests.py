@@ -26,7 +26,7 @@ class Kernel:
     """A guest's kernel, built, with its code and the entries of its IDT."""
 
     def __init__(self, directory: Path, style: str, *defines: str) -> None:
-        make = ["make", "-s", "-C", GUESTS, f"OUT={directory}", "ARCH=x86_64", f"STYLE={style}"]
+        make = ["make", "-s", "-C", str(GUESTS), f"OUT={directory}", "ARCH=x86_64", f"STYLE={style}"]
         subprocess.run([*make, f"DEFS={' '.join(defines)}"], check=True, timeout=120)
         image = directory / "kernel.elf"
         self._image = image.read_bytes()
