@@ -1,0 +1,484 @@
+/*
+ * ctxprobe: the probe of ctxwatch, a TCG plugin for QEMU's x86 system emulators.
+ *
+ * It reports every entry into and exit from the guest's handlers with the context that was interrupted or will be
+ * resumed, every swapgs and base write, and what else moves contexts, to a ring in shared memory (see ring.h). It
+ * decides nothing but whether a resumed context is bit for bit the interrupted one (ledger.h).
+ *
+ *     qemu-system-x86_64 -plugin OBJECT,ring=FILE[,simd=on][,watch=on][,halt=on][,self=on][,rows=N]
+ *
+ * simd    capture x87, XMM and MXCSR at entries and exits
+ * watch   see stores into watched ranges and tracked variables (costs time at every store of kernel code)
+ * halt    begin with vCPUs waiting at exits that are not identical
+ * self    also report irets that merely serialise (resume the next instruction), which are counted otherwise
+ * rows    rows in each vCPU's ring
+ *
+ * Copyright (C) 2026 the ctxwatch authors. SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#define _GNU_SOURCE
+
+#include "qemu_plugin.h"
+
+#include "vcpu.h"
+
+static vcpu **vcpus;
+static unsigned vcpu_most;
+
+static inline vcpu *vcpu_of(unsigned index)
+{
+    return vcpus[index];
+}
+
+#include "events.h"
+
+EXPORT int qemu_plugin_version = API;
+
+static qemu_plugin_id_t plugin_id;
+static struct qemu_plugin_scoreboard *scores;
+static bool watch_wanted, told_of_entries;
+static atomic_bool flush_pending;
+
+/* --- the first instruction of an entry point ------------------------------------------------------------------ */
+
+static void on_entry_point(unsigned index, void *userdata)
+{
+    vcpu *v = vcpu_of(index);
+    uint64_t pc = (uint64_t)userdata;
+
+    if (v->call.syscall && (pc == v->lstar || pc == v->cstar)) {
+        emit_syscall(v, pc);
+    } else if (v->call.sysenter && pc == v->sysenter_eip) {
+        emit_sysenter(v, pc, vcpu_bits(v));
+    } else if (!told_of_entries && !deliver(v, pc, vcpu_reg(v, REG_RSP), false, 0)) {
+        ring_cpu(&shared, index)->stray++;
+    }
+}
+
+/* QEMU 10.2 and later: an interrupt or exception was delivered, the frame is on the stack. */
+static CB_DISCON(on_discontinuity, index, from, to)
+{
+    CB_UNUSED();
+    (void)type_;
+    (void)from;
+    vcpu *v = vcpu_of(index);
+    if (v->idt && (vcpu_reg(v, REG_CR0) & CR0_PE)) {
+        pthread_mutex_lock(&idt_lock);
+        idt_refresh(v->idt, vcpu_bits(v), vcpu_read_idt, v);
+        pthread_mutex_unlock(&idt_lock);
+        deliver(v, to, vcpu_reg(v, REG_RSP), true, 0);
+    }
+}
+
+/* `syscall` and `sysenter` are about to run: note what they lose, and that their entry is genuine. */
+static void on_call(unsigned index, void *userdata)
+{
+    const site *s = userdata;
+    vcpu *v = vcpu_of(index);
+
+    v->call.cs = (uint16_t)vcpu_reg(v, REG_CS);
+    v->call.ss = (uint16_t)vcpu_reg(v, REG_SS);
+    v->call.syscall = s->insn.kind == OP_SYSCALL;
+    v->call.sysenter = s->insn.kind == OP_SYSENTER;
+    if (v->call.sysenter) {
+        v->call.rsp = vcpu_reg(v, REG_RSP);
+        v->call.rflags = vcpu_reg(v, REG_RFLAGS);
+        v->call.next = s->pc + s->insn.length;
+    }
+}
+
+static void on_int(unsigned index, void *userdata)
+{
+    const site *s = userdata;
+    vcpu *v = vcpu_of(index);
+
+    v->soft.pending = true;
+    v->soft.vector = (uint8_t)s->insn.imm;
+    v->soft.next = s->pc + s->insn.length;
+}
+
+/* --- sites ---------------------------------------------------------------------------------------------------- */
+
+enum { SITE_BUCKETS = 1 << 14 };
+
+static site *sites[SITE_BUCKETS];
+static pthread_mutex_t site_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* One record for one instruction, however often it is translated. NULL without memory. */
+static site *site_of(uint64_t pc, const uint8_t *bytes, unsigned bits, const insn *i)
+{
+    site **bucket = &sites[idt_hash(pc) % SITE_BUCKETS];
+
+    pthread_mutex_lock(&site_lock);
+    site *s = *bucket;
+    while (s && (s->pc != pc || s->bits != bits || s->insn.length != i->length || memcmp(s->bytes, bytes, i->length))) {
+        s = s->next;
+    }
+    if (!s && (s = calloc(1, sizeof(*s)))) {
+        s->pc = pc;
+        s->bits = bits;
+        s->insn = *i;
+        memcpy(s->bytes, bytes, i->length);
+        s->next = *bucket;
+        *bucket = s;
+    }
+    pthread_mutex_unlock(&site_lock);
+    return s;
+}
+
+/* --- translation ---------------------------------------------------------------------------------------------- */
+
+/* A block under translation, and what of a stack switch was found in it so far. */
+typedef struct {
+    struct qemu_plugin_tb *tb;
+    uint64_t start;
+    unsigned bits;
+    bool entry_point;
+    bool stores_rsp, loads_rsp;
+} block;
+
+/* Where switch functions were seen whose code is spread over several blocks. */
+enum { REGIONS = 64, REGION_BYTES = 256 };
+
+static struct {
+    uint64_t store, load;
+} regions[REGIONS];
+static unsigned region_next;
+static pthread_mutex_t region_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void note_region(uint64_t store, uint64_t load)
+{
+    pthread_mutex_lock(&region_lock);
+    for (unsigned i = 0; i < REGIONS; i++) {
+        if (regions[i].store == store && regions[i].load == load) {
+            pthread_mutex_unlock(&region_lock);
+            return;
+        }
+    }
+    regions[region_next % REGIONS].store = store;
+    regions[region_next++ % REGIONS].load = load;
+    pthread_mutex_unlock(&region_lock);
+}
+
+/* Does a block that begins at `pc` continue a switch function, after its store or after its load of RSP? */
+static bool in_region(uint64_t pc, bool after_load)
+{
+    bool found = false;
+
+    for (unsigned i = 0; i < REGIONS && !found; i++) {
+        uint64_t from = after_load ? regions[i].load : regions[i].store;
+        found = from && pc > from && pc - from < REGION_BYTES;
+    }
+    return found;
+}
+
+static void call_at(struct qemu_plugin_insn *at, vcpu_udata_cb callback, void *userdata)
+{
+    qemu_plugin_register_vcpu_insn_exec_cb(at, callback, QEMU_PLUGIN_CB_R_REGS, userdata);
+}
+
+static void call_if(struct qemu_plugin_insn *at, vcpu_udata_cb callback, size_t member, void *userdata)
+{
+    qemu_plugin_u64 entry = {scores, member};
+    qemu_plugin_register_vcpu_insn_exec_cond_cb(at, callback, QEMU_PLUGIN_CB_R_REGS, QEMU_PLUGIN_COND_NE, entry, 0,
+                                                userdata);
+}
+
+/* RSP is stored, then loaded: see events.h. An interrupt's or system call's own change of stack is no switch. */
+static void instrument_stack(block *b, struct qemu_plugin_insn *at, site *s)
+{
+    if (s->insn.kind == OP_STORE_RSP && !b->entry_point && !b->stores_rsp) {
+        struct qemu_plugin_insn *first = qemu_plugin_tb_get_insn(b->tb, 0);
+        uint8_t bytes[16] = {0};
+        insn none = {.length = (uint8_t)qemu_plugin_insn_data(first, bytes, sizeof(bytes))};
+        call_at(first, on_switch_begin, site_of(b->start, bytes, b->bits, &none));
+        b->stores_rsp = true;
+        note_region(s->pc, 0);
+    } else if (s->insn.kind == OP_LOAD_RSP && (b->stores_rsp || in_region(b->start, false))) {
+        call_at(at, on_switch, s);
+        b->loads_rsp = true;
+        note_region(0, s->pc);
+    }
+}
+
+/* Kernel code only. Returns whether the callbacks of this kind need a record of the instruction. */
+static bool is_of_interest(const insn *i)
+{
+    return i->gs_memory || (i->kind != OP_OTHER && i->kind != OP_CALL && i->kind != OP_JUMP_IF);
+}
+
+static void instrument(block *b, struct qemu_plugin_insn *at, site *s)
+{
+    switch (s->insn.kind) {
+    case OP_IRET: call_at(at, on_iret, s); break;
+    case OP_SYSRET: call_at(at, on_sysret, s); break;
+    case OP_SYSEXIT: call_at(at, on_sysexit, s); break;
+    case OP_SWAPGS: call_at(at, on_swapgs, (void *)s->pc); break;
+    case OP_WRMSR: call_at(at, on_wrmsr, s); break;
+    case OP_WRFSBASE: case OP_WRGSBASE: call_at(at, on_wrbase, s); break;
+    case OP_MOV_CR3: call_at(at, on_cr3, s); break;
+    case OP_SYSCALL: case OP_SYSENTER: call_at(at, on_call, s); break;
+    case OP_INT_N: call_at(at, on_int, s); break;
+    case OP_LIDT: case OP_LGDT:
+        call_at(at, on_table, s);
+        qemu_plugin_register_vcpu_mem_cb(at, on_table_operand, QEMU_PLUGIN_CB_R_REGS, QEMU_PLUGIN_MEM_R, s);
+        break;
+    case OP_STORE_RSP: case OP_LOAD_RSP: instrument_stack(b, at, s); break;
+    case OP_RET: case OP_JUMP: case OP_JUMP_FAR:
+        if (b->loads_rsp || in_region(b->start, true)) {
+            call_if(at, on_switch_end, offsetof(score, switching), s);
+        }
+        break;
+    default: break;
+    }
+    if (s->insn.gs_memory && s->bits == 64) {
+        call_if(at, on_gs_access, offsetof(score, gs_alarm), s);
+    }
+}
+
+/* Kernel code that jumps, calls or runs on into a handler would look like an entry: leave a note for it. */
+static void note_jump(struct qemu_plugin_insn *at, uint64_t next, const insn *i)
+{
+    uint64_t target = i->kind == OP_JUMP || i->kind == OP_JUMP_IF || i->kind == OP_CALL ? next + (uint64_t)i->imm : next;
+
+    if (!idt_is_target(target)) {
+        target = next;
+    }
+    if (idt_is_target(target) && i->kind != OP_IRET) {
+        qemu_plugin_u64 entry = {scores, offsetof(score, jump_target)};
+        qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(at, QEMU_PLUGIN_INLINE_STORE_U64, entry, target);
+    }
+}
+
+/* Instructions `from` and up of a block; in real mode only those that load tables or MSRs matter. */
+static void instrument_block(block *b, size_t from)
+{
+    size_t count = qemu_plugin_tb_n_insns(b->tb);
+
+    for (size_t n = from; n < count; n++) {
+        struct qemu_plugin_insn *at = qemu_plugin_tb_get_insn(b->tb, n);
+        uint8_t bytes[16];
+        size_t length = qemu_plugin_insn_data(at, bytes, sizeof(bytes));
+        insn i = decode(bytes, length, b->bits);
+        bool real_mode_counts = i.kind == OP_LIDT || i.kind == OP_LGDT || i.kind == OP_WRMSR;
+
+        if (watch_wanted && b->bits != 16) {
+            qemu_plugin_register_vcpu_mem_cb(at, on_store, QEMU_PLUGIN_CB_R_REGS, QEMU_PLUGIN_MEM_W,
+                                             (void *)qemu_plugin_insn_vaddr(at));
+        }
+        if (is_of_interest(&i) && (b->bits != 16 || real_mode_counts)) {
+            site *s = site_of(qemu_plugin_insn_vaddr(at), bytes, b->bits, &i);
+            if (s) {
+                instrument(b, at, s);
+            }
+        }
+        if (n == count - 1 && b->bits != 16 && !told_of_entries) {
+            note_jump(at, qemu_plugin_insn_vaddr(at) + length, &i);
+        }
+    }
+}
+
+/* Look at the loaded tables again and tell whether this block begins a handler. */
+static bool begins_entry_point(vcpu *any, uint64_t start, unsigned bits)
+{
+    bool stale = false;
+
+    pthread_mutex_lock(&idt_lock);
+    for (unsigned i = 0; i < idt_count && !told_of_entries; i++) {
+        if (idt_tables[i]->loaded) {
+            stale |= idt_refresh(idt_tables[i], bits, vcpu_read_idt, any);
+        }
+    }
+    bool found = idt_is_target(start);
+    idt_note_translated(start);
+    pthread_mutex_unlock(&idt_lock);
+    if (stale) {
+        flush_translations();
+    }
+    return found;
+}
+
+/* The translator's own view of the CPU it translates for: buffers of its thread, handles of any vCPU. */
+static vcpu *translator(void)
+{
+    static _Thread_local vcpu *own;
+
+    if (!own && (own = calloc(1, sizeof(*own)))) {
+        vcpu_find_registers(own, vcpus[0]->word);
+    }
+    return own;
+}
+
+static CB_TB(on_translation, tb)
+{
+    CB_UNUSED();
+    vcpu *v = translator();
+    block b = {.tb = tb, .start = qemu_plugin_tb_vaddr(tb)};
+    size_t count = qemu_plugin_tb_n_insns(tb);
+
+    if (!v || count == 0) {
+        return;
+    }
+    b.bits = vcpu_bits(v);
+    bool user = b.bits != 16 && (vcpu_reg(v, REG_CS) & 3) == 3;
+    user = user || (b.bits == 32 && (vcpu_reg(v, REG_RFLAGS) & RFLAGS_VM));
+    if (user) {
+        /* Only what leaves user mode matters, and it ends its block. */
+        struct qemu_plugin_insn *at = qemu_plugin_tb_get_insn(tb, count - 1);
+        uint8_t bytes[16];
+        insn i = decode(bytes, qemu_plugin_insn_data(at, bytes, sizeof(bytes)), b.bits);
+        if (i.kind == OP_SYSCALL || i.kind == OP_SYSENTER || i.kind == OP_INT_N) {
+            site *s = site_of(qemu_plugin_insn_vaddr(at), bytes, b.bits, &i);
+            if (s) {
+                instrument(&b, at, s);
+            }
+        }
+        return;
+    }
+    struct qemu_plugin_insn *first = qemu_plugin_tb_get_insn(tb, 0);
+    if (b.bits == 16) {
+        if (b.start == 0xfffffff0) {
+            call_at(first, on_reset, (void *)b.start);
+        }
+    } else if (begins_entry_point(v, b.start, b.bits)) {
+        b.entry_point = true;
+        call_at(first, on_entry_point, (void *)b.start);
+    }
+    instrument_block(&b, 0);
+}
+
+/* --- start and end -------------------------------------------------------------------------------------------- */
+
+static CB_VCPU(on_vcpu_init, index)
+{
+    CB_UNUSED();
+    vcpu *v = index < vcpu_most ? vcpus[index] : NULL;
+    if (v && !v->buffer) {
+        vcpu_find_registers(v, v->word);
+    }
+    /* A new vCPU makes QEMU move the scoreboard; nobody runs meanwhile. */
+    for (unsigned i = 0; i < vcpu_most; i++) {
+        if (vcpus[i]->buffer) {
+            vcpus[i]->score = qemu_plugin_scoreboard_find(scores, i);
+        }
+    }
+}
+
+static void register_callbacks(void)
+{
+    qemu_plugin_register_vcpu_init_cb(plugin_id, on_vcpu_init CB_NULL);
+    qemu_plugin_register_vcpu_tb_trans_cb(plugin_id, on_translation CB_NULL);
+    if (told_of_entries) {
+        qemu_plugin_register_vcpu_discon_cb(plugin_id, QEMU_PLUGIN_DISCON_INTERRUPT, on_discontinuity CB_NULL);
+    }
+}
+
+/* All translations are gone, and with them our callbacks: begin anew. */
+static CB_PLAIN(after_reset)
+{
+    CB_UNUSED();
+    pthread_mutex_lock(&idt_lock);
+    memset(idt_seen, 0, sizeof(idt_seen));
+    pthread_mutex_unlock(&idt_lock);
+    atomic_store(&flush_pending, false);
+    register_callbacks();
+}
+
+/* Have QEMU throw all translated blocks away. It does so before it runs another one on this vCPU. */
+static void flush_translations(void)
+{
+    if (!atomic_exchange(&flush_pending, true)) {
+        shared.control[0].flushes++;
+#if API >= 7
+        qemu_plugin_reset(plugin_id, after_reset, NULL);
+#else
+        qemu_plugin_reset(plugin_id, after_reset);
+#endif
+    }
+}
+
+static CB_ATEXIT(on_exit_of_qemu)
+{
+    CB_UNUSED();
+    (void)userdata_;
+    atomic_store_explicit(SHARED(shared.header->state, uint32_t), RING_STATE_ENDED, memory_order_release);
+}
+
+typedef struct {
+    const char *ring;
+    bool simd, watch, halt, self;
+    unsigned long rows;
+} options;
+
+static bool parse_switch(const char *value, bool *to)
+{
+    *to = strcmp(value, "on") == 0;
+    return *to || strcmp(value, "off") == 0;
+}
+
+static bool parse_option(options *o, char *word)
+{
+    char *value = strchr(word, '=');
+    size_t length = value ? (size_t)(value - word) : 0;
+    char *end = NULL;
+
+    if (!value) {
+        return false;
+    }
+    value++;
+    if (length == 4 && memcmp(word, "ring", 4) == 0) {
+        o->ring = value;
+        return *value != 0;
+    }
+    if (length == 4 && memcmp(word, "rows", 4) == 0) {
+        o->rows = strtoul(value, &end, 10);
+        return end != value && *end == 0 && o->rows >= 16 && o->rows <= 1 << 24 && (o->rows & (o->rows - 1)) == 0;
+    }
+    return (length == 4 && memcmp(word, "simd", 4) == 0 && parse_switch(value, &o->simd)) ||
+           (length == 5 && memcmp(word, "watch", 5) == 0 && parse_switch(value, &o->watch)) ||
+           (length == 4 && memcmp(word, "halt", 4) == 0 && parse_switch(value, &o->halt)) ||
+           (length == 4 && memcmp(word, "self", 4) == 0 && parse_switch(value, &o->self));
+}
+
+EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv)
+{
+    options o = {.rows = RING_DEFAULT_ROWS};
+    bool x86_64 = strcmp(info->target_name, "x86_64") == 0;
+
+    for (int i = 0; i < argc; i++) {
+        if (!parse_option(&o, argv[i])) {
+            fprintf(stderr, "ctxprobe: bad option '%s'; known: ring=FILE, simd=, watch=, halt=, self=on|off, rows=N "
+                            "(a power of two)\n", argv[i]);
+            return -1;
+        }
+    }
+    if (!o.ring) {
+        fprintf(stderr, "ctxprobe: the option ring=FILE is missing\n");
+        return -1;
+    }
+    if (!info->system_emulation || (!x86_64 && strcmp(info->target_name, "i386") != 0)) {
+        fprintf(stderr, "ctxprobe: %s is not an x86 system\n", info->target_name);
+        return -1;
+    }
+    vcpu_most = (unsigned)info->system.max_vcpus;
+    uint32_t flags = (o.simd ? RING_OPTION_SIMD : 0) | (o.watch ? RING_OPTION_WATCH : 0) | (o.self ? RING_OPTION_SELF : 0);
+    if (!ring_open(&shared, o.ring, vcpu_most, (unsigned)o.rows, flags, API)) {
+        return -1;
+    }
+    shared.header->halt |= o.halt;
+    simd_wanted = o.simd;
+    watch_wanted = o.watch;
+    self_wanted = o.self;
+    vcpus = calloc(vcpu_most, sizeof(*vcpus));
+    for (unsigned i = 0; vcpus && i < vcpu_most; i++) {
+        if ((vcpus[i] = calloc(1, sizeof(**vcpus)))) {
+            vcpus[i]->index = i;
+            vcpus[i]->word = x86_64 ? 8 : 4;
+        }
+    }
+    plugin_id = id;
+    told_of_entries = qemu_plugin_register_vcpu_discon_cb != NULL;
+    scores = qemu_plugin_scoreboard_new(sizeof(score));
+    register_callbacks();
+    qemu_plugin_register_atexit_cb(id, on_exit_of_qemu, NULL);
+    return vcpus ? 0 : -1;
+}

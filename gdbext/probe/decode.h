@@ -1,0 +1,246 @@
+/*
+ * What an instruction is to the probe: only the few kinds that move contexts, stacks and GS bases are told apart,
+ * and memory operands behind a GS prefix are taken apart so that their address can be computed.
+ *
+ * Opcodes and ModRM: Intel SDM vol. 2, appendix A and section 2.1; REX prefixes: section 2.2.1.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef enum {
+    OP_OTHER,
+    OP_IRET,      /* size: bytes of a popped word */
+    OP_SYSRET,    /* size: 8 returns to 64-bit code */
+    OP_SYSEXIT,   /* likewise */
+    OP_SYSCALL,
+    OP_SYSENTER,
+    OP_INT_N,     /* imm: the vector */
+    OP_SWAPGS,
+    OP_WRMSR,
+    OP_WRFSBASE,  /* reg: source, size: 4 or 8 */
+    OP_WRGSBASE,
+    OP_MOV_CR3,   /* reg: source */
+    OP_LIDT,
+    OP_LGDT,
+    OP_STORE_RSP, /* mov %rsp, memory */
+    OP_LOAD_RSP,  /* mov/pop/xchg into rsp from memory or another register than rbp */
+    OP_RET,
+    OP_JUMP,      /* direct: imm is the displacement from the next instruction */
+    OP_JUMP_IF,
+    OP_CALL,      /* direct */
+    OP_JUMP_FAR,  /* indirect: target not in the instruction */
+} op_kind;
+
+enum { NO_REG = 0xff };
+
+/* The parts of a memory operand: base + index << scale + disp, registers by encoding number. */
+typedef struct {
+    int64_t disp;
+    uint8_t base, index, scale;
+    bool rip_relative;
+    bool address32; /* the sum is cut to 32 bits before the segment base is added */
+} mem_operand;
+
+typedef struct {
+    op_kind kind;
+    uint8_t length, size, reg;
+    bool gs_memory; /* a memory operand reached through GS, see mem */
+    int64_t imm;
+    mem_operand mem;
+} insn;
+
+typedef struct {
+    const uint8_t *p, *end;
+} cursor;
+
+static inline int64_t take(cursor *c, unsigned bytes)
+{
+    uint64_t value = 0;
+    if ((size_t)(c->end - c->p) < bytes) {
+        c->p = c->end;
+        return 0;
+    }
+    memcpy(&value, c->p, bytes);
+    c->p += bytes;
+    unsigned drop = 64 - 8 * bytes;
+    return bytes ? (int64_t)(value << drop) >> drop : 0;
+}
+
+static bool has_modrm(unsigned op, bool two_byte)
+{
+    /* One bit per opcode, rows of sixteen: SDM vol. 2, tables. */
+    static const uint16_t one[16] = {0x0f0f, 0x0f0f, 0x0f0f, 0x0f0f, 0, 0, 0x0a0c, 0, 0xffff, 0, 0, 0, 0x00f3, 0xff0f, 0,
+                                     0xc0c0};
+    static const uint16_t two[16] = {0xa00f, 0xffff, 0xff0f, 0, 0xffff, 0xffff, 0xffff, 0xff7f, 0, 0xffff,
+                                     0xf838, 0xffff, 0x00ff, 0xffff, 0xffff, 0xffff};
+    return (two_byte ? two : one)[op >> 4] >> (op & 15) & 1;
+}
+
+/* Decode ModRM, SIB and displacement; `rex` as encoded (0 for none). */
+static void decode_memory(cursor *c, uint8_t modrm, uint8_t rex, bool address32, mem_operand *m)
+{
+    unsigned mod = modrm >> 6, rm = modrm & 7;
+
+    *m = (mem_operand){.base = NO_REG, .index = NO_REG, .address32 = address32};
+    if (rm == 4) {
+        uint8_t sib = (uint8_t)take(c, 1);
+        uint8_t index = (sib >> 3 & 7) | (rex & 2) << 2;
+        m->index = index == 4 ? NO_REG : index;
+        m->scale = sib >> 6;
+        rm = sib & 7;
+        m->base = rm == 5 && mod == 0 ? NO_REG : rm | (rex & 1) << 3;
+        m->disp = rm == 5 && mod == 0 ? take(c, 4) : 0;
+    } else if (rm == 5 && mod == 0) {
+        m->disp = take(c, 4);
+        m->rip_relative = true; /* in 64-bit code; the caller clears it elsewhere */
+    } else {
+        m->base = rm | (rex & 1) << 3;
+    }
+    if (mod == 1) {
+        m->disp = take(c, 1);
+    } else if (mod == 2) {
+        m->disp = take(c, 4);
+    }
+}
+
+/* Opcodes of the 0F map. */
+static void classify_two(insn *i, unsigned op, uint8_t modrm, uint8_t rex, bool rep, bool code64)
+{
+    unsigned reg = modrm >> 3 & 7;
+    bool memory = modrm < 0xc0;
+
+    i->reg = (modrm & 7) | (rex & 1) << 3;
+    i->size = rex & 8 ? 8 : 4;
+    switch (op) {
+    case 0x05: i->kind = OP_SYSCALL; break;
+    case 0x07: i->kind = OP_SYSRET; break;
+    case 0x34: i->kind = OP_SYSENTER; break;
+    case 0x35: i->kind = OP_SYSEXIT; break;
+    case 0x30: i->kind = OP_WRMSR; break;
+    case 0x01:
+        i->kind = modrm == 0xf8 && code64      ? OP_SWAPGS
+                  : memory && reg == 3 ? OP_LIDT
+                  : memory && reg == 2 ? OP_LGDT
+                                       : OP_OTHER;
+        break;
+    case 0x22: i->kind = reg == 3 && !(rex & 4) ? OP_MOV_CR3 : OP_OTHER; break;
+    case 0xae:
+        if (rep && !memory && code64) {
+            i->kind = reg == 2 ? OP_WRFSBASE : reg == 3 ? OP_WRGSBASE : OP_OTHER;
+        }
+        break;
+    default:
+        if (op >= 0x80 && op <= 0x8f) {
+            i->kind = OP_JUMP_IF;
+        }
+    }
+}
+
+/* Opcodes of the one-byte map. */
+static void classify_one(insn *i, unsigned op, uint8_t modrm, uint8_t rex)
+{
+    unsigned reg = (modrm >> 3 & 7) | (rex & 4) << 1, rm = (modrm & 7) | (rex & 1) << 3;
+    bool memory = modrm < 0xc0;
+    enum { RSP = 4, RBP = 5 };
+
+    switch (op) {
+    case 0xcf: i->kind = OP_IRET; break;
+    case 0xcd: i->kind = OP_INT_N; break;
+    case 0xc2: case 0xc3: i->kind = OP_RET; break;
+    case 0xe9: case 0xeb: i->kind = OP_JUMP; break;
+    case 0xe8: i->kind = OP_CALL; break;
+    case 0x89:
+        if (memory) {
+            i->kind = reg == RSP ? OP_STORE_RSP : OP_OTHER;
+        } else if (rm == RSP && reg != RBP && reg != RSP) {
+            i->kind = OP_LOAD_RSP;
+        }
+        break;
+    case 0x8b: i->kind = reg == RSP && (memory || (rm != RBP && rm != RSP)) ? OP_LOAD_RSP : OP_OTHER; break;
+    case 0x87: i->kind = reg == RSP || (!memory && rm == RSP) ? OP_LOAD_RSP : OP_OTHER; break;
+    case 0x5c: i->kind = rex & 1 ? OP_OTHER : OP_LOAD_RSP; break;
+    case 0x94: i->kind = rex & 1 ? OP_OTHER : OP_LOAD_RSP; break;
+    case 0xff:
+        reg &= 7;
+        i->kind = reg == 4 || reg == 5 ? OP_JUMP_FAR : OP_OTHER;
+        break;
+    default:
+        if ((op >= 0x70 && op <= 0x7f) || (op >= 0xe0 && op <= 0xe3)) {
+            i->kind = OP_JUMP_IF;
+        }
+    }
+}
+
+/* The operand behind a GS prefix, where there is one. `m` holds the ModRM operand, if any, already. */
+static bool is_gs_memory(insn *i, unsigned op, bool two_byte, uint8_t modrm, bool address32, cursor *c, bool code64)
+{
+    if (two_byte) {
+        return has_modrm(op, true) && modrm < 0xc0 && op != 0x0d && (op < 0x18 || op > 0x1f);
+    }
+    if (has_modrm(op, false)) {
+        return modrm < 0xc0 && op != 0x8d;
+    }
+    i->mem = (mem_operand){.base = NO_REG, .index = NO_REG, .address32 = address32};
+    if (op >= 0xa0 && op <= 0xa3) { /* mov with an absolute address */
+        i->mem.disp = take(c, address32 || !code64 ? 4 : 8);
+        return true;
+    }
+    if ((op >= 0xa4 && op <= 0xa7) || op == 0xac || op == 0xad || op == 0x6e || op == 0x6f) {
+        i->mem.base = 6; /* rsi; the string instructions' other operand is always in ES */
+        return true;
+    }
+    return false;
+}
+
+/* Decode the instruction in `bytes`; `bits` is 16, 32 or 64. Only lengths and kinds used here are promised. */
+static insn decode(const uint8_t *bytes, size_t length, unsigned bits)
+{
+    insn i = {.length = (uint8_t)length, .reg = NO_REG};
+    cursor c = {bytes, bytes + length};
+    bool gs = false, op16 = false, address_size = false, rep = false, code64 = bits == 64;
+    uint8_t rex = 0;
+
+    for (; c.p < c.end; c.p++) {
+        uint8_t b = *c.p;
+        if (b == 0x65) gs = true;
+        else if (b == 0x66) op16 = true;
+        else if (b == 0x67) address_size = true;
+        else if (b == 0xf3) rep = true;
+        else if (b != 0x64 && b != 0xf0 && b != 0xf2 && b != 0x26 && b != 0x2e && b != 0x36 && b != 0x3e) break;
+    }
+    if (code64 && c.p < c.end && (*c.p & 0xf0) == 0x40) rex = *c.p++;
+    if (c.p >= c.end) return i;
+
+    unsigned op = *c.p++;
+    bool two_byte = op == 0x0f && c.p < c.end;
+    if (two_byte) op = *c.p++;
+    uint8_t modrm = 0;
+    bool vex = code64 && !two_byte && (op == 0xc4 || op == 0xc5 || op == 0x62);
+    if (vex) return i;
+    if (has_modrm(op, two_byte)) {
+        modrm = (uint8_t)take(&c, 1);
+        if (modrm < 0xc0) {
+            decode_memory(&c, modrm, rex, address_size, &i.mem);
+            i.mem.rip_relative = i.mem.rip_relative && code64;
+        }
+    }
+    if (two_byte) {
+        classify_two(&i, op, modrm, rex, rep, code64);
+    } else {
+        classify_one(&i, op, modrm, rex);
+        if (i.kind == OP_IRET) {
+            i.size = rex & 8 ? 8 : op16 == (bits != 16) ? 2 : 4;
+        }
+    }
+    if (i.kind == OP_INT_N) {
+        i.imm = (uint8_t)take(&c, 1);
+    } else if (i.kind == OP_JUMP || i.kind == OP_JUMP_IF || i.kind == OP_CALL) {
+        i.imm = take(&c, two_byte || op == 0xe8 || op == 0xe9 ? 4 : 1);
+    }
+    i.gs_memory = gs && bits != 16 && is_gs_memory(&i, op, two_byte, modrm, address_size, &c, code64);
+    return i;
+}

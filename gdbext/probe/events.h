@@ -1,0 +1,321 @@
+/*
+ * Everything that is neither entry nor exit: swapgs, base and CR3 writes, descriptor tables, gs: accesses with the
+ * wrong base, voluntary stack switches, stores into watched memory, resets.
+ */
+#pragma once
+
+#include "exit.h"
+
+static void flush_translations(void);
+
+static void on_swapgs(unsigned index, void *userdata)
+{
+    vcpu *v = vcpu_of(index);
+    ctx_row *row = begin(v, CTX_KIND_SWAPGS, 0, (uint64_t)userdata, 64);
+
+    fill_small(v, row);
+    ring_cpu(&shared, index)->swapgs++;
+    emit(v, row);
+    swapgs_seen = true;
+    v->parity_kernel = v->parity_known && !v->parity_kernel;
+    v->gs_overridden = false;
+    update_alarm(v);
+}
+
+/* An entry point may have been run as ordinary code before; then its blocks lack our callback. */
+static void add_entry_point(uint64_t address)
+{
+    pthread_mutex_lock(&idt_lock);
+    bool stale = idt_add_target(address);
+    pthread_mutex_unlock(&idt_lock);
+    if (stale) {
+        flush_translations();
+    }
+}
+
+static void emit_base(vcpu *v, uint8_t how, uint64_t pc, unsigned bits, uint32_t msr, uint64_t value)
+{
+    ctx_row *row = begin(v, CTX_KIND_BASE, how, pc, bits);
+
+    fill_small(v, row);
+    row->addr = msr;
+    row->value = value;
+    /* A paranoid entry loads the kernel's base by hand instead of swapping; the exit loads the user's back. */
+    if (msr == MSR_GS_BASE && !v->parity_kernel) {
+        v->gs_overridden = value == row->kernel_gs_base || value >> 63;
+    }
+    emit(v, row);
+    update_alarm(v);
+}
+
+static void on_wrmsr(unsigned index, void *userdata)
+{
+    const site *s = userdata;
+    vcpu *v = vcpu_of(index);
+    uint32_t msr = (uint32_t)vcpu_reg(v, REG_RCX);
+
+    if ((msr < MSR_STAR || msr > MSR_FMASK) && (msr < MSR_FS_BASE || msr > MSR_KERNEL_GS_BASE) &&
+        (msr < MSR_SYSENTER_CS || msr > MSR_SYSENTER_EIP)) {
+        return;
+    }
+    uint64_t value = vcpu_reg(v, REG_RDX) << 32 | (uint32_t)vcpu_reg(v, REG_RAX);
+    switch (msr) {
+    case MSR_STAR: last_star = v->star = value; break;
+    case MSR_LSTAR: v->lstar = value; break;
+    case MSR_CSTAR: v->cstar = value; break;
+    case MSR_SYSENTER_EIP: v->sysenter_eip = value; break;
+    case MSR_SYSENTER_CS: v->sysenter_cs = (uint16_t)value; break;
+    default: break;
+    }
+    if (s->bits != 16) { /* firmware in real mode has no contexts to keep */
+        emit_base(v, CTX_HOW_WRMSR, s->pc, s->bits, msr, value);
+    }
+    if (msr == MSR_LSTAR || msr == MSR_CSTAR || msr == MSR_SYSENTER_EIP) {
+        add_entry_point(value);
+    }
+}
+
+static void on_wrbase(unsigned index, void *userdata)
+{
+    const site *s = userdata;
+    vcpu *v = vcpu_of(index);
+    uint64_t value = vcpu_reg(v, s->insn.reg);
+
+    emit_base(v, CTX_HOW_WRBASE, s->pc, s->bits, s->insn.kind == OP_WRFSBASE ? MSR_FS_BASE : MSR_GS_BASE,
+              s->insn.size == 8 ? value : (uint32_t)value);
+}
+
+static void on_cr3(unsigned index, void *userdata)
+{
+    const site *s = userdata;
+    vcpu *v = vcpu_of(index);
+    ctx_row *row = begin(v, CTX_KIND_CR3, 0, s->pc, s->bits);
+
+    row->rsp = vcpu_reg(v, REG_RSP);
+    row->cs = (uint16_t)vcpu_reg(v, REG_CS);
+    row->cpl = row->cs & 3;
+    row->cr3 = vcpu_reg(v, REG_CR3);
+    row->value = vcpu_reg(v, s->insn.reg);
+    row->flags |= CTX_FLAG_NO_BASES | CTX_FLAG_NO_KERNEL_GS;
+    emit(v, row);
+}
+
+static void on_table(unsigned index, void *userdata)
+{
+    (void)userdata;
+    vcpu_of(index)->table_words = 0;
+}
+
+/* lgdt and lidt read a 16-bit limit, then the base; 24 bits of it where the operand size is 16. */
+static void on_table_operand(unsigned index, qemu_plugin_meminfo_t info, uint64_t address, void *userdata)
+{
+    const site *s = userdata;
+    vcpu *v = vcpu_of(index);
+    qemu_plugin_mem_value value = qemu_plugin_mem_get_value(info);
+
+    (void)address;
+    if (v->table_words++ == 0) {
+        v->table_limit = value.data.u16;
+        return;
+    }
+    bool short_base = (memchr(s->bytes, 0x66, 4) != NULL) == (s->bits == 32) && s->bits != 64;
+    uint64_t base = value.type == 3 ? value.data.u64 : value.data.u32 & (short_base ? 0xffffff : 0xffffffff);
+    if (s->insn.kind == OP_LGDT) {
+        v->gdt = base;
+        v->gdt_limit = v->table_limit;
+        v->code_segment.known = false;
+        v->flat_ss = 0;
+        return;
+    }
+    pthread_mutex_lock(&idt_lock);
+    v->idt = idt_load(v->idt, base, v->table_limit);
+    pthread_mutex_unlock(&idt_lock);
+    if (s->bits != 16) {
+        ctx_row *row = begin(v, CTX_KIND_IDT, 0, s->pc, s->bits);
+        fill_small(v, row);
+        row->addr = base;
+        row->value = v->table_limit;
+        emit(v, row);
+    }
+}
+
+static uint64_t operand_address(vcpu *v, const site *s)
+{
+    const mem_operand *m = &s->insn.mem;
+    uint64_t address = (uint64_t)m->disp + (m->rip_relative ? s->pc + s->insn.length : 0);
+
+    if (m->base != NO_REG) {
+        address += vcpu_reg(v, m->base);
+    }
+    if (m->index != NO_REG) {
+        address += vcpu_reg(v, m->index) << m->scale;
+    }
+    return m->address32 ? (uint32_t)address : address;
+}
+
+/* Runs only while the alarm stands; once an episode is enough, so it is lowered until parity is looked at again. */
+static void on_gs_access(unsigned index, void *userdata)
+{
+    const site *s = userdata;
+    vcpu *v = vcpu_of(index);
+    ctx_row *row = begin(v, CTX_KIND_GS_ACCESS, 0, s->pc, s->bits);
+
+    vcpu_general(v, row);
+    fill_small(v, row);
+    row->cr3 = vcpu_reg(v, REG_CR3);
+    row->addr = row->gs_base + operand_address(v, s);
+    row->size = s->insn.size;
+    v->score->gs_alarm = 0;
+    ring_number(&shared, row);
+    publish(v, row, shared.header->halt, false);
+}
+
+/*
+ * A stack switch: a block that stores RSP and later loads it, with the callee-saved registers on the old stack in
+ * between. Seen as two events: the function's first instruction on the way out, and the return (or tail jump) that
+ * ends it on the way in, which finds RSP as the thread's own way out left it.
+ */
+enum { AWAY_SLOTS = 16384 };
+
+static struct {
+    uint64_t rsp, seq;
+} away[AWAY_SLOTS];
+static pthread_mutex_t away_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static unsigned away_slot(uint64_t rsp)
+{
+    return (unsigned)(rsp * 0x9e3779b97f4a7c15ull >> 50) & (AWAY_SLOTS - 1);
+}
+
+static void fill_switch(vcpu *v, ctx_row *row, uint64_t pc, unsigned bits)
+{
+    row->pc = row->rip = pc;
+    row->mode = (uint8_t)bits;
+    vcpu_general(v, row);
+    row->cs = (uint16_t)vcpu_reg(v, REG_CS);
+    row->cpl = row->cs & 3;
+    row->cr3 = vcpu_reg(v, REG_CR3);
+    vcpu_words(v, row->rsp, bits / 8, STACK_WORDS, row->stack);
+    row->flags = parity_flags(v) | CTX_FLAG_NO_BASES | CTX_FLAG_NO_KERNEL_GS;
+}
+
+/* First instruction of a block that may switch: remember, for by the time we are sure it has changed registers. */
+static void on_switch_begin(unsigned index, void *userdata)
+{
+    const site *s = userdata;
+    vcpu *v = vcpu_of(index);
+
+    memset(&v->away, 0, sizeof(v->away));
+    fill_switch(v, &v->away, s->pc, s->bits);
+    v->away_pending = true;
+}
+
+/* RSP is about to be loaded: it is a switch. */
+static void on_switch(unsigned index, void *userdata)
+{
+    vcpu *v = vcpu_of(index);
+
+    (void)userdata;
+    if (!v->away_pending) {
+        return;
+    }
+    ctx_row *row = begin(v, CTX_KIND_SWITCH_OUT, 0, v->away.pc, v->away.mode);
+    uint64_t time = row->time;
+    uint8_t kind = row->kind;
+    memcpy(row, &v->away, sizeof(*row));
+    row->kind = kind, row->time = time, row->cpu = (uint16_t)index, row->star = last_star;
+    v->away_pending = false;
+    v->score->switching = 1;
+    ring_number(&shared, row);
+    unsigned slot = away_slot(row->rsp);
+    pthread_mutex_lock(&away_lock);
+    away[slot].rsp = row->rsp;
+    away[slot].seq = row->seq;
+    pthread_mutex_unlock(&away_lock);
+    publish(v, row, false, false);
+}
+
+/* The end of a switch function, and this vCPU has switched: a thread that went away by one is back on its stack. */
+static void on_switch_end(unsigned index, void *userdata)
+{
+    const site *s = userdata;
+    vcpu *v = vcpu_of(index);
+    uint64_t rsp = vcpu_reg(v, REG_RSP), match = 0;
+    unsigned slot = away_slot(rsp);
+
+    pthread_mutex_lock(&away_lock);
+    if (away[slot].rsp == rsp) {
+        match = away[slot].seq;
+        away[slot].rsp = away[slot].seq = 0;
+    }
+    pthread_mutex_unlock(&away_lock);
+    v->score->switching = 0;
+    if (!match) {
+        return; /* a thread that runs for the first time */
+    }
+    ctx_row *row = begin(v, CTX_KIND_SWITCH_IN, 0, s->pc, s->bits);
+    fill_switch(v, row, s->pc, s->bits);
+    row->match = match;
+    emit(v, row);
+}
+
+static void emit_store(vcpu *v, uint8_t kind, uint64_t pc, uint64_t address, uint64_t value, unsigned size)
+{
+    ctx_row *row = begin(v, kind, 0, pc, 0);
+
+    row->rsp = vcpu_reg(v, REG_RSP);
+    row->cs = (uint16_t)vcpu_reg(v, REG_CS);
+    row->cpl = row->cs & 3;
+    row->cr3 = vcpu_reg(v, REG_CR3);
+    row->mode = v->idt && v->idt->bits ? (uint8_t)v->idt->bits : v->word == 8 ? 64 : 32;
+    row->addr = address;
+    row->value = value;
+    row->size = (uint8_t)size;
+    row->flags |= CTX_FLAG_NO_BASES | CTX_FLAG_NO_KERNEL_GS;
+    emit(v, row);
+}
+
+static void on_store(unsigned index, qemu_plugin_meminfo_t info, uint64_t address, void *userdata)
+{
+    unsigned size = 1u << qemu_plugin_mem_size_shift(info);
+    const ring_header *h = shared.header;
+    vcpu *v = NULL;
+
+    if (ring_watches(&shared, address, size)) {
+        v = vcpu_of(index);
+        qemu_plugin_mem_value value = qemu_plugin_mem_get_value(info);
+        emit_store(v, CTX_KIND_STORE, (uint64_t)userdata, address, value.data.u64, size);
+    }
+    for (unsigned i = 0; i < h->tracked_count && i < RING_TRACKED_SLOTS; i++) {
+        v = vcpu_of(index);
+        uint64_t at = v->tracked_at[i];
+        if (at && address < at + h->tracked_size[i] && at < address + size) {
+            qemu_plugin_mem_value value = qemu_plugin_mem_get_value(info);
+            emit_store(v, CTX_KIND_TRACKED, (uint64_t)userdata, address, value.data.u64, size);
+        }
+    }
+}
+
+/* The reset vector. The first time is power-on; after that the guest died or started over. */
+static void on_reset(unsigned index, void *userdata)
+{
+    vcpu *v = vcpu_of(index);
+
+    if (v->resets++ == 0) {
+        return;
+    }
+    ctx_row *row = begin(v, CTX_KIND_DIED, 0, (uint64_t)userdata, 16);
+    row->flags |= CTX_FLAG_NO_BASES | CTX_FLAG_NO_KERNEL_GS | CTX_FLAG_UNREADABLE;
+    emit(v, row);
+    pthread_mutex_lock(&idt_lock);
+    if (v->idt) {
+        v->idt->loaded--;
+        v->idt = NULL;
+    }
+    pthread_mutex_unlock(&idt_lock);
+    v->parity_known = v->parity_kernel = v->gs_overridden = false;
+    v->gdt = 0;
+    v->lstar = v->cstar = v->sysenter_eip = v->star = 0;
+    v->last = (last_event){0};
+    update_alarm(v);
+}

@@ -1,0 +1,175 @@
+/*
+ * Exits: an iret, sysret or sysexit is about to run. The context is what it will load, beside the live registers.
+ */
+#pragma once
+
+#include "decode.h"
+#include "entry.h"
+
+/* An instruction that has a callback. */
+typedef struct site {
+    struct site *next;
+    uint64_t pc;
+    unsigned bits;
+    uint8_t bytes[16];
+    insn insn;
+} site;
+
+enum { SYSRET_FLAGS = 0x3c7fd7 };
+
+/* Does the reader want to look before this context is resumed? */
+static bool wants_verdict(const ctx_row *row, bool *caught)
+{
+    const ring_header *h = shared.header;
+
+    *caught = h->catch && row->rip == h->catch_rip && row->rsp == h->catch_rsp;
+    return *caught || (h->halt && !(row->flags & (CTX_FLAG_IDENTICAL | CTX_FLAG_SELF)));
+}
+
+static void emit_exit(vcpu *v, ctx_row *row)
+{
+    ring_control *c = ring_cpu(&shared, v->index);
+    bool caught;
+
+    c->exits++;
+    v->last = (last_event){.kind = CTX_KIND_EXIT, .pc = row->pc, .rip = row->rip, .frame = row->frame};
+    v->score->jump_target = 0;
+    if (!(row->flags & (CTX_FLAG_UNREADABLE | CTX_FLAG_SELF))) {
+        ledger_resume(row, simd_of(row));
+    }
+    if (row->flags & CTX_FLAG_IDENTICAL) {
+        c->identical++;
+    } else if (!row->match && !(row->flags & CTX_FLAG_SELF)) {
+        c->unmatched++;
+    }
+    ring_number(&shared, row);
+    bool wait = wants_verdict(row, &caught);
+    publish(v, row, wait, caught);
+}
+
+typedef struct {
+    uint64_t at;
+    unsigned words;
+    uint64_t w[FRAME_WORDS];
+} popped;
+
+/* The words that `iret` will pop. In 64-bit code always five; elsewhere three, or five to an outer ring. */
+static void read_popped(vcpu *v, const site *s, popped *p)
+{
+    uint64_t rsp = vcpu_reg(v, REG_RSP);
+
+    p->at = s->bits == 64 ? rsp : vcpu_stack(v, rsp);
+    p->words = vcpu_words(v, p->at, s->insn.size, FRAME_WORDS, p->w);
+}
+
+/* The kernel's way of serialising: an iret to the next instruction with the stack as it was before the pushes. */
+static bool is_self(const site *s, const popped *p, uint16_t live_cs)
+{
+    uint64_t end = p->at + (s->bits == 64 ? 5u : 3u) * s->insn.size;
+
+    return p->w[FRAME_RIP] == s->pc + s->insn.length && p->w[FRAME_CS] == live_cs &&
+           (s->bits == 32 || p->w[FRAME_RSP] == end);
+}
+
+static void fill_popped(vcpu *v, ctx_row *row, const site *s, const popped *p, uint16_t live_cs)
+{
+    bool outer = (p->w[FRAME_CS] & 3) > (live_cs & 3u) || (p->w[FRAME_RFLAGS] & RFLAGS_VM);
+
+    row->frame = p->at;
+    if (p->words < 3 || (p->words < 5 && (s->bits == 64 || outer))) {
+        row->flags |= CTX_FLAG_UNREADABLE;
+        return;
+    }
+    row->rip = p->w[FRAME_RIP];
+    row->cs = (uint16_t)p->w[FRAME_CS];
+    row->rflags = p->w[FRAME_RFLAGS];
+    memcpy(row->stack, p->w, (p->words < STACK_WORDS ? p->words : STACK_WORDS) * sizeof(*p->w));
+    if (s->bits == 64 || outer) {
+        row->rsp = p->w[FRAME_RSP];
+        row->ss = (uint16_t)p->w[FRAME_SS];
+    } else {
+        row->rsp = p->at + 3u * s->insn.size;
+        row->ss = (uint16_t)vcpu_reg(v, REG_SS);
+        row->flags |= CTX_FLAG_NO_STACK;
+    }
+    if ((p->w[FRAME_RFLAGS] & RFLAGS_VM) && p->words >= FRAME_WORDS) {
+        row->es = (uint16_t)p->w[5], row->ds = (uint16_t)p->w[6];
+        row->fs = (uint16_t)p->w[7], row->gs = (uint16_t)p->w[8];
+    }
+    row->flags |= s->bits == 32 || !vcpu_is_code64(v, row->cs) ? CTX_FLAG_LINEAR32 : 0;
+}
+
+static bool self_wanted;
+
+static void on_iret(unsigned index, void *userdata)
+{
+    const site *s = userdata;
+    vcpu *v = vcpu_of(index);
+    uint16_t live_cs = (uint16_t)vcpu_reg(v, REG_CS);
+    popped p;
+
+    read_popped(v, s, &p);
+    bool self = p.words >= (s->bits == 64 ? 5 : 3) && is_self(s, &p, live_cs);
+    if (self && !self_wanted) {
+        ring_cpu(&shared, index)->self++;
+        return;
+    }
+    if (p.words >= 3 && (p.w[FRAME_CS] & 3) == 3) {
+        meet_user(v);
+        update_alarm(v);
+    }
+    ctx_row *row = begin(v, CTX_KIND_EXIT, CTX_HOW_IRET, s->pc, s->bits);
+    fill_context(v, row);
+    row->cpl = live_cs & 3;
+    row->size = s->insn.size;
+    fill_popped(v, row, s, &p, live_cs);
+    row->flags |= self ? CTX_FLAG_SELF : 0;
+    ring_cpu(&shared, index)->self += self;
+    emit_exit(v, row);
+}
+
+/* RIP from RCX, RFLAGS from R11, selectors from STAR (Intel SDM vol. 2, SYSRET; AMD takes SS as it is, so does QEMU). */
+static void on_sysret(unsigned index, void *userdata)
+{
+    const site *s = userdata;
+    vcpu *v = vcpu_of(index);
+    bool code64 = s->insn.size == 8;
+    uint64_t star = v->star ? v->star : last_star;
+
+    meet_user(v);
+    update_alarm(v);
+    ctx_row *row = begin(v, CTX_KIND_EXIT, CTX_HOW_SYSRET, s->pc, s->bits);
+    fill_context(v, row);
+    row->size = s->insn.size;
+    row->rip = code64 ? row->rcx : (uint32_t)row->rcx;
+    row->rflags = (row->r11 & SYSRET_FLAGS) | RFLAGS_ONE;
+    if (star) {
+        row->cs = (uint16_t)(((star >> 48) + (code64 ? 16 : 0)) | 3);
+        row->ss = (uint16_t)((star >> 48) + 8);
+    }
+    row->flags |= code64 ? 0 : CTX_FLAG_LINEAR32;
+    emit_exit(v, row);
+}
+
+/* RIP from RDX, RSP from RCX, selectors from SYSENTER_CS (Intel SDM vol. 2, SYSEXIT). */
+static void on_sysexit(unsigned index, void *userdata)
+{
+    const site *s = userdata;
+    vcpu *v = vcpu_of(index);
+    bool code64 = s->insn.size == 8;
+
+    meet_user(v);
+    update_alarm(v);
+    ctx_row *row = begin(v, CTX_KIND_EXIT, CTX_HOW_SYSEXIT, s->pc, s->bits);
+    fill_context(v, row);
+    row->size = s->insn.size;
+    row->rip = code64 ? row->rdx : (uint32_t)row->rdx;
+    row->rsp = code64 ? row->rcx : (uint32_t)row->rcx;
+    row->rflags = vcpu_reg(v, REG_RFLAGS);
+    row->flags |= CTX_FLAG_FLAGS_PARTIAL | (code64 ? 0 : CTX_FLAG_LINEAR32);
+    if (v->sysenter_cs) {
+        row->cs = (uint16_t)((v->sysenter_cs + (code64 ? 32 : 16)) | 3);
+        row->ss = (uint16_t)((v->sysenter_cs + (code64 ? 40 : 24)) | 3);
+    }
+    emit_exit(v, row);
+}

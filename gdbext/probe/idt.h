@@ -1,0 +1,174 @@
+/*
+ * The interrupt descriptor tables the vCPUs have loaded, and the set of addresses at which handlers begin.
+ *
+ * A table is read again whenever kernel code is translated: gates are mostly written in place, long after lidt. An
+ * address that was ever in a gate stays a target for good. One that had been translated as ordinary code before it
+ * became a target has blocks without our callback; the caller then has them thrown away.
+ *
+ * Gates: Intel SDM vol. 3A, figures 6-2 and 6-8.
+ */
+#pragma once
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { IDT_TABLES = 1024, IDT_BYTES = 4096, IDT_GATES = 256, TARGET_SLOTS = 8192, SEEN_BITS = 1 << 22 };
+
+typedef struct {
+    uint64_t target; /* 0: no usable gate */
+    uint8_t ist, dpl;
+    bool trap;
+} idt_gate;
+
+typedef struct {
+    uint64_t base;
+    uint32_t limit;
+    unsigned loaded; /* by how many vCPUs */
+    unsigned bits;   /* 32 or 64, 0 before it is read */
+    bool read;
+    uint8_t bytes[IDT_BYTES];
+    uint64_t target[IDT_GATES]; /* beside the gates: searched at every entry */
+    idt_gate gate[IDT_GATES];
+} idt_table;
+
+typedef bool (*idt_reader)(void *context, uint64_t address, uint8_t *to, size_t length);
+
+static idt_table *idt_tables[IDT_TABLES];
+static unsigned idt_count;
+static uint64_t idt_targets[TARGET_SLOTS]; /* open addressing; 0: free */
+static unsigned idt_target_count;
+static uint8_t idt_seen[SEEN_BITS / 8]; /* addresses at which a kernel block was translated, by hash */
+static pthread_mutex_t idt_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static inline uint64_t idt_hash(uint64_t address)
+{
+    return address * 0x9e3779b97f4a7c15ull >> 32;
+}
+
+/* Was a kernel block translated at `address`? Sometimes true when it was not. */
+static inline bool idt_was_translated(uint64_t address)
+{
+    uint64_t bit = idt_hash(address) % SEEN_BITS;
+    return idt_seen[bit / 8] >> (bit % 8) & 1;
+}
+
+static inline void idt_note_translated(uint64_t address)
+{
+    uint64_t bit = idt_hash(address) % SEEN_BITS;
+    idt_seen[bit / 8] |= (uint8_t)(1 << (bit % 8));
+}
+
+static inline bool idt_is_target(uint64_t address)
+{
+    for (uint64_t i = idt_hash(address);; i++) {
+        uint64_t slot = idt_targets[i % TARGET_SLOTS];
+        if (slot == address) {
+            return address != 0;
+        }
+        if (slot == 0) {
+            return false;
+        }
+    }
+}
+
+/* Make `address` a target. True if blocks that begin there may exist already and lack our callback. */
+static bool idt_add_target(uint64_t address)
+{
+    if (address == 0 || idt_is_target(address) || idt_target_count >= TARGET_SLOTS / 2) {
+        return false;
+    }
+    uint64_t i = idt_hash(address);
+    while (idt_targets[i % TARGET_SLOTS]) {
+        i++;
+    }
+    idt_targets[i % TARGET_SLOTS] = address;
+    idt_target_count++;
+    return idt_was_translated(address);
+}
+
+static idt_gate idt_decode(const uint8_t *raw, unsigned bits)
+{
+    enum { PRESENT = 0x80, INTERRUPT_GATE = 0xe, TRAP_GATE = 0xf };
+    unsigned kind = raw[5] & 0x1f;
+    if (!(raw[5] & PRESENT) || (kind != INTERRUPT_GATE && kind != TRAP_GATE)) {
+        return (idt_gate){0};
+    }
+    uint64_t target = raw[0] | raw[1] << 8 | (uint64_t)raw[6] << 16 | (uint64_t)raw[7] << 24;
+    if (bits == 64) {
+        uint32_t high;
+        memcpy(&high, raw + 8, sizeof(high));
+        target |= (uint64_t)high << 32;
+    }
+    return (idt_gate){target, bits == 64 ? raw[4] & 7 : 0, raw[5] >> 5 & 3, kind == TRAP_GATE};
+}
+
+/* Read the table again, on a vCPU that runs `bits`-bit code; true if a new target was translated before. A table may
+ * be loaded in 32-bit code and serve 64-bit code later, never the reverse. Unreadable for now: it stays as it was. */
+static bool idt_refresh(idt_table *t, unsigned bits, idt_reader reader, void *context)
+{
+    if (bits > t->bits) {
+        t->bits = bits;
+        t->read = false;
+    }
+    uint8_t now[IDT_BYTES];
+    size_t size = t->bits == 64 ? 16 : 8, gates = (t->limit + 1) / size;
+    bool stale = false;
+
+    gates = gates > IDT_GATES ? IDT_GATES : gates;
+    if (gates == 0 || !reader(context, t->base, now, gates * size) ||
+        (t->read && memcmp(now, t->bytes, gates * size) == 0)) {
+        return false;
+    }
+    for (unsigned vector = 0; vector < gates; vector++) {
+        const uint8_t *raw = now + vector * size;
+        if (t->read && memcmp(raw, t->bytes + vector * size, size) == 0) {
+            continue;
+        }
+        t->gate[vector] = idt_decode(raw, t->bits);
+        t->target[vector] = t->gate[vector].target;
+        stale |= idt_add_target(t->target[vector]);
+    }
+    memcpy(t->bytes, now, gates * size);
+    t->read = true;
+    return stale;
+}
+
+/* Note that a vCPU loads the table at `base` in place of `old`. NULL when there is no memory for its record. */
+static idt_table *idt_load(idt_table *old, uint64_t base, uint32_t limit)
+{
+    idt_table **place = NULL;
+
+    if (old) {
+        old->loaded--;
+    }
+    for (unsigned i = 0; i < idt_count; i++) {
+        idt_table *t = idt_tables[i];
+        if (t->base == base && t->limit == limit) {
+            t->loaded++;
+            t->bits = t->loaded > 1 ? t->bits : 0; /* nobody else's: decode it anew for the mode it will serve */
+            return t;
+        }
+        if (t->loaded == 0) {
+            place = &idt_tables[i];
+        }
+    }
+    if (idt_count < IDT_TABLES) {
+        place = &idt_tables[idt_count];
+    }
+    idt_table *t = place ? calloc(1, sizeof(*t)) : NULL;
+    if (t) {
+        t->base = base;
+        t->limit = limit;
+        t->loaded = 1;
+        if (place == &idt_tables[idt_count]) {
+            idt_count++;
+        } else {
+            free(*place);
+        }
+        *place = t;
+    }
+    return t;
+}
