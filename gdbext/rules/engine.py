@@ -73,11 +73,11 @@ class Engine:
         self._areas = AreaJudge(self.policy)
         self._explainer = Explainer(self.guest, self.history, self._areas)
         self._judges: tuple[Judge, ...] = (
+            self._gs,
+            KernelBaseJudge(self._gs),
             self._resume,
             SelectorJudge(),
             SwitchJudge(),
-            self._gs,
-            KernelBaseJudge(self._gs),
             NestingJudge(self.policy),
             LandingJudge(),
             StateJudge(self.policy),
@@ -102,6 +102,8 @@ class Engine:
         judged += death.judge(batch, self.history)
         self.counts.identical = self._resume.identical
         self.counts.unmatched = self._resume.unmatched
+        unbalanced = {int(row["seq"][0]) for draft, row, _ in judged if draft.code == "CW301"}
+        judged = [item for item in judged if item[0].code == "CW301" or int(item[1]["seq"][0]) not in unbalanced]
         judged.sort(key=lambda item: int(item[1]["seq"][0]))
         return self._collect(judged)
 

@@ -25,6 +25,8 @@ from gdbext.rules.parity import KERNEL, USER, Parity, ParityCount
 LOOK_BACK: Final = 3
 SHORT_CODE: Final = 64
 """Bytes of code within which two swaps make a deliberate pair (a GS selector loaded on the user's side)."""
+NEXT_INSN: Final = 8
+"""A fault this close behind a swap is that of the instruction next to it (a selector load)."""
 ON_STACK: Final = 512
 """A frame this close below the interrupted RSP was pushed onto the interrupted stack."""
 MAY_HIT_WINDOW: Final = (vectors.NMI, vectors.DB, vectors.MC, vectors.DF)
@@ -54,7 +56,10 @@ class GsJudge:
         self._in_window: dict[int, list[tuple[int, int]]] = {}
         self._user_rsp: dict[int, int] = {}
         self._swaps_since: int | None = None
+        self.kernel_bases: list[tuple[Batch, str]] = []
+        """Of the last batch: events, and the column in which the kernel's base stands there by count."""
         self._exit_swaps: dict[int, int] = {}
+        self._entry_swaps: dict[int, int] = {}
 
     @property
     def swaps_since(self) -> int | None:
@@ -64,9 +69,14 @@ class GsJudge:
     def feed(self, batch: Batch) -> list[Judged]:
         """Judge a batch in order of ``seq``."""
         batch = batch[_relevant(batch)]
+        self.kernel_bases = []
         if not len(batch):
             return []
         parity = self._count.count(batch)
+        kind, user = batch["kind"], is_user(batch)
+        crossing = ((kind == Kind.ENTRY) | (kind == Kind.EXIT)) & user & (parity == USER)
+        nested = (kind == Kind.ENTRY) & ~user & (parity == KERNEL)
+        self.kernel_bases = [(batch[crossing], "kernel_gs_base"), (batch[nested], "gs_base")]
         judged: list[Judged] = []
         for cpu in np.unique(batch["cpu"]):
             mine = batch["cpu"] == cpu
@@ -94,7 +104,7 @@ class GsJudge:
         return judged
 
     def _learn(self, line: _Line) -> None:
-        """When swaps began, and which swapgs instructions serve exits (with the event that showed it)."""
+        """When swaps began, and which swapgs serve entries and exits, each with the event that showed it."""
         rows, parity = line.rows, line.parity
         before, before_parity = line.back(1)
         if self._swaps_since is None:
@@ -102,6 +112,11 @@ class GsJudge:
             hits = np.flatnonzero(swaps)
             if len(hits):
                 self._swaps_since = int(rows["seq"][hits[0]])
+        hits = np.flatnonzero(
+            (rows["kind"] == Kind.SWAPGS) & (before["kind"] == Kind.ENTRY) & is_user(before) & line.fresh
+        )
+        for pc, first in zip(*np.unique(rows["pc"][hits], return_index=True), strict=True):
+            self._entry_swaps.setdefault(int(pc), int(rows["seq"][hits[first]]))
         good = (before["kind"] == Kind.SWAPGS) & (before_parity == KERNEL) & (parity == USER)
         hits = np.flatnonzero(good & (rows["kind"] == Kind.EXIT) & is_user(rows) & line.fresh)
         for pc, first in zip(*np.unique(before["pc"][hits], return_index=True), strict=True):
@@ -144,6 +159,8 @@ class GsJudge:
         row = rows[index : index + 1]
         kind, user = int(row["kind"][0]), bool(is_user(row)[0])
         judged = self._judge_before(line, index)
+        if judged and kind == Kind.EXIT:
+            return judged
         if kind == Kind.EXIT and user and parity[index] == KERNEL:
             judged += self._exit_to_user(line, index)
         elif kind == Kind.EXIT and not user and parity[index] == USER:
@@ -161,17 +178,31 @@ class GsJudge:
         if index < 1:
             return []
         row, last = line.rows[index : index + 1], line.rows[index - 1 : index]
-        kind, last_kind = int(row["kind"][0]), int(last["kind"][0])
         two = line.rows[index - 2 : index - 1] if index > 1 else None
-        swapped = last_kind == Kind.SWAPGS and line.parity[index - 1] == KERNEL
+        swapped = last["kind"][0] == Kind.SWAPGS and line.parity[index - 1] == KERNEL
         if swapped and two is not None and _from_kernel(two) and line.parity[index - 2] == KERNEL:
-            pair = kind == Kind.SWAPGS and abs(int(row["pc"][0]) - int(last["pc"][0])) <= SHORT_CODE
-            if kind in (Kind.GS_ACCESS, Kind.SWAPGS) and not pair:
-                return [(_entry_swapped(two), last, two)]
-        if _from_kernel(last) and line.parity[index - 1] == USER and kind not in (Kind.SWAPGS, Kind.BASE):
-            before = two if two is not None and two["kind"][0] == Kind.EXIT else None
-            return [(_not_paranoid(last, before), last, None)]
+            return [(_entry_swapped(two), last, two)] if self._belongs_to_entry(last, row) else []
+        if _from_kernel(last) and line.parity[index - 1] == USER and row["kind"][0] not in (Kind.SWAPGS, Kind.BASE):
+            if two is not None and _from_user(two) and _raised_by_code(last):
+                return [(_ran_unswapped(two, last), two, None)]
+            return [(_not_paranoid(last, two), last, None)]
         return []
+
+    def _belongs_to_entry(self, swap: Batch, then: Batch) -> bool:
+        """True if `then`, the event behind a swap in a handler of kernel code, shows that the entry had swapped.
+
+        Shown by kernel code that goes on: an access, another swap (not the one of a selector load), a fault further
+        on; or by the instruction itself, where it was seen to serve entries from user mode and the handler returns.
+        """
+        kind, distance = int(then["kind"][0]), abs(int(then["pc"][0]) - int(swap["pc"][0]))
+        if kind == Kind.SWAPGS:
+            return distance > SHORT_CODE
+        if kind == Kind.ENTRY:
+            return _raised_by_code(then) and abs(int(then["rip"][0]) - int(swap["pc"][0])) > NEXT_INSN
+        if kind == Kind.EXIT:
+            seen = self._entry_swaps.get(int(swap["pc"][0]))
+            return not bool(is_user(then)[0]) and seen is not None and seen < int(then["seq"][0])
+        return kind == Kind.GS_ACCESS
 
     def _exit_to_user(self, line: _Line, index: int) -> list[Judged]:
         """The kernel's base is active at a return to user mode: who swapped wrongly?"""
@@ -185,7 +216,8 @@ class GsJudge:
             if _from_user(two) and serves_exits is not None and serves_exits < int(row["seq"][0]):
                 return [(_never_swapped(two), two, None)]
             if _from_kernel(two) and line.parity[index - 2] == USER:
-                return [(_not_paranoid(two, None), two, None)]
+                three = line.rows[index - 3 : index - 2] if index > 2 else None
+                return [(_not_paranoid(two, three), two, None)]
         return [(_wrong_at_exit(row, "user"), row, None)]
 
     def _exit_to_kernel(self, cpu: int, row: Batch) -> list[Judged]:
@@ -229,6 +261,12 @@ def _from_kernel(row: Batch) -> bool:
     return bool(row["kind"][0] == Kind.ENTRY and not is_user(row)[0])
 
 
+def _raised_by_code(row: Batch) -> bool:
+    """True for exceptions that the interrupted code itself raises (page fault, #GP ...)."""
+    vector = int(row["vector"][0])
+    return vectors.is_exception(vector) and vector not in MAY_HIT_WINDOW
+
+
 def _what(row: Batch) -> str:
     return vectors.name(int(row["vector"][0]))
 
@@ -270,6 +308,14 @@ def _never_swapped(entry: Batch) -> Draft:
     )
 
 
+def _ran_unswapped(entry: Batch, fault: Batch) -> Draft:
+    cause = (
+        f"{_what(entry)} came from user code and its handler did not swap; kernel code ran on the user's GS base until "
+        f"{_what(fault)} at {int(fault['rip'][0]):#x}"
+    )
+    return Draft("CW202", cause, f"the entry path at {_at(entry)}: where is its swapgs?", _bases(fault))
+
+
 def _access_unswapped(row: Batch, entry: Batch | None) -> Draft:
     cause = f"kernel code accesses gs: at {int(row['addr'][0]):#x} with the user's base active"
     if entry is None:
@@ -296,8 +342,9 @@ def _on_users_stack(entry: Batch) -> Draft:
     return Draft("CW501", cause, look, found)
 
 
-def _not_paranoid(entry: Batch, exit_before: Batch | None) -> Draft:
-    if exit_before is not None and exit_before["pc"][0] == entry["rip"][0]:
+def _not_paranoid(entry: Batch, before: Batch | None) -> Draft:
+    """`before`: the event before the entry; an exit at the interrupted instruction has itself faulted."""
+    if before is not None and before["kind"][0] == Kind.EXIT and before["pc"][0] == entry["rip"][0]:
         cause = (
             f"{_what(entry)} was raised by the return itself at {int(entry['rip'][0]):#x}, after the swap to the "
             "user's GS base; its handler took CS for an answer and did not swap back"

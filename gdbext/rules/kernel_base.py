@@ -1,4 +1,4 @@
-"""The kernel's GS base, as it waits in KERNEL_GS_BASE while user code runs: CW205.
+"""The kernel's GS base, waiting in KERNEL_GS_BASE while user code runs or active in the kernel: CW205.
 
 Only of kernels that swap; to others the MSR means nothing.
 """
@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from gdbext.arch.addresses import is_canonical, is_high_half
-from gdbext.events.row import Batch, Flag, Kind
-from gdbext.ledger.compare import is_user, space
+from gdbext.events.row import Batch, Flag
+from gdbext.ledger.compare import space
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 from gdbext.rules.gs import GsJudge
 
-STEADY: Final = 20
-"""Sightings after which a base counts as its CPU's own."""
+STEADY: Final = 4
+"""Sightings, under two address spaces at least, after which a base counts as its CPU's own."""
 
 
 @dataclass(slots=True)
@@ -31,21 +31,29 @@ class _Sighting:
 
 
 class KernelBaseJudge:
-    """Learns each CPU's kernel base from entries from user mode and judges the bad ones."""
+    """Learns each CPU's kernel base, where the count of swaps says it stands, and judges the bad ones."""
 
     def __init__(self, gs: GsJudge) -> None:
         self._gs = gs
+        self._told: set[tuple[int, int]] = set()
         self._seen: dict[int, dict[int, _Sighting]] = {}
 
     def feed(self, batch: Batch) -> list[Judged]:
-        """Judge the entries from user mode (where the kernel's base is the inactive one by definition)."""
-        chosen = (batch["kind"] == Kind.ENTRY) & is_user(batch) & (batch["mode"] == 64)
-        chosen &= (batch["flags"] & (Flag.NO_KERNEL_GS | Flag.UNREADABLE)) == 0
+        """Judge the events of the batch that the GS rules have just seen."""
         since = self._gs.swaps_since
-        rows = batch[chosen & (batch["seq"] > since)] if since is not None else batch[:0]
+        if since is None:
+            return []
+        parts = []
+        for rows, column in self._gs.kernel_bases:
+            missing = Flag.NO_KERNEL_GS if column == "kernel_gs_base" else Flag.NO_BASES
+            rows = rows[(rows["seq"] > since) & ((rows["flags"] & missing) == 0) & (rows["mode"] == 64)]
+            parts.append((rows, np.stack((rows["cpu"].astype(np.uint64), rows[column], space(rows)), axis=1)))
+        rows = np.concatenate([rows for rows, _ in parts])
+        triples = np.concatenate([triples for _, triples in parts])
         if not len(rows):
             return []
-        triples = np.stack((rows["cpu"].astype(np.uint64), rows["kernel_gs_base"], space(rows)), axis=1)
+        order = np.argsort(rows["seq"], kind="stable")
+        rows, triples = rows[order], triples[order]
         unique, first, counts = np.unique(triples, axis=0, return_index=True, return_counts=True)
         judged: list[Judged] = []
         if self._shared(unique):
@@ -67,11 +75,12 @@ class KernelBaseJudge:
         sighting = self._seen.setdefault(cpu, {}).setdefault(base, _Sighting())
         new = sighting.count == 0
         sighting.count += count
-        if len(sighting.spaces) < 2:
+        if cr3 and len(sighting.spaces) < 2:
             sighting.spaces.add(cr3)
         judged: list[Judged] = [(draft, row, None) for draft in _implausible(base, row)] if new else []
         owner = self._owner(cpu, base)
-        if owner is not None:
+        if owner is not None and (cpu, base) not in self._told:
+            self._told.add((cpu, base))
             judged.append((_foreign(cpu, owner, base), row, None))
         return judged
 

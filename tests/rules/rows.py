@@ -11,6 +11,7 @@ from gdbext.arch.registers import GPR64
 from gdbext.events.row import ROW, Batch, Flag, How, Kind
 
 KERNEL_RIP = 0xFFFFFFFF80001000
+KERNEL_BASE = 0xFFFFFFFF80200000
 _seq = count(1)
 
 
@@ -30,9 +31,11 @@ def context(seed: int = 1, *, user: bool = True, **changes: Any) -> dict[str, An
     base = {name: seed * 0x1000 + index for index, name in enumerate(GPR64)}
     base |= {"rip": 0x400000 + seed * 0x100, "rsp": 0x7F0000 + seed * 0x1000, "rflags": 0x246}
     base |= {"cs": 0x33, "ss": 0x2B, "cr3": 0x100000 * seed, "fs_base": 0x10000 * seed, "gs_base": 0x7000}
+    base |= {"kernel_gs_base": KERNEL_BASE}
     if not user:
+        base |= {"gs_base": KERNEL_BASE, "kernel_gs_base": 0x7000}
         base |= {"cs": 0x10, "ss": 0x18, "rip": KERNEL_RIP + seed, "rsp": 0xFFFFFFFF80100000 + seed * 0x4000}
-    return base | {"kernel_gs_base": 0xFFFFFFFF80200000} | changes
+    return base | changes
 
 
 def entry(ctx: dict[str, Any], how: int = How.INTERRUPT, **changes: Any) -> Batch:
@@ -63,4 +66,4 @@ def stamp(rows: Batch) -> Batch:
     return rows
 
 
-__all__ = ["KERNEL_RIP", "Flag", "How", "Kind", "batch", "context", "entry", "exit_", "stamp"]
+__all__ = ["KERNEL_BASE", "KERNEL_RIP", "Flag", "How", "Kind", "batch", "context", "entry", "exit_", "stamp"]

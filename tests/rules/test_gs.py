@@ -7,9 +7,7 @@ import numpy as np
 from gdbext.arch.registers import MSR_GS_BASE
 from gdbext.events.row import ROW, Batch
 from gdbext.rules.engine import Engine
-from tests.rules.rows import KERNEL_RIP, Flag, How, Kind, batch, context, entry, exit_, stamp
-
-KERNEL_BASE = 0xFFFFFFFF80200000
+from tests.rules.rows import KERNEL_BASE, KERNEL_RIP, Flag, How, Kind, batch, context, entry, exit_, stamp
 
 
 def _event(kind: int, **fields: object) -> Batch:
@@ -53,7 +51,7 @@ def codes(*rows: Batch) -> list[str]:
     return results[0]
 
 
-KERNEL = context(2, user=False, gs_base=KERNEL_BASE, kernel_gs_base=0x7000)
+KERNEL = context(2, user=False)
 
 
 def test_swaps_on_both_sides() -> None:
@@ -76,7 +74,7 @@ def test_exit_without_swap() -> None:
 
 def test_exit_to_kernel_with_swap() -> None:
     ctx = context()
-    assert codes(entry(ctx), swap(), entry(KERNEL), swap(), exit_(KERNEL)) == ["CW201"]
+    assert codes(entry(ctx), swap(), entry(KERNEL), swap(pc=KERNEL_RIP + 0x880), exit_(KERNEL)) == ["CW201"]
 
 
 def test_exit_that_swaps_twice() -> None:
@@ -99,6 +97,19 @@ def test_entry_from_kernel_that_swaps() -> None:
     rows = entry(ctx), swap(), entry(KERNEL), swap()
     assert codes(*rows, access()) == ["CW203"]
     assert codes(*rows, swap(pc=KERNEL_RIP + 0x880), exit_(KERNEL), swap(), exit_(ctx)) == ["CW203"]
+
+
+def test_entry_from_kernel_that_swaps_and_faults_or_returns() -> None:
+    ctx = context()
+    fault = entry(KERNEL | {"rip": KERNEL_RIP + 0x730, "gs_base": 0x7000}, How.EXCEPTION)
+    rows = entry(ctx), swap(), entry(KERNEL), swap()
+    assert codes(*rows, fault)[0] == "CW203"
+    assert codes(*rows, exit_(KERNEL)) == ["CW203"]  # the swap is the one that entries from user mode use
+
+
+def test_fault_behind_an_entry_that_did_not_swap() -> None:
+    fault = entry(KERNEL | {"gs_base": 0x7000}, How.EXCEPTION)
+    assert codes(entry(context()), fault, fault) == ["CW202"]
 
 
 def test_selector_load_on_the_users_side_is_silent() -> None:
@@ -134,7 +145,7 @@ def test_faulting_iret() -> None:
 
 def test_interrupt_on_the_users_stack() -> None:
     ctx = context()
-    early = KERNEL | {"rsp": ctx["rsp"], "gs_base": 0x7000}
+    early = KERNEL | {"rsp": ctx["rsp"]}
     rows = entry(ctx, How.SYSCALL), swap(), entry(early, frame=ctx["rsp"] - 40)
     assert codes(*rows) == ["CW501"]
 
@@ -169,5 +180,5 @@ def test_base_of_another_cpu() -> None:
     apart = [r for n in range(3) for r in normal(n + 1)]
     for row in apart:
         row["cpu"] = 1
-        row["kernel_gs_base"][row["kernel_gs_base"] == KERNEL_BASE] = KERNEL_BASE + 0x1000
+        row["kernel_gs_base"][0] = KERNEL_BASE + 0x1000
     assert codes(*rows, *apart) == []

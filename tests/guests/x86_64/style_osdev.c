@@ -79,8 +79,8 @@ void reschedule(void)
     if (next == old)
         return;
     enter_thread(cpu, old, next);
-#ifdef BUG_KERNEL_GS_ZERO /* BUG: "clears the data segments"; loading GS clears its base as well */
-    __asm__ volatile("movw %w0, %%ds; movw %w0, %%es; movw %w0, %%fs; movw %w0, %%gs" ::"r"(0));
+#ifdef BUG_KERNEL_GS_ZERO /* BUG: "clears the unused selectors"; loading GS clears its base as well */
+    __asm__ volatile("movw %w0, %%ds; movw %w0, %%es; movw %w0, %%gs" ::"r"(0));
 #endif
     taskswitch_asm(old, next);
 }
