@@ -42,7 +42,7 @@ class GdbChild:
         found = shutil.which(gdb)
         if found is None:
             raise EnvironmentUnusable(f"there is no {gdb}", "it is not in PATH", "install the package gdb")
-        self._process = _spawn([found, "-nx", "-q", "--interpreter=mi3", "-iex", "set debuginfod enabled off"])
+        self._process = spawn([found, "-nx", "-q", "--interpreter=mi3", "-iex", "set debuginfod enabled off"])
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._io: Any = IoManager(
@@ -163,7 +163,7 @@ class GdbChild:
         return GdbDied("GDB is gone", how)
 
 
-def _spawn(argv: list[str]) -> subprocess.Popen[bytes]:
+def spawn(argv: list[str]) -> subprocess.Popen[bytes]:
     """Start `argv` in a session of its own; the kernel kills it when the calling thread ends."""
     prctl = ctypes.CDLL(None).prctl
     parent = os.getpid()
