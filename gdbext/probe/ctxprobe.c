@@ -127,46 +127,40 @@ static site *site_of(uint64_t pc, const uint8_t *bytes, unsigned bits, const ins
 
 /* --- translation ---------------------------------------------------------------------------------------------- */
 
-/* A block under translation, and what of a stack switch was found in it so far. */
+/* A block under translation. */
 typedef struct {
     struct qemu_plugin_tb *tb;
     uint64_t start;
     unsigned bits;
-    bool entry_point;
-    bool stores_rsp, loads_rsp;
+    bool entry_point, stores_rsp;
 } block;
 
-/* Where switch functions were seen whose code is spread over several blocks. */
-enum { REGIONS = 64, REGION_BYTES = 256 };
+/* Where kernel code loads RSP: the end of a switch function lies near such a place. */
+enum { LOADS = 64 };
 
-static struct {
-    uint64_t store, load;
-} regions[REGIONS];
-static unsigned region_next;
-static pthread_mutex_t region_lock = PTHREAD_MUTEX_INITIALIZER;
+static uint64_t rsp_loads[LOADS];
+static unsigned rsp_load_count;
+static pthread_mutex_t rsp_load_lock = PTHREAD_MUTEX_INITIALIZER;
 
-static void note_region(uint64_t store, uint64_t load)
+static void note_rsp_load(uint64_t pc)
 {
-    pthread_mutex_lock(&region_lock);
-    for (unsigned i = 0; i < REGIONS; i++) {
-        if (regions[i].store == store && regions[i].load == load) {
-            pthread_mutex_unlock(&region_lock);
-            return;
-        }
+    pthread_mutex_lock(&rsp_load_lock);
+    bool known = false;
+    for (unsigned i = 0; i < LOADS && !known; i++) {
+        known = rsp_loads[i] == pc;
     }
-    regions[region_next % REGIONS].store = store;
-    regions[region_next++ % REGIONS].load = load;
-    pthread_mutex_unlock(&region_lock);
+    if (!known) {
+        rsp_loads[rsp_load_count++ % LOADS] = pc;
+    }
+    pthread_mutex_unlock(&rsp_load_lock);
 }
 
-/* Does a block that begins at `pc` continue a switch function, after its store or after its load of RSP? */
-static bool in_region(uint64_t pc, bool after_load)
+static bool near_rsp_load(uint64_t pc)
 {
     bool found = false;
 
-    for (unsigned i = 0; i < REGIONS && !found; i++) {
-        uint64_t from = after_load ? regions[i].load : regions[i].store;
-        found = from && pc > from && pc - from < REGION_BYTES;
+    for (unsigned i = 0; i < LOADS && !found; i++) {
+        found = rsp_loads[i] && is_near(pc, rsp_loads[i]);
     }
     return found;
 }
@@ -186,17 +180,15 @@ static void call_if(struct qemu_plugin_insn *at, vcpu_udata_cb callback, size_t 
 /* RSP is stored, then loaded: see events.h. An interrupt's or system call's own change of stack is no switch. */
 static void instrument_stack(block *b, struct qemu_plugin_insn *at, site *s)
 {
-    if (s->insn.kind == OP_STORE_RSP && !b->entry_point && !b->stores_rsp) {
+    if (s->insn.kind == OP_LOAD_RSP) {
+        call_if(at, on_switch, offsetof(score, leaving), s);
+        note_rsp_load(s->pc);
+    } else if (!b->entry_point && !b->stores_rsp) {
         struct qemu_plugin_insn *first = qemu_plugin_tb_get_insn(b->tb, 0);
         uint8_t bytes[16] = {0};
-        insn none = {.length = (uint8_t)qemu_plugin_insn_data(first, bytes, sizeof(bytes))};
-        call_at(first, on_switch_begin, site_of(b->start, bytes, b->bits, &none));
+        insn i = decode(bytes, qemu_plugin_insn_data(first, bytes, sizeof(bytes)), b->bits);
+        call_at(first, on_leaving, site_of(b->start, bytes, b->bits, &i));
         b->stores_rsp = true;
-        note_region(s->pc, 0);
-    } else if (s->insn.kind == OP_LOAD_RSP && (b->stores_rsp || in_region(b->start, false))) {
-        call_at(at, on_switch, s);
-        b->loads_rsp = true;
-        note_region(0, s->pc);
     }
 }
 
@@ -224,8 +216,8 @@ static void instrument(block *b, struct qemu_plugin_insn *at, site *s)
         break;
     case OP_STORE_RSP: case OP_LOAD_RSP: instrument_stack(b, at, s); break;
     case OP_RET: case OP_JUMP: case OP_JUMP_FAR:
-        if (b->loads_rsp || in_region(b->start, true)) {
-            call_if(at, on_switch_end, offsetof(score, switching), s);
+        if (near_rsp_load(b->start)) {
+            call_if(at, on_arriving, offsetof(score, switching), s);
         }
         break;
     default: break;

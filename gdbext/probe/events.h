@@ -1,6 +1,6 @@
 /*
  * Everything that is neither entry nor exit: swapgs, base and CR3 writes, descriptor tables, gs: accesses with the
- * wrong base, voluntary stack switches, stores into watched memory, resets.
+ * wrong base, stores into watched memory, resets.
  */
 #pragma once
 
@@ -168,95 +168,6 @@ static void on_gs_access(unsigned index, void *userdata)
     v->score->gs_alarm = 0;
     ring_number(&shared, row);
     publish(v, row, shared.header->halt, false);
-}
-
-/*
- * A stack switch: a block that stores RSP and later loads it, with the callee-saved registers on the old stack in
- * between. Seen as two events: the function's first instruction on the way out, and the return (or tail jump) that
- * ends it on the way in, which finds RSP as the thread's own way out left it.
- */
-enum { AWAY_SLOTS = 16384 };
-
-static struct {
-    uint64_t rsp, seq;
-} away[AWAY_SLOTS];
-static pthread_mutex_t away_lock = PTHREAD_MUTEX_INITIALIZER;
-
-static unsigned away_slot(uint64_t rsp)
-{
-    return (unsigned)(rsp * 0x9e3779b97f4a7c15ull >> 50) & (AWAY_SLOTS - 1);
-}
-
-static void fill_switch(vcpu *v, ctx_row *row, uint64_t pc, unsigned bits)
-{
-    row->pc = row->rip = pc;
-    row->mode = (uint8_t)bits;
-    vcpu_general(v, row);
-    row->cs = (uint16_t)vcpu_reg(v, REG_CS);
-    row->cpl = row->cs & 3;
-    row->cr3 = vcpu_reg(v, REG_CR3);
-    vcpu_words(v, row->rsp, bits / 8, STACK_WORDS, row->stack);
-    row->flags = parity_flags(v) | CTX_FLAG_NO_BASES | CTX_FLAG_NO_KERNEL_GS;
-}
-
-/* First instruction of a block that may switch: remember, for by the time we are sure it has changed registers. */
-static void on_switch_begin(unsigned index, void *userdata)
-{
-    const site *s = userdata;
-    vcpu *v = vcpu_of(index);
-
-    memset(&v->away, 0, sizeof(v->away));
-    fill_switch(v, &v->away, s->pc, s->bits);
-    v->away_pending = true;
-}
-
-/* RSP is about to be loaded: it is a switch. */
-static void on_switch(unsigned index, void *userdata)
-{
-    vcpu *v = vcpu_of(index);
-
-    (void)userdata;
-    if (!v->away_pending) {
-        return;
-    }
-    ctx_row *row = begin(v, CTX_KIND_SWITCH_OUT, 0, v->away.pc, v->away.mode);
-    uint64_t time = row->time;
-    uint8_t kind = row->kind;
-    memcpy(row, &v->away, sizeof(*row));
-    row->kind = kind, row->time = time, row->cpu = (uint16_t)index, row->star = last_star;
-    v->away_pending = false;
-    v->score->switching = 1;
-    ring_number(&shared, row);
-    unsigned slot = away_slot(row->rsp);
-    pthread_mutex_lock(&away_lock);
-    away[slot].rsp = row->rsp;
-    away[slot].seq = row->seq;
-    pthread_mutex_unlock(&away_lock);
-    publish(v, row, false, false);
-}
-
-/* The end of a switch function, and this vCPU has switched: a thread that went away by one is back on its stack. */
-static void on_switch_end(unsigned index, void *userdata)
-{
-    const site *s = userdata;
-    vcpu *v = vcpu_of(index);
-    uint64_t rsp = vcpu_reg(v, REG_RSP), match = 0;
-    unsigned slot = away_slot(rsp);
-
-    pthread_mutex_lock(&away_lock);
-    if (away[slot].rsp == rsp) {
-        match = away[slot].seq;
-        away[slot].rsp = away[slot].seq = 0;
-    }
-    pthread_mutex_unlock(&away_lock);
-    v->score->switching = 0;
-    if (!match) {
-        return; /* a thread that runs for the first time */
-    }
-    ctx_row *row = begin(v, CTX_KIND_SWITCH_IN, 0, s->pc, s->bits);
-    fill_switch(v, row, s->pc, s->bits);
-    row->match = match;
-    emit(v, row);
 }
 
 static void emit_store(vcpu *v, uint8_t kind, uint64_t pc, uint64_t address, uint64_t value, unsigned size)

@@ -3,17 +3,8 @@
  */
 #pragma once
 
-#include "decode.h"
 #include "entry.h"
-
-/* An instruction that has a callback. */
-typedef struct site {
-    struct site *next;
-    uint64_t pc;
-    unsigned bits;
-    uint8_t bytes[16];
-    insn insn;
-} site;
+#include "switch.h"
 
 enum { SYSRET_FLAGS = 0x3c7fd7 };
 
@@ -37,10 +28,12 @@ static void emit_exit(vcpu *v, ctx_row *row)
     if (!(row->flags & (CTX_FLAG_UNREADABLE | CTX_FLAG_SELF))) {
         ledger_resume(row, simd_of(row));
     }
+    v->score->leaving = 0;
     if (row->flags & CTX_FLAG_IDENTICAL) {
         c->identical++;
-    } else if (!row->match && !(row->flags & CTX_FLAG_SELF)) {
-        c->unmatched++;
+    } else if (!(row->flags & CTX_FLAG_SELF)) {
+        c->unmatched += !row->match;
+        v->score->switching = 0; /* a switch that ends in an iret, to a thread that was preempted */
     }
     ring_number(&shared, row);
     bool wait = wants_verdict(row, &caught);
@@ -117,6 +110,10 @@ static void on_iret(unsigned index, void *userdata)
     if (p.words >= 3 && (p.w[FRAME_CS] & 3) == 3) {
         meet_user(v);
         update_alarm(v);
+    }
+    if (p.words >= (s->bits == 64 ? 5 : 3) && ((p.w[FRAME_CS] ^ live_cs) & 3) == 0) { /* back from a switch that ends in an iret? */
+        uint64_t rsp = s->bits == 64 ? p.w[FRAME_RSP] : p.at + 3u * s->insn.size;
+        arrive(v, s, rsp - s->insn.size, p.w[FRAME_RIP]);
     }
     ctx_row *row = begin(v, CTX_KIND_EXIT, CTX_HOW_IRET, s->pc, s->bits);
     fill_context(v, row);

@@ -28,6 +28,7 @@ static inline uint64_t *row_general(const ctx_row *row)
 /* What inline code and conditional callbacks look at. */
 typedef struct {
     uint64_t gs_alarm;    /* 1: a gs: access in kernel code would use the user's base */
+    uint64_t leaving;     /* where RSP was stored by a block that may be switching stacks, 0: nowhere */
     uint64_t switching;   /* 1: a stack switch is under way */
     uint64_t jump_target; /* the handler that kernel code may just have jumped to */
 } score;
@@ -78,8 +79,7 @@ typedef struct {
     last_event last;
     unsigned resets;
     uint64_t tracked_at[RING_TRACKED_SLOTS]; /* where the tracked variables lie for this vCPU */
-    bool away_pending;
-    ctx_row away; /* registers at the start of a block that may switch stacks */
+    ctx_row away; /* registers at the start of that block */
 } vcpu;
 
 static const char *const register_names[REG_COUNT] = {

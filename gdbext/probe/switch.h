@@ -1,0 +1,122 @@
+/*
+ * Voluntary stack switches: a block stores RSP to memory, and that or one nearby loads it. Seen as two events: the
+ * function's first instruction on the way out, with the callee-saved registers still in place, and the return (tail
+ * jump, or iret to the return address) that ends it on the way in, which finds RSP as the thread's own way out left it.
+ */
+#pragma once
+
+#include "decode.h"
+#include "emit.h"
+
+/* An instruction that has a callback. */
+typedef struct site {
+    struct site *next;
+    uint64_t pc;
+    unsigned bits;
+    uint8_t bytes[16];
+    insn insn;
+} site;
+
+enum { AWAY_SLOTS = 16384, NEAR_BYTES = 256 };
+
+static inline bool is_near(uint64_t a, uint64_t b)
+{
+    return (a > b ? a - b : b - a) < NEAR_BYTES;
+}
+
+static struct {
+    uint64_t rsp, seq, back; /* back: the return address there */
+} away[AWAY_SLOTS];
+static pthread_mutex_t away_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static unsigned away_slot(uint64_t rsp)
+{
+    return (unsigned)(rsp * 0x9e3779b97f4a7c15ull >> 50) & (AWAY_SLOTS - 1);
+}
+
+static void fill_switch(vcpu *v, ctx_row *row, uint64_t pc, unsigned bits)
+{
+    row->pc = row->rip = pc;
+    row->mode = (uint8_t)bits;
+    vcpu_general(v, row);
+    row->cs = (uint16_t)vcpu_reg(v, REG_CS);
+    row->cpl = row->cs & 3;
+    row->cr3 = vcpu_reg(v, REG_CR3);
+    vcpu_words(v, row->rsp, bits / 8, STACK_WORDS, row->stack);
+    row->flags = parity_flags(v) | CTX_FLAG_NO_BASES | CTX_FLAG_NO_KERNEL_GS;
+}
+
+/* First instruction of a block that may switch: remember, for by the time we are sure it has changed registers. */
+static void on_leaving(unsigned index, void *userdata)
+{
+    const site *s = userdata;
+    vcpu *v = vcpu_of(index);
+
+    memset(&v->away, 0, sizeof(v->away));
+    fill_switch(v, &v->away, s->pc, s->bits);
+    v->score->leaving = s->pc;
+}
+
+/* RSP is about to be loaded by a block that is, or is near, the one that stored it: it is a switch. */
+static void on_switch(unsigned index, void *userdata)
+{
+    const site *s = userdata;
+    vcpu *v = vcpu_of(index);
+
+    v->score->leaving = 0;
+    if (!is_near(s->pc, v->away.pc)) {
+        return;
+    }
+    ctx_row *row = begin(v, CTX_KIND_SWITCH_OUT, 0, v->away.pc, v->away.mode);
+    uint64_t time = row->time;
+    uint8_t kind = row->kind;
+    memcpy(row, &v->away, sizeof(*row));
+    row->kind = kind, row->time = time, row->cpu = (uint16_t)index, row->star = last_star;
+    v->score->switching = 1;
+    ring_number(&shared, row);
+    unsigned slot = away_slot(row->rsp);
+    pthread_mutex_lock(&away_lock);
+    away[slot].rsp = row->rsp;
+    away[slot].seq = row->seq;
+    away[slot].back = row->stack[0];
+    pthread_mutex_unlock(&away_lock);
+    publish(v, row, false, false);
+}
+
+/* The event by which a thread went away that left RSP so (and returns to `back`, unless that is 0); 0 for none. */
+static uint64_t take_away(uint64_t rsp, uint64_t back)
+{
+    unsigned slot = away_slot(rsp);
+    uint64_t seq = 0;
+
+    pthread_mutex_lock(&away_lock);
+    if (away[slot].rsp == rsp && (back == 0 || away[slot].back == back)) {
+        seq = away[slot].seq;
+        away[slot].rsp = away[slot].seq = 0;
+    }
+    pthread_mutex_unlock(&away_lock);
+    return seq;
+}
+
+/* A thread that went away by a switch function is about to return from it: RSP is or will be `rsp` at its return. */
+static void arrive(vcpu *v, const site *s, uint64_t rsp, uint64_t back)
+{
+    uint64_t match = take_away(rsp, back);
+
+    if (match) { /* else it runs for the first time */
+        v->score->switching = 0;
+        ctx_row *row = begin(v, CTX_KIND_SWITCH_IN, 0, s->pc, s->bits);
+        fill_switch(v, row, s->pc, s->bits);
+        row->rsp = rsp;
+        row->match = match;
+        emit(v, row);
+    }
+}
+
+/* The end of a switch function, on a vCPU that has switched. */
+static void on_arriving(unsigned index, void *userdata)
+{
+    vcpu *v = vcpu_of(index);
+    arrive(v, userdata, vcpu_reg(v, REG_RSP), 0);
+    v->score->switching = 0;
+}
