@@ -17,6 +17,7 @@ from gdbext.gdb import declare, text
 from gdbext.gdb.declare import Needs
 from gdbext.gdb.functions import register_functions
 from gdbext.gdb.guest import GdbGuest, named
+from gdbext.gdb.mi import register_mi
 from gdbext.gdb.sinks import EngineSink, Sink, StreamSink
 from gdbext.gdb.target import Target
 from gdbext.gdb.watch import Watch
@@ -165,4 +166,5 @@ def register() -> None:
     for command in declare.discover():
         declare.Adapter(command, extension)
     register_functions(extension)
+    register_mi(extension)
     extension.connect_events()

@@ -1,0 +1,131 @@
+"""What a front end asks through the machine interface: ``-ctx-state`` and ``-ctx-findings``, answered at any moment.
+
+They print nothing for a person and touch the guest only where it stands still; a GDB before 12 has no way of adding
+such commands and goes without.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import gdb
+
+from gdbext.code.windows import find
+from gdbext.gdb import text
+from gdbext.gdb.functions import parity_name
+from gdbext.gdb.target import Target
+from gdbext.report.document import finding_document
+from gdbext.rules.finding import Finding
+
+if TYPE_CHECKING:
+    from gdbext.gdb.extension import Extension
+
+Answer = dict[str, Any]
+
+_NARROWEST: Final = 40
+_WIDEST: Final = 500
+
+
+def state(extension: Extension) -> Answer:
+    """What a status line shows. While the guest runs, the CPU and its GS are those of the last event.
+
+    ``watching``: no, waiting (for an interrupt table), armed or failed; ``events``: entries, exits and swapgs seen;
+    with the guest standing still also ``pc``, ``cpl`` and ``window``, the reason of the window it stands in or "".
+    """
+    watch, engine = extension.watch, extension.engine
+    answer: Answer = {"watching": "no", "events": 0, "findings": 0}
+    if watch is not None:
+        answer["watching"] = "failed" if watch.failed is not None else "armed" if watch.armed else "waiting"
+    if engine is not None:
+        counts = engine.counts
+        answer["events"] = counts.entries + counts.exits + counts.swapgs
+        answer["findings"] = len(engine.findings)
+    thread = gdb.selected_thread()
+    if thread is None or not thread.is_valid():
+        return answer
+    cpu = Target.cpu()
+    parity = watch.parity.of(cpu) if watch is not None else None
+    answer |= {"cpu": cpu, "parity": parity_name(parity)}
+    if not thread.is_running():
+        answer |= _place(extension, parity)
+    return answer
+
+
+def _place(extension: Extension, parity: bool | None) -> Answer:
+    try:
+        frame = gdb.newest_frame()
+        pc, cs = int(frame.pc()), int(frame.read_register("cs"))
+    except (gdb.error, ValueError):
+        return {}
+    windows = extension.watch.machine.windows if extension.watch is not None else ()
+    window = find(windows, pc, None if parity is None else not parity) if not cs & 3 else None
+    answer = {"pc": hex(pc), "cpl": cs & 3, "window": window.reason.value if window else ""}
+    if window is not None:
+        answer["half_switched"] = window.state_at(pc)
+    return answer
+
+
+def findings(extension: Extension, columns: int = 0) -> Answer:
+    """All findings so far: each the object of the JSON report, with ``lines``, the text ``ctx findings`` shows.
+
+    columns: with a number, ``picture`` too: the finding as ``ctxwatch run`` draws it on a terminal so wide, in colour.
+    """
+    engine = extension.engine
+    answers = []
+    for finding in engine.findings if engine is not None else []:
+        answer = _plain(finding_document(finding)) | {"lines": text.whole(finding)}
+        if columns:
+            answer["picture"] = _picture(finding, columns)
+        answers.append(answer)
+    return {"findings": answers}
+
+
+def _picture(finding: Finding, columns: int) -> str:
+    from rich.console import Console
+
+    from gdbext.report.text import render_finding
+
+    drawn = io.StringIO()
+    console = Console(
+        file=drawn, width=columns, force_terminal=True, color_system="standard", highlight=False, markup=False
+    )
+    console.print(render_finding(finding))
+    return drawn.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    """Without the values that the machine interface cannot carry: what is not known is left out."""
+    if isinstance(value, dict):
+        return {name.replace("_", "-"): _plain(part) for name, part in value.items() if part is not None}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return value
+
+
+def register_mi(extension: Extension) -> None:
+    """Add the commands to this GDB if it can have such."""
+    base = getattr(gdb, "MICommand", None)
+    if base is None:
+        return
+
+    class Command(base):  # type: ignore[misc,valid-type]  # GDB's classes have no types, and an old GDB lacks this one
+        def __init__(self, name: str, answer: Callable[[Sequence[str]], Answer]) -> None:
+            super().__init__(name)
+            self._answer = answer
+
+        def invoke(self, argv: Sequence[str]) -> Answer:
+            """Called by GDB."""
+            return self._answer(argv)
+
+    Command("-ctx-state", lambda argv: state(extension))
+    Command("-ctx-findings", lambda argv: findings(extension, _columns(argv)))
+
+
+def _columns(argv: Sequence[str]) -> int:
+    if not argv:
+        return 0
+    if len(argv) > 1 or not argv[0].isdecimal() or not _NARROWEST <= int(argv[0]) <= _WIDEST:
+        raise gdb.GdbError(f"-ctx-findings takes the columns of a terminal, {_NARROWEST} to {_WIDEST}")
+    return int(argv[0])
