@@ -26,15 +26,3 @@ void kernel_main(void)
     lapic_timer_start();
     start_scheduling(&cpus[0]);
 }
-
-/* The others, one after the other, from trampoline.S. */
-void other_main(u64 id)
-{
-    struct cpu *cpu = &cpus[id];
-    cpu_init(cpu, id);
-    lapic_init();
-    make_idle(cpu);
-    __atomic_add_fetch(&cpus_running, 1, __ATOMIC_RELEASE);
-    lapic_timer_start();
-    start_scheduling(cpu);
-}

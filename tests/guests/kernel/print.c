@@ -30,7 +30,7 @@ static void put_string(const char *s)
         put(*s++);
 }
 
-static void put_number(u64 value, unsigned base)
+static void put_number(word value, unsigned base)
 {
     char digits[24];
     int n = 0;
@@ -54,20 +54,20 @@ static void vprint(const char *format, va_list args)
             put_string(va_arg(args, const char *));
             break;
         case 'u':
-            put_number(va_arg(args, u64), 10);
+            put_number(va_arg(args, word), 10);
             break;
         case 'x':
-            put_number(va_arg(args, u64), 16);
+            put_number(va_arg(args, word), 16);
             break;
         }
     }
 }
 
-/* One line, whole, also when several CPUs print. %u and %x take u64. */
+/* One line, whole, also when several CPUs print. %u and %x take a word. */
 void print(const char *format, ...)
 {
     va_list args;
-    u64 flags = irq_save();
+    word flags = irq_save();
     lock(&console);
     va_start(args, format);
     vprint(format, args);

@@ -8,41 +8,28 @@ static struct thread threads[MAX_THREADS], idle_threads[MAX_CPUS];
 static STACKS struct kernel_stack stacks[MAX_THREADS + MAX_CPUS];
 static spinlock run_lock;
 
-u64 ticks, count_calls, count_faults, count_impossible, count_corrupt;
+word ticks, count_calls, count_faults, count_impossible, count_corrupt;
 
 extern void idle_loop(void);
 extern void debug_sysret(void);
 
-/* A thread that has never run looks like one that was interrupted just before its first instruction. */
-static void prepare(struct thread *t, const char *name, void (*entry)(void), u64 argument, int user,
+static void prepare(struct thread *t, const char *name, void (*entry)(void), word argument, int user,
                     struct kernel_stack *stack)
 {
     t->name = name;
     t->kstack = stack_top(stack);
-    t->ksp = t->kstack - 40;
-    t->preempted = 1;
-    t->area.rip = (u64)entry;
-    t->area.rdi = argument;
-    t->area.rflags = 0x2 | RFLAGS_IF;
-    t->area.cs = user ? USER_CS : KERNEL_CS;
-    t->area.ss = user ? USER_SS : KERNEL_SS;
-    /* As after a CALL: the stack is 8 off a multiple of 16. */
-    t->area.rsp = (user ? USER_STACK + USER_STACK_SIZE : t->kstack - 64) - 8;
-    __asm__ volatile("fninit; fxsave %0" : "=m"(t->area.fxsave));
-    t->area.fxsave[24] = 0x80; /* MXCSR = 1F80h: all exceptions masked */
-    t->area.fxsave[25] = 0x1f;
     t->cr3 = user ? new_address_space() : kernel_address_space();
     if (user) {
         t->fs_base = USER_TLS + t->pid * 0x2000;
 #ifndef NO_USER_GS
         t->gs_base = t->fs_base + 0x1000;
 #endif
-        t->area.fs_base = t->fs_base;
     }
+    init_context(t, entry, argument, user);
     t->state = THREAD_READY;
 }
 
-struct thread *make_thread(const char *name, void (*entry)(void), u64 argument, int user)
+struct thread *make_thread(const char *name, void (*entry)(void), word argument, int user)
 {
     for (u32 i = 0; i < MAX_THREADS; i++) {
         struct thread *t = &threads[i];
@@ -87,7 +74,7 @@ struct thread *pick_next(struct cpu *cpu)
     return next;
 }
 
-void sleep_until(struct thread *thread, u64 tick)
+void sleep_until(struct thread *thread, word tick)
 {
     lock(&run_lock);
     thread->wake = tick;
@@ -106,7 +93,7 @@ static void finish(void)
 /* One timer interrupt on this CPU. */
 void tick(struct cpu *cpu)
 {
-    u64 now = __atomic_add_fetch(&ticks, 1, __ATOMIC_RELAXED);
+    word now = __atomic_add_fetch(&ticks, 1, __ATOMIC_RELAXED);
     if (now == TICKS)
         finish();
     if (now > TICKS)

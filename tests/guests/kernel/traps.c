@@ -10,12 +10,12 @@
  * target of 0 means: end the system call on the spot.
  */
 struct fixup {
-    u64 fault, target;
+    word fault, target;
 };
 extern const struct fixup fixups_start[], fixups_end[];
 extern const u8 text_start[], text_end[];
 
-static const struct fixup *find_fixup(u64 rip)
+static const struct fixup *find_fixup(word rip)
 {
     for (const struct fixup *f = fixups_start; f < fixups_end; f++)
         if (f->fault == rip)
@@ -23,11 +23,10 @@ static const struct fixup *find_fixup(u64 rip)
     return 0;
 }
 
-static void unexpected(u64 vector, u64 error, u64 *rip, u64 cs)
+static void unexpected(word vector, word error, word *rip, word cs)
 {
     struct cpu *cpu = this_cpu();
-    u64 cr2;
-    __asm__ volatile("movq %%cr2, %0" : "=r"(cr2));
+    word cr2 = read_cr2();
     if (!(cs & 3)) {
         const struct fixup *f = find_fixup(*rip);
         if (f && f->target) {
@@ -46,9 +45,8 @@ static void unexpected(u64 vector, u64 error, u64 *rip, u64 cs)
 }
 
 /* Every vector but system calls, NMI, #DB and #DF. Interrupts are off. May change *rip (fixup). */
-void handle_trap(u64 vector, u64 error, u64 *rip, u64 cs)
+void handle_trap(word vector, word error, word *rip, word cs)
 {
-    u64 cr2;
     switch (vector) {
     case VECTOR_TIMER:
         lapic_eoi();
@@ -58,9 +56,8 @@ void handle_trap(u64 vector, u64 error, u64 *rip, u64 cs)
     case VECTOR_BREAKPOINT:
         break;
     case VECTOR_PAGE_FAULT:
-        __asm__ volatile("movq %%cr2, %0" : "=r"(cr2));
         __atomic_add_fetch(&count_faults, 1, __ATOMIC_RELAXED);
-        if (!(error & PAGE_PRESENT) && demand_page(current_thread()->cr3, cr2))
+        if (!(error & PAGE_PRESENT) && demand_page(current_thread()->cr3, read_cr2()))
             break;
         /* fall through */
     default:
@@ -69,27 +66,23 @@ void handle_trap(u64 vector, u64 error, u64 *rip, u64 cs)
 }
 
 /* A self-check failed: register `what` (layout.h) came back wrong. Also called by kernel threads. */
-u64 report_corrupt(u64 what, u64 where, u64 unused)
+word report_corrupt(word what, word where, word unused)
 {
-    static const char *const names[] = {
-        "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8",  "r9",      "r10",
-        "r11", "r12", "r13", "r14", "r15", "rflags", "xmm", "fs base", "gs base", "result", "rip",
-    };
     (void)unused;
     if (__atomic_add_fetch(&count_corrupt, 1, __ATOMIC_RELAXED) <= MAX_REPORTS)
-        print("guest: CORRUPT %s %s, %s\n", what < sizeof names / sizeof *names ? names[what] : "?",
+        print("guest: CORRUPT %s %s, %s\n", what < register_count ? register_names[what] : "?",
               where == WHERE_SYSCALL ? "after a call" : "while computing", current_thread()->name);
     return 0;
 }
 
-static u64 sys_yield(u64 a, u64 b, u64 c)
+static word sys_yield(word a, word b, word c)
 {
     (void)a, (void)b, (void)c;
     reschedule();
     return 0;
 }
 
-static u64 sys_sleep(u64 for_ticks, u64 b, u64 c)
+static word sys_sleep(word for_ticks, word b, word c)
 {
     (void)b, (void)c;
     sleep_until(current_thread(), ticks + for_ticks);
@@ -97,13 +90,13 @@ static u64 sys_sleep(u64 for_ticks, u64 b, u64 c)
     return 0;
 }
 
-static u64 sys_getpid(u64 a, u64 b, u64 c)
+static word sys_getpid(word a, word b, word c)
 {
     (void)a, (void)b, (void)c;
     return current_thread()->pid;
 }
 
-static u64 sys_impossible(u64 a, u64 b, u64 c)
+static word sys_impossible(word a, word b, word c)
 {
     (void)a, (void)b, (void)c;
     if (__atomic_add_fetch(&count_impossible, 1, __ATOMIC_RELAXED) <= MAX_REPORTS)
@@ -111,15 +104,15 @@ static u64 sys_impossible(u64 a, u64 b, u64 c)
     return 0;
 }
 
-static u64 sum(const u8 *bytes, u64 length)
+static word sum(const u8 *bytes, word length)
 {
-    u64 total = 0;
+    word total = 0;
     while (length--)
         total += *bytes++;
     return total;
 }
 
-static u64 sys_copy(u64 pointer, u64 length, u64 c)
+static word sys_copy(word pointer, word length, word c)
 {
     u8 buffer[64];
     int failed;
@@ -129,11 +122,11 @@ static u64 sys_copy(u64 pointer, u64 length, u64 c)
     interrupts_on();
     failed = copy_from_user(buffer, pointer, length);
     interrupts_off();
-    return failed ? (u64)-EFAULT : sum(buffer, length);
+    return failed ? (word)-EFAULT : sum(buffer, length);
 }
 
 /* The part of SYS_COPY_END that a fault abandons; sys_copy_end, in assembly, remembers the way back. */
-u64 copy_or_end(u64 pointer, u64 length)
+word copy_or_end(word pointer, word length)
 {
     u8 buffer[64];
     if (length > sizeof buffer)
@@ -142,7 +135,7 @@ u64 copy_or_end(u64 pointer, u64 length)
     return sum(buffer, length);
 }
 
-static u64 sys_unmap(u64 page, u64 b, u64 c)
+static word sys_unmap(word page, word b, word c)
 {
     (void)b, (void)c;
     if (page < USER_HEAP || page >= USER_HEAP + USER_HEAP_SIZE)
@@ -152,10 +145,10 @@ static u64 sys_unmap(u64 page, u64 b, u64 c)
 }
 
 /* Only by SYSCALL. The user chooses arithmetic flags and DF, nothing else. */
-static u64 sys_jump(u64 rip, u64 rsp, u64 rflags)
+static word sys_jump(word rip, word rsp, word rflags)
 {
 #ifndef BUG_RIP_NONCANONICAL /* BUG: not looked at */
-    if (rip >> 47)
+    if (!is_user_address(rip))
         return -EFAULT;
 #endif
 #ifndef BUG_IOPL_LEAK /* BUG: the user gets the IOPL it asks for */
@@ -166,12 +159,12 @@ static u64 sys_jump(u64 rip, u64 rsp, u64 rflags)
 }
 
 /* Is the kernel's code still what it was at the first call? */
-static u64 sys_work(u64 a, u64 b, u64 c)
+static word sys_work(word a, word b, word c)
 {
-    static u64 expected;
+    static word expected;
     (void)a, (void)b, (void)c;
     for (u32 i = 0; i < 40; i++) {
-        u64 found = sum(text_start, (u64)(text_end - text_start));
+        word found = sum(text_start, (word)(text_end - text_start));
         if (!expected)
             expected = found;
         if (found != expected)
@@ -180,14 +173,14 @@ static u64 sys_work(u64 a, u64 b, u64 c)
     return 0;
 }
 
-static u64 sys_bad_return(u64 a, u64 b, u64 c)
+static word sys_bad_return(word a, word b, word c)
 {
     (void)b, (void)c;
     bad_return(current_thread(), a);
     return 0;
 }
 
-u64 (*const syscall_table[SYS_COUNT])(u64, u64, u64) = {
+word (*const syscall_table[SYS_COUNT])(word, word, word) = {
     [SYS_YIELD] = sys_yield,           [SYS_SLEEP] = sys_sleep, [SYS_GETPID] = sys_getpid,
     [SYS_CORRUPT] = report_corrupt,    [SYS_IMPOSSIBLE] = sys_impossible,
     [SYS_COPY] = sys_copy,             [SYS_COPY_END] = sys_copy_end,

@@ -137,6 +137,28 @@ void cpu_init(struct cpu *cpu, u32 id)
     wrmsr(MSR_FMASK, 0x47700); /* AC NT IOPL DF IF TF */
 }
 
+const char *const register_names[] = {
+    "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8",  "r9",      "r10",
+    "r11", "r12", "r13", "r14", "r15", "rflags", "xmm", "fs base", "gs base", "result", "rip",
+};
+const u64 register_count = sizeof register_names / sizeof *register_names;
+
+/* A thread that has never run looks like one that was interrupted just before its first instruction. */
+void init_context(struct thread *t, void (*entry)(void), u64 argument, int user)
+{
+    t->ksp = t->kstack - 40;
+    t->preempted = 1;
+    t->area.rip = (u64)entry;
+    t->area.rdi = argument;
+    t->area.rflags = 0x2 | RFLAGS_IF;
+    t->area.cs = user ? USER_CS : KERNEL_CS;
+    t->area.ss = user ? USER_SS : KERNEL_SS;
+    /* As after a CALL: the stack is 8 off a multiple of 16. */
+    t->area.rsp = (user ? USER_STACK + USER_STACK_SIZE : t->kstack - 64) - 8;
+    t->area.fs_base = t->fs_base;
+    init_fpu(t->area.fxsave);
+}
+
 /*
  * Make `next` this CPU's thread, as far as both styles do it alike: address space and the user's GS
  * base, which waits in KERNEL_GS_BASE until the SWAPGS on the way out. Interrupts are off.
@@ -154,7 +176,7 @@ void activate(struct cpu *cpu, struct thread *next)
 #endif
         wrmsr(MSR_KERNEL_GS_BASE, next->gs_base);
     cpu->current = next;
-    __asm__ volatile("movq %0, %%cr3" ::"r"(next->cr3) : "memory");
+    write_cr3(next->cr3);
 }
 
 #ifdef BUG_NMI_NESTED

@@ -19,12 +19,6 @@ static u64 next_page; /* physical; pages below it were handed out */
 static u64 free_list; /* physical address of a page given back, whose first word links to the next */
 static spinlock page_lock;
 
-static void flush_tlb(void)
-{
-    u64 cr3;
-    __asm__ volatile("movq %%cr3, %0; movq %0, %%cr3" : "=r"(cr3)::"memory");
-}
-
 /* A zeroed page; its physical address. */
 static u64 alloc_page(void)
 {
