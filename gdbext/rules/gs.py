@@ -183,7 +183,7 @@ class GsJudge:
         if swapped and two is not None and _from_kernel(two) and line.parity[index - 2] == KERNEL:
             return [(_entry_swapped(two), last, two)] if self._belongs_to_entry(last, row) else []
         if _from_kernel(last) and line.parity[index - 1] == USER and row["kind"][0] not in (Kind.SWAPGS, Kind.BASE):
-            if two is not None and _from_user(two) and _raised_by_code(last):
+            if two is not None and _from_user(two) and _past_entry(two, last):
                 return [(_ran_unswapped(two, last), two, None)]
             return [(_not_paranoid(last, two), last, None)]
         return []
@@ -265,6 +265,11 @@ def _raised_by_code(row: Batch) -> bool:
     """True for exceptions that the interrupted code itself raises (page fault, #GP ...)."""
     vector = int(row["vector"][0])
     return vectors.is_exception(vector) and vector not in MAY_HIT_WINDOW
+
+
+def _past_entry(entry: Batch, then: Batch) -> bool:
+    """True if `then` interrupted kernel code that the handler of `entry` had reached beyond its first instructions."""
+    return _raised_by_code(then) or abs(int(then["rip"][0]) - int(entry["pc"][0])) > SHORT_CODE
 
 
 def _what(row: Batch) -> str:
