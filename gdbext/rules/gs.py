@@ -269,7 +269,8 @@ def _raised_by_code(row: Batch) -> bool:
 
 def _past_entry(entry: Batch, then: Batch) -> bool:
     """True if `then` interrupted kernel code that the handler of `entry` had reached beyond its first instructions."""
-    return _raised_by_code(then) or abs(int(then["rip"][0]) - int(entry["pc"][0])) > SHORT_CODE
+    far = abs(int(then["rip"][0]) - int(entry["pc"][0])) > SHORT_CODE
+    return _raised_by_code(then) or (far and int(then["vector"][0]) not in MAY_HIT_WINDOW)
 
 
 def _what(row: Batch) -> str:
