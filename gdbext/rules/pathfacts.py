@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from gdbext.arch import vectors
-from gdbext.code.compare import Statement, compare
+from gdbext.code.compare import Statement, compare, pairs
 from gdbext.code.disasm import Code
 from gdbext.code.graph import Graph
 from gdbext.code.paths import Entry, Gateway, Limits, explore
-from gdbext.code.savemap import RestoreMap, restore_maps, save_maps
+from gdbext.code.savemap import RestoreMap, SaveMap, restore_maps, save_maps
 from gdbext.code.values import STACKS
 from gdbext.events.row import Batch, Flag, How
+from gdbext.ledger.compare import is_user
 from gdbext.rules.guest import GuestView
 
 LIMITS: Final = Limits(instructions=30_000, calls=5)
@@ -26,18 +26,23 @@ class PathFacts:
     def __init__(self, guest: GuestView) -> None:
         self._guest = guest
         self._codes: dict[int, Code] = {}
-        self._statements: dict[tuple[int, int], list[Statement]] = {}
+        self._saves: dict[Entry, list[SaveMap]] = {}
+        self._statements: dict[tuple[Entry, int, str], list[Statement]] = {}
         self._restores: dict[tuple[int, int], list[RestoreMap]] = {}
         self._entries: dict[int, Entry] = {}
 
     def statements(self, entry: Batch, leaving: Batch) -> list[Statement]:
-        """What save and restore path of this entry and exit (batches of one) say of one another, faults first."""
-        handler, pc = int(entry["pc"][0]), int(leaving["pc"][0])
-        if not handler:
+        """What save and restore path of this entry and exit (batches of one) say of one another, faults first.
+
+        Only ways that belong together are compared (:func:`gdbext.code.compare.pairs`), and of the entry's only those
+        that code of the interrupted privilege level takes.
+        """
+        if not int(entry["pc"][0]):
             return []
-        key = (handler, pc)
+        origin = "user" if bool(is_user(entry)[0]) else "kernel"
+        key = (_entry_of(entry), int(leaving["pc"][0]), origin)
         if key not in self._statements:
-            self._statements[key] = self._compare(_entry_of(entry), leaving)
+            self._statements[key] = self._compare(key[0], leaving, origin)
         return self._statements[key]
 
     def frame_in_place(self, entry: Batch, leaving: Batch) -> bool | None:
@@ -54,12 +59,20 @@ class PathFacts:
         bits = 64 if row["mode"][0] == 64 else 32
         return self._codes.setdefault(bits, Code(self._guest.read, bits))
 
-    def _compare(self, entry: Entry, leaving: Batch) -> list[Statement]:
-        saves = save_maps(self._code(leaving), entry)
-        restores = self._restore(entry, leaving)
-        if not saves or not restores:
-            return []
-        return compare(saves[0], restores[0])
+    def _compare(self, entry: Entry, leaving: Batch, origin: str) -> list[Statement]:
+        saves = [save for save in self._save(entry, leaving) if save.origin in ("", origin)]
+        told: dict[tuple[object, ...], Statement] = {}
+        for save, restore in pairs(saves, self._restore(entry, leaving)):
+            for statement in compare(save, restore):
+                told.setdefault((statement.kind, statement.fields, statement.word), statement)
+        return sorted(told.values(), key=lambda statement: not statement.fault)
+
+    def _save(self, entry: Entry, row: Batch) -> list[SaveMap]:
+        """The ways of `entry`, those included that copy the context to an area only once a switch is decided."""
+        if entry not in self._saves:
+            code = self._code(row)
+            self._saves[entry] = [m for through in (False, True) for m in save_maps(code, entry, through)]
+        return self._saves[entry]
 
     def _restore(self, entry: Entry, leaving: Batch) -> list[RestoreMap]:
         pc = int(leaving["pc"][0])
@@ -79,8 +92,5 @@ class PathFacts:
 def _entry_of(row: Batch) -> Entry:
     how = int(row["how"][0])
     gateway = {How.SYSCALL: Gateway.SYSCALL, How.SYSENTER: Gateway.SYSENTER}.get(how, Gateway.INTERRUPT)
-    vector = int(row["vector"][0])
     has_code = bool(row["flags"][0] & Flag.ERROR_CODE)
-    if vector == vectors.UNKNOWN and not has_code:
-        return Entry(int(row["pc"][0]), gateway, vector, error_code=False)
-    return Entry(int(row["pc"][0]), gateway, vector, error_code=has_code)
+    return Entry(int(row["pc"][0]), gateway, int(row["vector"][0]), error_code=has_code, soft=how == How.SOFT)

@@ -114,7 +114,7 @@ def _flags(entry: Batch, row: Batch, match: str, severity: str) -> Draft:
     expected, actual = int(entry["rflags"][0]), int(row["rflags"][0])
     cause = (
         f"the RFLAGS that come back ({rf.describe(actual)}) are not those of the interrupted code "
-        f"({rf.describe(expected)}): {rf.difference(expected & ~rf.RF, actual & ~rf.RF)}"
+        f"({rf.describe(expected)}): {rf.difference(expected, actual)}"
     )
     look = "whether the entry path stores the RFLAGS of the hardware frame, and where the exit path takes them from"
     return Draft("CW102", cause, look, (Difference("rflags", expected, actual),), severity, match)
