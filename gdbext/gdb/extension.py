@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gdb
 
@@ -16,13 +16,16 @@ from gdbext.errors import CtxwatchError, printable
 from gdbext.gdb import declare, text
 from gdbext.gdb.declare import Needs
 from gdbext.gdb.functions import register_functions
-from gdbext.gdb.guest import GdbGuest, named
+from gdbext.gdb.guest import GdbGuest, address_of, named
 from gdbext.gdb.mi import register_mi
 from gdbext.gdb.sinks import EngineSink, Sink, StreamSink
 from gdbext.gdb.target import Target
 from gdbext.gdb.watch import Watch
 from gdbext.rules.engine import Engine
 from gdbext.rules.finding import Finding
+
+if TYPE_CHECKING:
+    from gdbext.profiles.profile import Profile
 
 
 class Extension:
@@ -31,6 +34,7 @@ class Extension:
     def __init__(self) -> None:
         self.watch: Watch | None = None
         self.engine: Engine | None = None
+        self.profile: Profile | None = None
         self._lines: list[str] = []
 
     # What commands ask for
@@ -46,6 +50,12 @@ class Extension:
             if any(thread.is_running() for thread in inferior.threads()):
                 raise CtxwatchError("the guest is running", todo="stop it with interrupt or Ctrl-C first")
 
+    def choose_profile(self, name: str | None) -> None:
+        """The profile for the next watch; raises UsageError if there is none of that name."""
+        from gdbext.profiles.profile import find  # with its schema checker it is slow to load, and seldom needed
+
+        self.profile = find(name) if name is not None else None
+
     def start(self, codes: Collection[str] | None, halt: bool, stream: str | None) -> Watch:
         """Begin to watch; raises CtxwatchError and leaves nothing behind if that cannot be."""
         if self.watch is not None:
@@ -55,7 +65,8 @@ class Extension:
         if stream is not None:
             sink = StreamSink(stream, target.read, halt)
         else:
-            sink = EngineSink(GdbGuest(target), codes, halt, self._found)
+            policy = self.profile.policy(address_of, self.say) if self.profile else None
+            sink = EngineSink(GdbGuest(target), policy, codes, halt, self._found)
             self.engine = sink.engine
         watch = Watch(target, sink, kernel_file(), self.say)
         try:
@@ -113,6 +124,8 @@ class Extension:
         """The guest stands still for the user."""
         watch = self.watch
         if watch is not None:
+            if getattr(event, "stop_signal", None) == "SIGQUIT":  # what QEMU reports for a shutdown
+                watch.shut_down()
             if watch.halted_at is not None:
                 self.say(f"stopped before {self._instruction(watch.halted_at)}")
             watch.tidy()
@@ -129,7 +142,7 @@ class Extension:
         return f"{named(address)}" + (f": {listing.text(insn)}" if insn else "")
 
     def _on_exit(self, event: Any) -> None:
-        self._lost("the guest is gone")
+        self._lost("QEMU has ended (to see what ended it, start it with -action reboot=shutdown,shutdown=pause)")
 
     def _on_connection_removed(self, event: Any) -> None:
         if self.watch is not None and event.connection is self.watch.target.connection:

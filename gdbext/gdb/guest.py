@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import gdb
 
 from gdbext.errors import printable
@@ -43,3 +45,13 @@ def named(address: int) -> str:
     """``0xffffffff801029f5 <restore_context+0x86>``."""
     name = symbol(address)
     return f"{address:#x} <{name}>" if name else f"{address:#x}"
+
+
+def address_of(name: str) -> int | None:
+    """The guest virtual address of a symbol, or None where GDB knows none of that name."""
+    try:
+        found = gdb.execute(f"info address {name}", to_string=True) if name.isidentifier() else ""
+    except gdb.error:
+        return None
+    address = re.search(r"\b0x[0-9a-f]+\b", found)
+    return int(address[0], 16) if address else None

@@ -76,6 +76,14 @@ def _segments(raw: bytes, wide: bool) -> Iterator[Segment]:
             yield Segment(virtual, physical, raw[start : start + length])
 
 
+def entry_point(path: Path) -> int | None:
+    """Where the ELF file at `path` begins to run; None if it does not say."""
+    raw = path.read_bytes()[:32]
+    if raw[:4] != b"\x7fELF" or len(raw) < 32:
+        return None
+    return int.from_bytes(raw[24:32] if raw[4] == 2 else raw[24:28], "little") or None
+
+
 def lidt_sites(image: list[Segment]) -> set[int]:
     """Every address at which a ``lidt`` may lie, virtual and, where the two differ, physical: a kernel's first
     instructions run where it was loaded, not where it was linked."""

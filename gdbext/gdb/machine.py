@@ -36,7 +36,7 @@ class Machine:
     ``plan``: where to stop, and for what; made anew by :meth:`update`. ``capture`` makes the rows.
     """
 
-    def __init__(self, read: Read, kernel: Iterable[Segment]) -> None:
+    def __init__(self, read: Read, kernel: Iterable[Segment], entry_point: int | None = None) -> None:
         self.capture = Capture(read)
         self.tables = Tables(read)
         self.syscalls: set[int] = set()
@@ -48,6 +48,8 @@ class Machine:
         self._countdown = 0
         self._strikes: dict[int, int] = {}
         self._standing: Plan = {}
+        if entry_point is not None:
+            self._stand(entry_point, self._start)
         self._watch_image(list(kernel))
         self.plan: Plan = dict(self._standing)
 
@@ -99,6 +101,13 @@ class Machine:
         makers = self._standing.setdefault(address, [])
         if maker not in makers:
             makers.append(maker)
+
+    def _start(self, stop: Stop) -> Batch | None:
+        """The kernel's first instruction is about to run: for the second time after a reset."""
+        if self.reach is None:
+            return None
+        self.reset()
+        return self.capture.died(stop.cpu)
 
     def _lidt(self, stop: Stop) -> Batch | None:
         """A ``lidt`` is about to run: its table counts from now on."""

@@ -16,6 +16,7 @@ from gdbext.rules.codes import ERROR
 from gdbext.rules.engine import Engine
 from gdbext.rules.finding import Finding
 from gdbext.rules.guest import GuestView
+from gdbext.rules.policy import Policy
 from gdbext.sources.rowstream import HALT, MAX_READ, MEMORY, REQUEST_SIZE, ROWS, answer, parse_request
 
 
@@ -73,9 +74,14 @@ class EngineSink:
     cheaper. ``tell`` is called with each new finding."""
 
     def __init__(
-        self, guest: GuestView, codes: Collection[str] | None, halt: bool, tell: Callable[[Finding], None]
+        self,
+        guest: GuestView,
+        policy: Policy | None,
+        codes: Collection[str] | None,
+        halt: bool,
+        tell: Callable[[Finding], None],
     ) -> None:
-        self.engine = Engine(codes=codes, guest=guest)
+        self.engine = Engine(policy, codes=codes, guest=guest)
         self._halt = halt
         self._tell = tell
         self._rows: list[Batch] = []

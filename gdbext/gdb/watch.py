@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from gdbext.code.disasm import Code
+from gdbext.code.listing import listing
 from gdbext.errors import CtxwatchError
 from gdbext.events.row import Batch
 from gdbext.gdb import discover, image, target
@@ -25,6 +27,8 @@ from gdbext.gdb.target import Target
 
 _SCAN_LIMIT: Final = 32 << 20
 """Bytes of executable memory searched for a system-call entry at most."""
+_BEFORE_SHUTDOWN: Final = 4
+"""Instructions between the ``out`` that turns the machine off and the one at which it stops, at most."""
 _SCAN_CHUNK: Final = 1 << 12
 
 
@@ -40,8 +44,9 @@ class Watch:
         """Where the last stop was made for the user, until the guest goes on."""
         self.failed: CtxwatchError | None = None
         self._image = image.segments(kernel) if kernel else []
+        entry_point = image.entry_point(kernel) if kernel else None
         self._last: dict[int, Registers] = {}
-        self.machine = Machine(guest.read, self._image)
+        self.machine = Machine(guest.read, self._image, entry_point)
         self.points = Points(self.hit)
         self._say = say
 
@@ -94,9 +99,13 @@ class Watch:
         self.points.clear()
         self.sink.close()
 
-    def died(self) -> None:
-        """The machine was found dead."""
-        self._put(self.machine.capture.died(0))
+    def shut_down(self) -> None:
+        """QEMU has stopped the machine for good. Unless code that talks to a device asked for it, it died."""
+        pc = self.target.registers()["rip"]
+        code = Code(self.target.read, self.machine.tables.bits)
+        around = listing(code, pc, before=_BEFORE_SHUTDOWN, after=0)
+        if not any(insn.name.startswith("out") for insn in around):
+            self._put(self.machine.capture.died(self.target.cpu()))
 
     def _hit(self, address: int) -> bool:
         registers = self.target.registers(address)
