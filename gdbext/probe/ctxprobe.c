@@ -12,6 +12,7 @@
  * halt    begin with vCPUs waiting at exits that are not identical
  * self    also report irets that merely serialise (resume the next instruction), which are counted otherwise
  * rows    rows in each vCPU's ring
+ * check   say that this QEMU takes the object, and refuse to start
  *
  * Copyright (C) 2026 the ctxwatch authors. SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -397,7 +398,7 @@ static CB_ATEXIT(on_exit_of_qemu)
 
 typedef struct {
     const char *ring;
-    bool simd, watch, halt, self;
+    bool simd, watch, halt, self, check;
     unsigned long rows;
 } options;
 
@@ -428,7 +429,8 @@ static bool parse_option(options *o, char *word)
     return (length == 4 && memcmp(word, "simd", 4) == 0 && parse_switch(value, &o->simd)) ||
            (length == 5 && memcmp(word, "watch", 5) == 0 && parse_switch(value, &o->watch)) ||
            (length == 4 && memcmp(word, "halt", 4) == 0 && parse_switch(value, &o->halt)) ||
-           (length == 4 && memcmp(word, "self", 4) == 0 && parse_switch(value, &o->self));
+           (length == 4 && memcmp(word, "self", 4) == 0 && parse_switch(value, &o->self)) ||
+           (length == 5 && memcmp(word, "check", 5) == 0 && parse_switch(value, &o->check));
 }
 
 EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv)
@@ -438,10 +440,14 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int
 
     for (int i = 0; i < argc; i++) {
         if (!parse_option(&o, argv[i])) {
-            fprintf(stderr, "ctxprobe: bad option '%s'; known: ring=FILE, simd=, watch=, halt=, self=on|off, rows=N "
+            fprintf(stderr, "ctxprobe: bad option '%s'; known: ring=FILE, simd=, watch=, halt=, self=, check=on|off, rows=N "
                             "(a power of two)\n", argv[i]);
             return -1;
         }
+    }
+    if (o.check) {
+        fprintf(stderr, "ctxprobe: fits API %d\n", API);
+        return -1;
     }
     if (!o.ring) {
         fprintf(stderr, "ctxprobe: the option ring=FILE is missing\n");

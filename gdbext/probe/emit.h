@@ -3,6 +3,8 @@
  */
 #pragma once
 
+#include <sys/syscall.h>
+
 #include "ledger.h"
 #include "ring.h"
 #include "vcpu.h"
@@ -137,7 +139,7 @@ static void fill_context(vcpu *v, ctx_row *row)
  * a vCPU released earlier would run past the instruction on which it is to stop. Gives up after two seconds. */
 static void await_pause(void)
 {
-    enum { SYS_FUTEX = 202, FUTEX_WAIT_BITSET = 9, FUTEX_COMMAND = 127, POLLS = 20000 };
+    enum { FUTEX_WAIT_BITSET = 9, FUTEX_COMMAND = 127, POLLS = 20000 };
     char path[64];
 
     snprintf(path, sizeof(path), "/proc/self/task/%d/syscall", (int)getpid());
@@ -151,7 +153,7 @@ static void await_pause(void)
             nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL); /* no such file here: time must do */
             return;
         }
-        if (got == 2 && number == SYS_FUTEX && (operation & FUTEX_COMMAND) == FUTEX_WAIT_BITSET) {
+        if (got == 2 && number == SYS_futex && (operation & FUTEX_COMMAND) == FUTEX_WAIT_BITSET) {
             return;
         }
         ring_pause();

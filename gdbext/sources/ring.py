@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from gdbext.events.row import ROW, ROW_SIMD, SCHEMA_VERSION, TRACKED_SLOTS, Field, c_header
+from gdbext.events.row import ROW_SIMD, TRACKED_SLOTS, Field, c_header
 
 MAGIC: Final = int.from_bytes(b"CTXRING1", "little")
 VERSION: Final = 1
@@ -111,7 +111,9 @@ HEADER_FIELDS: Final[tuple[Field, ...]] = (
 WATCH_FIELDS: Final[tuple[Field, ...]] = (
     _u64("lo", "first guest virtual address of each range, ascending", WATCH_RANGES),
     _u64("hi", "first address behind it", WATCH_RANGES),
-    Field("bits", "u1", "uint8_t", WATCH_BITS // 8, "a bit for each granule, by hash, in which a watched store may begin"),
+    Field(
+        "bits", "u1", "uint8_t", WATCH_BITS // 8, "a bit for each granule, by hash, in which a watched store may begin"
+    ),
 )
 
 CONTROL_FIELDS: Final[tuple[Field, ...]] = (
@@ -129,7 +131,9 @@ CONTROL_FIELDS: Final[tuple[Field, ...]] = (
 
 
 def _dtype(fields: Iterable[Field]) -> np.dtype[np.void]:
-    return np.dtype([(f.name, f.numpy, (f.length,)) if f.length > 1 and f.c != "char" else (f.name, f.numpy) for f in fields])
+    return np.dtype(
+        [(f.name, f.numpy, (f.length,)) if f.length > 1 and f.c != "char" else (f.name, f.numpy) for f in fields]
+    )
 
 
 HEADER: Final = _dtype(HEADER_FIELDS)
@@ -187,6 +191,3 @@ def c_layout() -> str:
         lines += [f"    {f.c} {f.name}{f'[{f.length}]' if f.length > 1 else ''};" for f in fields]
         lines += [f"}} {name};", f'_Static_assert(sizeof({name}) == {dtype.itemsize}, "{name} size");']
     return "\n".join([*lines, ""])
-
-
-__all__ = ["ROW", "ROW_SIMD", "SCHEMA_VERSION"]

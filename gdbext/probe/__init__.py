@@ -1,0 +1,1 @@
+"""The probe's C source: a TCG plugin, built on demand by gdbext.qemu.probe."""

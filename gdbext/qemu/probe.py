@@ -1,0 +1,211 @@
+"""Building the probe for the QEMU at hand, and the words that load it.
+
+The plugin interface has generations that do not load each other's objects; which one a QEMU has is asked of the QEMU
+itself, by offering it an object, and remembered per QEMU binary. Objects are built when first needed and kept in the
+user's cache under a name made from everything they were built from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+import platformdirs
+
+from gdbext.errors import EnvironmentUnusable
+from gdbext.sources.ring import DEFAULT_ROWS, c_layout
+
+APIS: Final = (4, 5, 6, 7)
+"""Plugin API generations the probe can be built for, QEMU 9.2 to 11.1 (older ones cannot read memory)."""
+
+_FLAGS: Final = ("-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread", "-Wall")
+_OFFER: Final = ("-machine", "none", "-nodefaults", "-display", "none", "-monitor", "none", "-S")
+_WANTS: Final = re.compile(r"this QEMU supports only (?:up to version|a minimum version of) (\d+)")
+_TIMEOUT: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeBuild:
+    """One built probe. ``path``: the shared object; ``api``: the plugin API it is for; ``qemu``: the program."""
+
+    path: Path
+    api: int
+    qemu: Path
+
+
+def build(qemu: Path, cc: str = "cc", accelerator: str = "tcg") -> ProbeBuild:
+    """Return the probe for `qemu`, built with the C compiler `cc` unless the cache has it.
+
+    Safe against a second build at the same time. Raises EnvironmentUnusable when there is no probe for this QEMU (no
+    plugin support, too old, an accelerator that runs no plugins), no compiler, or no place to put the object.
+    """
+    if accelerator != "tcg":
+        raise EnvironmentUnusable(f"the probe needs TCG, not {accelerator}", "plugins see only code QEMU translates")
+    cache = _cache()
+    known = cache / f"qemu-{_identity(qemu)}.json"
+    api = _remembered(known)
+    if api is None:
+        api = _api_of(qemu, cache, cc)
+        _replace(known, json.dumps({"qemu": str(qemu), "api": api}).encode())
+    return ProbeBuild(_object(cache, cc, api), api, qemu)
+
+
+def plugin_args(
+    probe: ProbeBuild,
+    ring: Path,
+    *,
+    simd: bool = False,
+    halt: bool = False,
+    watch: bool = False,
+    every_self: bool = False,
+    rows: int = DEFAULT_ROWS,
+) -> list[str]:
+    """The words that make QEMU load `probe` with its ring at `ring`.
+
+    simd: capture x87, XMM and MXCSR.  halt: begin with vCPUs waiting at exits that are not identical.  watch: see
+    stores into watched ranges and tracked variables.  every_self: report irets that only serialise, too.  rows: in
+    each vCPU's ring, a power of two.
+    """
+    words = [_escape(str(probe.path)), f"ring={_escape(str(ring))}"]
+    switches = {"simd": simd, "halt": halt, "watch": watch, "self": every_self}
+    words += [f"{name}=on" for name, wanted in switches.items() if wanted]
+    if rows != DEFAULT_ROWS:
+        words.append(f"rows={rows}")
+    return ["-plugin", ",".join(words)]
+
+
+def _escape(text: str) -> str:
+    return text.replace(",", ",,")  # as QEMU's option parser has it
+
+
+def _cache() -> Path:
+    cache = platformdirs.user_cache_path("ctxwatch") / "probe"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentUnusable(f"cannot make {cache}", error.strerror or "", "set XDG_CACHE_HOME") from error
+    return cache
+
+
+def _identity(qemu: Path) -> str:
+    """Names this very binary: a package upgrade changes size or time."""
+    try:
+        status = qemu.resolve(strict=True).stat()
+    except OSError as error:
+        raise EnvironmentUnusable(f"no {qemu} here", error.strerror or "", "install qemu-system-x86") from error
+    facts = (str(qemu.resolve()), status.st_size, status.st_mtime_ns, status.st_ino)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def _remembered(known: Path) -> int | None:
+    try:
+        api = json.loads(known.read_bytes())["api"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return api if api in APIS else None
+
+
+def _api_of(qemu: Path, cache: Path, cc: str) -> int:
+    """Offer `qemu` an object of the newest API; it takes it, or says which it wants."""
+    tried: set[int] = set()
+    api = APIS[-1]
+    while api not in tried:
+        tried.add(api)
+        said = _offer(qemu, _object(cache, cc, api))
+        if "ctxprobe: fits" in said:
+            return api
+        wanted = _wanted(said)
+        if wanted is None:
+            raise EnvironmentUnusable(
+                f"{qemu.name} loads no plugins", _reason(said), "use one built with plugin support"
+            )
+        if wanted not in APIS:
+            age = "older than 9.2" if wanted < APIS[0] else "newer than this ctxwatch knows"
+            raise EnvironmentUnusable(f"no probe for {qemu.name}", f"its plugin API is {wanted}: it is {age}")
+        api = wanted
+    raise EnvironmentUnusable(f"no probe for {qemu.name}", _reason(said))
+
+
+def _offer(qemu: Path, probe: Path) -> str:
+    try:
+        done = subprocess.run(
+            [str(qemu), *_OFFER, "-plugin", f"{_escape(str(probe))},check=on"],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return "it did not answer"
+    except OSError as error:
+        raise EnvironmentUnusable(f"cannot run {qemu}", error.strerror or str(error)) from error
+    return done.stdout + done.stderr
+
+
+def _wanted(said: str) -> int | None:
+    found = _WANTS.search(said)
+    return int(found[1]) if found else None
+
+
+def _reason(said: str) -> str:
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return lines[-1].partition(": ")[2] or lines[-1] if lines else "it said nothing"
+
+
+def _object(cache: Path, cc: str, api: int) -> Path:
+    """The shared object for `api`, built if it is not there."""
+    sources = _sources()
+    text = repr((sorted(sources.items()), api, cc, _FLAGS, os.uname().machine))
+    path = cache / f"ctxprobe-{api}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
+    if path.exists():
+        return path
+    command = shlex.split(cc) or ["cc"]
+    if shutil.which(command[0]) is None:
+        raise EnvironmentUnusable(f"no C compiler ({command[0]})", "the probe is built on demand", "install gcc")
+    with tempfile.TemporaryDirectory(prefix="build-", dir=cache) as directory:
+        for name, content in sources.items():
+            Path(directory, name).write_text(content)
+        made = Path(directory, "ctxprobe.so")
+        words = [*command, *_FLAGS, f"-DAPI={api}", "-o", str(made), str(Path(directory, "ctxprobe.c"))]
+        try:
+            done = subprocess.run(
+                words,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_TIMEOUT,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise EnvironmentUnusable("the C compiler did not end", shlex.join(words)) from None
+        if done.returncode != 0 or not made.exists():
+            raise EnvironmentUnusable("the probe does not compile", _first_error(done.stderr), shlex.join(command))
+        os.replace(made, path)  # whole or not at all, whoever else builds it
+    return path
+
+
+def _first_error(text: str) -> str:
+    lines = [line for line in text.splitlines() if "error" in line] or text.splitlines() or ["no message"]
+    return lines[0]
+
+
+def _sources() -> dict[str, str]:
+    """File name → text of everything the object is made of; ``layout.h`` is generated."""
+    package = resources.files("gdbext.probe")
+    texts = {item.name: item.read_text() for item in package.iterdir() if item.name.endswith((".c", ".h"))}
+    return texts | {"layout.h": c_layout()}
+
+
+def _replace(path: Path, content: bytes) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+    os.replace(name, path)

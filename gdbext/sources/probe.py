@@ -1,0 +1,332 @@
+"""The probe as a source: rows out of the ring, verdicts back to waiting vCPUs, memory through QEMU's monitor.
+
+Which columns a row has beyond ``seq time pc kind how cpu mode cpl flags star``: entries and exits all; swapgs, base
+and idt events rsp, cs, ss and the bases; cr3 events rsp, cs and cr3; gs accesses the general registers too; switches
+the general registers, cs, cr3 and the stack; stores rsp, cs, cr3. What is not there is 0 and the NO_ flags say so.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from gdbext.errors import CtxwatchError, GuestFailed, NotCapable, UsageError
+from gdbext.events.row import TRACKED_SLOTS, Batch, Flag
+from gdbext.sources.base import Capability
+from gdbext.sources.ring import COUNTERS, TRACKED_GS, WATCH_BITS, WATCH_RANGES, Option, Release, watch_granules
+from gdbext.sources.ring_file import Merger, RingFile
+
+_NAP: Final = (0.0002, 0.002)
+"""Shortest and longest sleep between looks at the ring, in seconds."""
+
+_STOP_TIMEOUT: Final = 10.0
+_TRIES: Final = 64
+"""How often a halt may meet a pending interrupt, which QEMU delivers before it stops, and is tried again."""
+
+_RIP: Final = re.compile(r"\b[RE]IP=([0-9a-fA-F]+)")
+
+
+class Monitor(Protocol):
+    """The part of a QMP connection that is needed."""
+
+    def execute(self, command: str, arguments: Mapping[str, object] | None = None, timeout: float | None = None) -> Any:
+        """Run a QMP command and return its value; raises CtxwatchError when it fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedVariable:
+    """A variable sampled at every entry and exit. ``address``: guest virtual, or, with ``gs``, an offset from the
+    kernel GS base of the CPU; ``size``: 1, 2, 4 or 8 bytes."""
+
+    address: int
+    size: int
+    gs: bool = False
+
+
+class ProbeSource:
+    """Events of a QEMU that has loaded the probe.
+
+    ring: made by :meth:`RingFile.create` before QEMU started, or attached to.  monitor: QMP, for memory and halting.
+    halt: let vCPUs wait at exits that are not identical.  retry: a halt that met a pending interrupt may let the
+    guest go on for a moment and be tried again; False where somebody else (GDB) follows stops and starts.
+    Raises EnvironmentUnusable when the probe did not start.
+    """
+
+    name = "probe"
+
+    def __init__(
+        self, ring: RingFile, monitor: Monitor | None = None, *, halt: bool = False, retry: bool = True
+    ) -> None:
+        self._ring = ring
+        self._monitor = monitor
+        self._retry = retry
+        self._merger = Merger(time.monotonic)
+        self._ready: list[Batch] = []
+        self._targets: dict[int, tuple[int, int]] = {}
+        self._open = True
+        self._at_close: tuple[int, dict[str, int]] = 0, {}
+        if not len(ring.control):
+            ring.map_rings()
+        if not int(ring.header["present"][0]):
+            self._join_late()
+        self._overwritten = self._counter("overwritten")
+        ring.header["halt"] = int(halt)
+        self.capabilities = Capability.GS_ACCESS | Capability.SWITCHES
+        self.capabilities |= Capability.MEMORY | Capability.HALT if monitor is not None else Capability.NONE
+        self.capabilities |= Capability.STORES if ring.has(Option.WATCH) else Capability.NONE
+        self.capabilities |= Capability.SIMD if ring.has(Option.SIMD) else Capability.NONE
+
+    def _join_late(self) -> None:
+        old = self._ring.begin()
+        if old:
+            self._merger.start_at(min(int(rows["seq"][0]) for rows in old))
+            self._ready += [rows for rows in [self._merger.merge(old, final=True)] if rows is not None]
+        else:
+            self._merger.start_at(int(self._ring.header["seq"][0]) + 1)
+        self._merger.missing = 0
+
+    @property
+    def plugin_api(self) -> int:
+        """The plugin API generation of the probe."""
+        return int(self._ring.header["api"][0])
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What the probe has counted so far, over all CPUs; see :data:`gdbext.sources.ring.COUNTERS`."""
+        return {name: self._counter(name) for name in COUNTERS} if self._open else self._at_close[1]
+
+    def _counter(self, name: str) -> int:
+        return int(self._ring.control[name].sum())
+
+    @property
+    def lost(self) -> int:
+        """Events overwritten before they were taken, or numbered and never seen."""
+        if not self._open:
+            return self._at_close[0]
+        return self._counter("overwritten") - self._overwritten + self._merger.missing
+
+    def read(self, timeout: float) -> Batch | None:
+        """Return the next batch in order of ``seq``, empty after `timeout` seconds, None after QEMU has ended."""
+        deadline = time.monotonic() + timeout
+        nap = _NAP[0]
+        while self._open:
+            if self._ready:
+                return self._note(self._ready.pop(0))
+            lives = self._ring.writer_lives()  # asked first: what it wrote before it ended is then all there
+            rows = self._merger.merge(self._ring.take(), final=not lives)
+            if rows is not None:
+                return self._note(rows)
+            if not lives:
+                return None
+            if time.monotonic() >= deadline:
+                return self._ring.no_rows()
+            time.sleep(min(nap, max(deadline - time.monotonic(), 0)))
+            nap = min(nap * 1.5, _NAP[1])
+        return None
+
+    def _note(self, rows: Batch) -> Batch:
+        """Remember where waiting vCPUs are about to go."""
+        for index in np.flatnonzero(rows["flags"] & Flag.WAITING):
+            self._targets[int(rows["cpu"][index])] = int(rows["rip"][index]), int(rows["rsp"][index])
+        return rows
+
+    def release(self, cpu: int, halt: bool) -> None:
+        """Let the waiting vCPU `cpu` go on. With `halt` the guest stops on the resumed context's first instruction.
+
+        Other vCPUs that wait are let go, too, when the guest stops: they stop where they resume. Raises NotCapable
+        without a monitor, GuestFailed when QEMU does not stop.
+        """
+        if not halt:
+            self._ring.control["release"][cpu] = Release.GO
+            return
+        if self._monitor is None:
+            raise NotCapable("halting the guest", "there is no QMP connection", "give QEMU a -qmp socket")
+        target = self._targets.get(cpu)
+        self._stop()
+        if target is not None and self._retry:
+            self._retry_halt(cpu, target)
+
+    def _stop(self) -> None:
+        """Stop the guest, letting those vCPUs go that stand in the probe: QEMU waits for all of them."""
+        failed: list[CtxwatchError] = []
+
+        def stop() -> None:
+            try:
+                self._execute("stop", timeout=_STOP_TIMEOUT)
+            except CtxwatchError as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=stop, name="ctxwatch-stop", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            for cpu in self._ring.waiting():
+                self._ring.control["release"][cpu] = Release.HALT
+            self._drain()
+            thread.join(_NAP[0])
+        if failed:
+            raise GuestFailed("the guest does not stop", str(failed[0]))
+
+    def _drain(self) -> None:
+        """Make room in the rings while nobody reads."""
+        rows = self._merger.merge(self._ring.take())
+        if rows is not None:
+            self._ready.append(rows)
+
+    def _retry_halt(self, cpu: int, target: tuple[int, int]) -> None:
+        """QEMU delivers a pending interrupt before it stops: then the handler's first instruction is next, and the
+        context is on its stack, not one instruction older. Let the handler return to it, and stop again there."""
+        header = self._ring.header
+        halt = int(header["halt"][0])
+        header["halt"] = 0
+        header["catch_rip"], header["catch_rsp"] = target
+        try:
+            for _ in range(_TRIES):
+                if self._rip(cpu) == target[0]:
+                    return
+                header["catch"] = 1
+                self._execute("cont")
+                caught = self._await_catch()
+                if caught is None:
+                    return
+                cpu = caught
+                self._stop()
+        finally:
+            header["catch"] = 0
+            header["halt"] = halt
+
+    def _await_catch(self, seconds: float = 5.0) -> int | None:
+        """The vCPU that is about to resume the context that was asked for; without a nap, time is interrupts."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self._ring.writer_lives():
+            caught = np.flatnonzero(self._ring.control["caught"])
+            if len(caught):
+                self._ring.header["catch"] = 0
+                return int(caught[0])
+            self._drain()
+        return None
+
+    def _rip(self, cpu: int) -> int | None:
+        text = self._execute("human-monitor-command", {"command-line": "info registers", "cpu-index": cpu})
+        found = _RIP.search(str(text))
+        return int(found[1], 16) if found else None
+
+    def _execute(
+        self, command: str, arguments: Mapping[str, object] | None = None, timeout: float | None = None
+    ) -> Any:
+        assert self._monitor is not None
+        return self._monitor.execute(command, arguments, timeout)
+
+    def set_halt(self, halt: bool) -> None:
+        """Begin or cease to let vCPUs wait at exits that are not identical; those that wait are let go."""
+        self._ring.header["halt"] = int(halt)
+        if not halt:
+            for cpu in self._ring.waiting():
+                self.release(cpu, halt=False)
+
+    def read_memory(self, address: int, length: int, cpu: int = 0) -> bytes:
+        """Guest virtual memory as vCPU `cpu` maps it now; raises NotCapable or OSError."""
+        if self._monitor is None:
+            raise NotCapable("reading memory", "there is no QMP connection", "give QEMU a -qmp socket")
+        dump = self._ring.path.with_suffix(".memory")
+        signed = address - (1 << 64) if address >> 63 else address  # QEMU before 9 takes a signed number
+        try:
+            self._execute("memsave", {"val": signed, "size": length, "filename": str(dump), "cpu-index": cpu})
+            return dump.read_bytes()
+        except CtxwatchError as error:
+            raise OSError(str(error)) from error
+        finally:
+            dump.unlink(missing_ok=True)
+
+    def set_watch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Watch stores into these half-open ranges of guest virtual addresses, in place of the ones before."""
+        if not self._ring.has(Option.WATCH):
+            raise NotCapable("watching stores", "the probe was loaded without watch=on")
+        merged = _disjoint(ranges)
+        if len(merged) > WATCH_RANGES:
+            raise UsageError(f"{len(merged)} watched ranges", f"the probe takes {WATCH_RANGES}")
+        header = self._ring.header
+        spare = 1 - (int(header["watch_active"][0]) & 1)
+        table = self._ring.watch[spare]
+        bits = np.zeros(WATCH_BITS, bool)
+        for lo, hi in merged:
+            bits[watch_granules(lo, hi)] = True
+        table["bits"][:] = np.packbits(bits, bitorder="little")
+        table["lo"][: len(merged)] = [lo for lo, _ in merged]
+        table["hi"][: len(merged)] = [hi for _, hi in merged]
+        header["watch_count"][0, spare] = len(merged)
+        header["watch_active"] = spare  # last: the probe then sees the whole table
+
+    def set_tracked(self, variables: Sequence[TrackedVariable]) -> None:
+        """Sample these variables at entries and exits; with watch=on their writes are events, too."""
+        if len(variables) > TRACKED_SLOTS:
+            raise UsageError(f"{len(variables)} tracked variables", f"there is room for {TRACKED_SLOTS}")
+        header = self._ring.header
+        header["tracked_count"] = 0
+        for slot, variable in enumerate(variables):
+            header["tracked_addr"][0, slot] = variable.address & 0xFFFF_FFFF_FFFF_FFFF
+            header["tracked_size"][0, slot] = variable.size
+            header["tracked_flags"][0, slot] = TRACKED_GS if variable.gs else 0
+        header["tracked_count"] = len(variables)
+
+    def close(self) -> None:
+        """Cease to read; waiting vCPUs go on, and the guest with them. Idempotent."""
+        if self._open:
+            self._at_close = self.lost, self.counters
+            self._open = False
+            self._ring.close()
+
+
+def _disjoint(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same addresses in ascending ranges that do not touch."""
+    merged: list[tuple[int, int]] = []
+    for lo, hi in sorted(r for r in ranges if r[0] < r[1]):
+        if merged and lo <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(hi, merged[-1][1])
+        else:
+            merged.append((lo, hi))
+    return merged
+
+
+class LeftoverSource:
+    """The events still in a ring whose reader is gone: a flight recorder's last ones. The file stays as it is."""
+
+    name = "ring"
+    capabilities = Capability.NONE
+
+    def __init__(self, path: Path) -> None:
+        """Raises RecordingError when `path` is not a ring that can be read."""
+        ring = RingFile.open_leftover(path)
+        try:
+            old = ring.history()
+            self.lost = int(ring.control["overwritten"].sum())
+            if ring.has(Option.SIMD):
+                self.capabilities |= Capability.SIMD
+        finally:
+            ring.close()
+        merger = Merger(time.monotonic)
+        merger.start_at(min((int(rows["seq"][0]) for rows in old), default=1))
+        self._rows = merger.merge(old, final=True)
+
+    def read(self, timeout: float) -> Batch | None:
+        """All events, once; then None."""
+        rows, self._rows = self._rows, None
+        return rows
+
+    def release(self, cpu: int, halt: bool) -> None:
+        """Nothing waits in a leftover ring."""
+        raise NotCapable("releasing a vCPU", "the events come from a leftover ring")
+
+    def read_memory(self, address: int, length: int, cpu: int = 0) -> bytes:
+        """Memory is not in a ring."""
+        raise NotCapable("reading memory", "the events come from a leftover ring")
+
+    def close(self) -> None:
+        """End the stream."""
+        self._rows = None
