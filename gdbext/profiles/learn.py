@@ -8,23 +8,22 @@ area is reached, what the exits load from it, and where the two disagree. Live e
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from gdbext.arch import vectors
 from gdbext.code.compare import Kind as Fact
-from gdbext.code.compare import Statement, compare
+from gdbext.code.compare import Statement, compare, pairs
 from gdbext.code.disasm import Code
 from gdbext.code.graph import Graph
 from gdbext.code.paths import Entry, Gateway, Limits, Reach, explore
-from gdbext.code.savemap import RestoreMap, SaveMap, restore_maps, save_maps
-from gdbext.code.values import FRAME, STACK, Loaded, Place
+from gdbext.code.savemap import RestoreMap, SaveMap, restore_maps, save_maps, switch_maps
+from gdbext.code.values import FRAME, Loaded, Place
 from gdbext.events.row import Batch
 from gdbext.profiles.expression import Expression, Scope
 from gdbext.profiles.schema import REGISTERS, ProfileFile, parse
 
 LIMITS = Limits(instructions=40_000, calls=6)
-_SLOT_FACTS = frozenset({Fact.NEVER_STORED, Fact.WRONG_SLOT, Fact.EXCHANGED, Fact.CLASH})
 FEW = 6
 """Registers that must lie in an area before it counts as one."""
 
@@ -32,7 +31,9 @@ FEW = 6
 @dataclass(slots=True)
 class Learnt:
     """What the code showed. slots: field → byte offset from where the area begins; current: an expression for the
-    running context's area, "" where it lies on the stack; by_path: entry → what is said of it."""
+    area of the context that an entry interrupted, "" where only the handler knows it; on_stack: the area is a part of
+    the handler's stack; simd: byte offset of the FXSAVE image; statements: what is wrong, with the entry (or the
+    thread switch) it was seen on; confirmed, tried: live contexts held against it."""
 
     bits: int
     slots: dict[str, int] = field(default_factory=dict)
@@ -40,7 +41,6 @@ class Learnt:
     on_stack: bool = False
     simd: int | None = None
     statements: list[tuple[Entry, Statement]] = field(default_factory=list)
-    never: dict[str, list[Entry]] = field(default_factory=dict)
     confirmed: int = 0
     tried: int = 0
 
@@ -55,6 +55,16 @@ class Learnt:
         end = max(self.slots.values(), default=0) + self.bits // 8
         return max(end, self.simd + 512) if self.simd is not None else end
 
+    @property
+    def never(self) -> dict[str, list[Entry]]:
+        """Registers that an exit loads or leaves changed although a path never stores them, with those paths."""
+        missing: dict[str, list[Entry]] = {}
+        for entry, statement in self.statements:
+            if statement.kind in (Fact.NEVER_STORED, Fact.LOST):
+                for name in statement.fields:
+                    missing.setdefault(name, []).append(entry)
+        return missing
+
     def profile_text(self, name: str) -> str:
         """The profile as TOML."""
         lines = [
@@ -68,6 +78,8 @@ class Learnt:
             lines += ["", "[area]", f"size = {self.size}", f"word = {self.bits // 8}"]
             if self.current:
                 lines.append(f'current = "{self.current}"')
+            if self.on_stack:
+                lines.append("stack = true")
             lines += ["", "[area.slots]", *(f"{slot} = {offset}" for slot, offset in self.slots.items())]
         return "\n".join(lines) + "\n"
 
@@ -79,38 +91,91 @@ class Learnt:
 def learn(code: Code, entries: Sequence[Entry]) -> Learnt:
     """Learn from the paths behind `entries` (the IDT's handlers, the system call entry); never raises."""
     learnt = Learnt(code.bits)
-    maps = [(entry, found[0]) for entry in entries if (found := save_maps(code, entry)) and found[0].layout]
-    votes: Counter[tuple[tuple[str, int], ...]] = Counter()
-    examples: dict[tuple[tuple[str, int], ...], SaveMap] = {}
-    for _, save in maps:
-        layout = tuple((slot, at) for slot, at in save.layout.items() if slot in REGISTERS)
-        if len(layout) >= FEW:
-            votes[layout] += len(layout)
-            examples.setdefault(layout, save)
-    if votes:
-        _take(learnt, examples[votes.most_common(1)[0][0]])
+    saves = _ways(code, entries)
+    best = _take(learnt, [save for _, save in saves])
     reach = explore(code, entries, LIMITS)
-    _disagreements(learnt, code, reach, _distinct(maps))
+    restores = _restores(code, reach)
+    if best is not None:
+        _complete(learnt, best, [save for _, save in saves], restores)
+    _disagreements(learnt, saves, restores)
+    _switches(learnt, code, reach)
     return learnt
 
 
-def _take(learnt: Learnt, save: SaveMap) -> None:
-    base = min(save.layout.values())
-    start = min(base, 0) if save.area is not None and save.area[1] not in (FRAME, STACK) else base
-    learnt.slots = {slot: at - start for slot, at in save.layout.items() if slot in REGISTERS}
-    learnt.simd = save.layout["simd"] - start if "simd" in save.layout else None
-    area = save.area
-    learnt.on_stack = area is not None and area[1] in (FRAME, STACK)
-    if area is not None and not learnt.on_stack:
-        segment, atom = area
-        text = expression(Place(segment, atom, start))
-        learnt.current = text or ""
+def _ways(code: Code, entries: Sequence[Entry]) -> list[tuple[Entry, SaveMap]]:
+    """The ways of all entries that save something, those included that copy the context to its area only once a
+    switch is decided. One way of many alike is enough: 256 stubs share one path."""
+    seen: dict[object, tuple[Entry, SaveMap]] = {}
+    for entry in entries:
+        for through in (False, True):
+            for save in save_maps(code, entry, through):
+                if save.layout:
+                    key = (save.ended, save.origin, entry.gateway, entry.soft, tuple(save.layout.items()))
+                    seen.setdefault(key, (entry, save))
+    return list(seen.values())
+
+
+def _restores(code: Code, reach: Reach) -> list[RestoreMap]:
+    graph = Graph(reach)
+    return [m for leaving in reach.exits if not leaving.to_itself for m in restore_maps(code, reach, leaving, graph)]
+
+
+def _take(learnt: Learnt, saves: Sequence[SaveMap]) -> SaveMap | None:
+    """Take the layout with the most registers, and of several the one that most ways share; return one that has it."""
+    votes: Counter[tuple[tuple[str, int], ...]] = Counter()
+    examples: dict[tuple[tuple[str, int], ...], SaveMap] = {}
+    for save in saves:
+        layout = tuple((slot, at - _start(save)) for slot, at in save.layout.items() if slot in REGISTERS)
+        if len(layout) >= FEW:
+            votes[layout] += len(layout)
+            examples.setdefault(layout, save)
+    if not votes:
+        return None
+    layout = max(votes, key=lambda slots: (len(slots), votes[slots]))
+    save = examples[layout]
+    learnt.slots = dict(layout)
+    learnt.simd = save.layout["simd"] - _start(save) if "simd" in save.layout else None
+    learnt.on_stack = save.on_stack
+    if save.area is not None:
+        segment, atom = save.area
+        learnt.current = expression(Place(segment, atom, _start(save))) or ""
+    return save
+
+
+def _complete(learnt: Learnt, best: SaveMap, saves: Sequence[SaveMap], restores: Sequence[RestoreMap]) -> None:
+    """Add slots that the chosen way does not store but others store in the same area, or exits load from it."""
+    for save in saves:
+        if save.area == best.area and not save.on_stack:
+            _add(learnt, {name: at - _start(save) for name, at in save.layout.items()})
+    for _, restore in pairs([best], restores):
+        shifts = Counter(best.layout[name] - at for name, at in restore.layout.items() if name in best.layout)
+        if shifts:
+            shift = shifts.most_common(1)[0][0] - _start(best)
+            _add(learnt, {name: at + shift for name, at in restore.layout.items()})
+    learnt.slots = dict(sorted(learnt.slots.items(), key=lambda item: item[1]))
+
+
+def _add(learnt: Learnt, layout: dict[str, int]) -> None:
+    """Take over those slots of `layout` that are free."""
+    word = learnt.bits // 8
+    for name, at in layout.items():
+        free = at >= 0 and all(abs(at - taken) >= word for taken in learnt.slots.values())
+        if name in REGISTERS and name not in learnt.slots and free:
+            learnt.slots[name] = at
+
+
+def _start(save: SaveMap) -> int:
+    """Where the area begins, from the address by which it is reached: an area that was pushed, at its lowest slot."""
+    lowest = min(save.layout.values())
+    return lowest if save.on_stack else min(lowest, 0)
 
 
 def expression(place: Place) -> str | None:
     """The address of `place` in the language of profiles (``[gs:8]``), or None where it depends on a register that
     only the code knows."""
     atom = place.atom
+    if atom == FRAME:
+        return f"frame - {-place.disp}" if place.disp < 0 else f"frame + {place.disp}"
     offset = f" + {place.disp}" if place.disp > 0 else f" - {-place.disp}" if place.disp < 0 else ""
     if atom is None:
         return f"{place.segment}:{place.disp}" if place.segment else f"{place.disp:#x}"
@@ -120,34 +185,25 @@ def expression(place: Place) -> str | None:
     return None
 
 
-def _distinct(maps: Iterable[tuple[Entry, SaveMap]]) -> list[tuple[Entry, SaveMap]]:
-    """One representative for each way of saving: 256 stubs share one path."""
-    seen: dict[object, tuple[Entry, SaveMap]] = {}
-    for entry, save in maps:
-        seen.setdefault((save.ended, entry.gateway, tuple(save.layout.items())), (entry, save))
-    return list(seen.values())
-
-
-def _disagreements(learnt: Learnt, code: Code, reach: Reach, maps: list[tuple[Entry, SaveMap]]) -> None:
-    graph = Graph(reach)
-    restores: list[RestoreMap] = [
-        m for e in reach.exits if not e.to_itself for m in restore_maps(code, reach, e, graph)
-    ]
-    told: set[tuple[str, ...]] = set()
-    for entry, save in maps:
-        for name in save.never:
-            learnt.never.setdefault(name, []).append(entry)
-        for restore in restores:
-            if restore.follows and save.ended not in restore.follows and len(restores) > 1:
-                continue
-            statements = [s for s in compare(save, restore) if s.kind in _SLOT_FACTS]
-            if len(statements) * 4 > len(restore.loaded):
-                continue  # not the other end of this path: hardly anything lies where it is looked for
-            for statement in statements:
-                key = (statement.kind.value, *statement.fields, str(entry.gateway))
-                if key not in told:
+def _disagreements(learnt: Learnt, saves: Sequence[tuple[Entry, SaveMap]], restores: Sequence[RestoreMap]) -> None:
+    """What the entry and exit paths that belong together say of each other."""
+    told: set[object] = set()
+    for entry, save in saves:
+        for _, restore in pairs([save], restores):
+            for statement in compare(save, restore):
+                key = (statement.kind, statement.fields, statement.word, entry.gateway)
+                if statement.fault and key not in told:
                     told.add(key)
                     learnt.statements.append((entry, statement))
+
+
+def _switches(learnt: Learnt, code: Code, reach: Reach) -> None:
+    """What the two halves of each thread switch say of each other."""
+    for function in reach.switch_functions:
+        maps = switch_maps(code, function)
+        for statement in compare(*maps) if maps else ():
+            if statement.fault:
+                learnt.statements.append((Entry(function.entry), statement))
 
 
 def confirm(learnt: Learnt, contexts: Batch, scope: Callable[[Batch], Scope]) -> None:

@@ -57,11 +57,16 @@ class PolicyTable(_Strict):
 
 
 class AreaTable(_Strict):
-    """``[area]``: one save area; ``slots`` are byte offsets from its start, ``current`` finds the running thread's."""
+    """``[area]``: one save area; ``slots`` are byte offsets from its start, ``current`` finds the running thread's.
+
+    ``stack``: the area is a part of the handler's stack. It exists only while the handler runs, so stores into it
+    are not watched.
+    """
 
     size: int = Field(gt=0, le=65536)
     word: Literal[4, 8] = 8
     current: ExpressionText | None = None
+    stack: bool = False
     slots: dict[Register, Annotated[int, Field(ge=0)]]
 
     @model_validator(mode="after")
