@@ -6,6 +6,7 @@ one-dimensional array of :data:`ROW`, in order of ``seq`` per CPU.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -180,6 +181,18 @@ Batch = npt.NDArray[np.void]
 def empty(count: int = 0, simd: bool = False) -> Batch:
     """Return `count` zeroed rows."""
     return np.zeros(count, ROW_SIMD if simd else ROW)
+
+
+def concat(parts: Sequence[Batch]) -> Batch:
+    """Return the rows of `parts` (at least one, all of one dtype) in one batch; quicker than NumPy for few rows."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = np.empty(sum(map(len, parts)), parts[0].dtype)
+    at = 0
+    for part in parts:
+        whole[at : at + len(part)] = part
+        at += len(part)
+    return whole
 
 
 def c_header() -> str:

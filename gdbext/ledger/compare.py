@@ -16,7 +16,8 @@ import numpy.typing as npt
 from gdbext.arch import flags as rf
 from gdbext.arch.addresses import CR3_ADDRESS_SPACE
 from gdbext.arch.registers import GPR64
-from gdbext.events.row import ROW, Batch, Flag, How
+from gdbext.events.columns import Columns, Rows
+from gdbext.events.row import Flag, How
 
 U64 = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.uint32]
@@ -31,32 +32,33 @@ FIELD_BITS: Final[tuple[str, ...]] = (
 
 BIT: Final = {name: np.uint32(1 << index) for index, name in enumerate(FIELD_BITS)}
 GPR_BITS: Final = 0xFFFF
-_FIRST_GPR = ROW.fields["rax"][1] if ROW.fields else 0
 
 
-def gprs(batch: Batch) -> U64:
-    """The sixteen general registers as an (n, 16) view without copying."""
-    if not len(batch):
-        return np.zeros((0, 16), "<u8")
-    return np.ndarray((len(batch), 16), "<u8", batch, _FIRST_GPR, (batch.strides[0], 8))
+def gprs(batch: Rows) -> U64:
+    """The sixteen general registers as an (n, 16) array."""
+    return (batch if isinstance(batch, Columns) else Columns(batch)).gprs()
 
 
-def is_user(batch: Batch) -> Bools:
+def is_user(batch: Rows) -> Bools:
     """True where the row's context runs at CPL 3 (a sysret or sysexit always resumes CPL 3)."""
+    return batch.memo("is user", lambda: _is_user(batch)) if isinstance(batch, Columns) else _is_user(batch)
+
+
+def _is_user(batch: Rows) -> Bools:
     how = batch["how"]
     by_call = (how == How.SYSRET) | (how == How.SYSEXIT) | (how == How.SYSCALL) | (how == How.SYSENTER)
     user: Bools = by_call | ((batch["cs"] & 3) == 3)
     return user
 
 
-def is_call(entries: Batch) -> Bools:
+def is_call(entries: Rows) -> Bools:
     """True where the entry is a system call: syscall, sysenter or int n."""
     how = entries["how"]
     call: Bools = (how == How.SYSCALL) | (how == How.SYSENTER) | (how == How.SOFT)
     return call
 
 
-def space(batch: Batch) -> U64:
+def space(batch: Rows) -> U64:
     """The address space of each row's context: CR3 without PCID and isolation bits; 0 for kernel contexts.
 
     A kernel context may be resumed under another CR3 (lazy TLB); user contexts may not.
@@ -65,7 +67,7 @@ def space(batch: Batch) -> U64:
     return value
 
 
-def keys(batch: Batch) -> U64:
+def keys(batch: Rows) -> U64:
     """One hash per context of (RIP, RSP, address space): equal contexts have equal keys."""
     with np.errstate(over="ignore"):
         key: U64 = batch["rip"] * np.uint64(0x9E3779B97F4A7C15)
@@ -92,7 +94,7 @@ def may_change(names: frozenset[str]) -> int:
     return sum(1 << GPR64.index(name) for name in names)
 
 
-def differences(entries: Batch, exits: Batch, law: Law) -> Mask:
+def differences(entries: Rows, exits: Rows, law: Law) -> Mask:
     """Return, per pair, the mask of fields that had to come back and did not.
 
     What is left out, and why:
@@ -129,7 +131,7 @@ def differences(entries: Batch, exits: Batch, law: Law) -> Mask:
     return mask
 
 
-def _unless_asked(name: str, lost: Bools, entries: Batch, exits: Batch, call: Bools) -> Bools:
+def _unless_asked(name: str, lost: Bools, entries: Rows, exits: Rows, call: Bools) -> Bools:
     """`lost` without the system calls whose caller passed the new value in a register."""
     if not lost.any():
         return lost
@@ -137,15 +139,15 @@ def _unless_asked(name: str, lost: Bools, entries: Batch, exits: Batch, call: Bo
     return lost & ~asked
 
 
-def _by_call(entries: Batch) -> Bools:
+def _by_call(entries: Rows) -> Bools:
     how = entries["how"]
     by_call: Bools = (how == How.SYSCALL) | (how == How.SYSENTER)
     return by_call
 
 
-def _mark_simd(entries: Batch, exits: Batch, user: Bools, mask: Mask) -> None:
+def _mark_simd(entries: Rows, exits: Rows, user: Bools, mask: Mask) -> None:
     """Compare XMM, MXCSR and the x87 registers where both rows hold them."""
-    if "simd" not in (entries.dtype.names or ()) or "simd" not in (exits.dtype.names or ()):
+    if "simd" not in _names(entries) or "simd" not in _names(exits):
         return
     valid = user & (entries["flags"] & exits["flags"] & Flag.SIMD != 0)
     valid &= (entries["flags"] | exits["flags"]) & Flag.FPU_OFF == 0
@@ -156,12 +158,16 @@ def _mark_simd(entries: Batch, exits: Batch, user: Bools, mask: Mask) -> None:
         mask[valid & lost] |= BIT["simd"]
 
 
+def _names(rows: Rows) -> tuple[str, ...]:
+    return rows.names if isinstance(rows, Columns) else rows.dtype.names or ()
+
+
 def names(mask: int) -> list[str]:
     """The fields of one difference mask, in the order of FIELD_BITS."""
     return [name for index, name in enumerate(FIELD_BITS) if mask >> index & 1]
 
 
-def agreement(entries: Batch, exits: Batch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def agreement(entries: Rows, exits: Rows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Per pair: how many of the 15 general registers other than RSP are equal, and how many of those are not zero."""
     same = gprs(entries) == gprs(exits)
     same[:, 4] = False

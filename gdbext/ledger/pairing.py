@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gdbext.events.row import Batch, Flag, Kind
+from gdbext.events.columns import Columns
+from gdbext.events.row import Flag, Kind
 from gdbext.ledger.compare import Bools, Law, differences, keys
 
 Indices = npt.NDArray[np.intp]
@@ -27,7 +28,7 @@ class Pairs:
     rest: Indices
 
 
-def pair(batch: Batch, law: Law, hold_back: Bools) -> Pairs:
+def pair(batch: Columns, law: Law, hold_back: Bools) -> Pairs:
     """Pair the identical ones; rows where `hold_back` is True, and their partners, stay in the rest."""
     kind = batch["kind"]
     chosen = (kind == Kind.ENTRY) | (kind == Kind.EXIT)
@@ -42,9 +43,10 @@ def pair(batch: Batch, law: Law, hold_back: Bools) -> Pairs:
     is_exit = kind[index] == Kind.EXIT
     behind = np.flatnonzero((key[1:] == key[:-1]) & is_exit[1:] & ~is_exit[:-1]) + 1
     entries, exits = index[behind - 1], index[behind]
-    same = (~hold_back[exits]) & ((batch["flags"][entries] | batch["flags"][exits]) & Flag.UNREADABLE == 0)
+    flags = batch["flags"]
+    same = (~hold_back[exits]) & ((flags[entries] | flags[exits]) & Flag.UNREADABLE == 0)
     entries, exits = entries[same], exits[same]
-    same = differences(batch[entries], batch[exits], law) == 0
+    same = differences(batch.take(entries), batch.take(exits), law) == 0
     entries, exits = entries[same], exits[same]
     left = np.zeros(len(batch), bool)
     left[index] = True

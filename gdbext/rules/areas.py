@@ -17,6 +17,7 @@ from gdbext.arch import flags as rf
 from gdbext.arch import vectors
 from gdbext.arch.addresses import is_canonical
 from gdbext.arch.frames import word_size, words_pushed
+from gdbext.events.columns import Columns
 from gdbext.events.row import Batch, Flag, Kind
 from gdbext.ledger.compare import is_user
 from gdbext.rules.draft import Draft, Judged
@@ -62,7 +63,7 @@ class AreaJudge:
         self._touched: set[tuple[int, int]] = set()
         self._entered: dict[int, tuple[int, bool]] = {}
 
-    def feed(self, batch: Batch) -> list[Judged]:
+    def feed(self, batch: Columns) -> list[Judged]:
         """Judge a batch in order of ``seq``; it costs nothing while no area is known."""
         kind = batch["kind"]
         if not self._areas and not (kind == Kind.AREA).any():
@@ -71,7 +72,7 @@ class AreaJudge:
         judged: list[Judged] = []
         chosen = (kind == Kind.AREA) | (kind == Kind.STORE) | (kind == Kind.ENTRY) | (kind == Kind.EXIT)
         for index in np.flatnonzero(chosen):
-            row = batch[index : index + 1]
+            row = batch.row(int(index))
             which = int(kind[index])
             if which == Kind.AREA:
                 self._know(int(row["addr"][0]), int(row["value"][0]))

@@ -17,6 +17,7 @@ from gdbext.code.disasm import Code, Flow, Insn
 from gdbext.code.flags_on_entry import flags_on_entry
 from gdbext.code.operands import Mem
 from gdbext.code.paths import Entry, Gateway, Limits, explore
+from gdbext.events.columns import Columns
 from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import is_user
 from gdbext.rules.draft import Draft, Judged
@@ -40,27 +41,36 @@ class CodeJudge:
         self._leaks: dict[tuple[int, int], dict[int, int]] = {}
         self._uses: dict[tuple[int, int, bool], Insn | None] = {}
 
-    def feed(self, batch: Batch) -> list[Judged]:
+    def feed(self, batch: Columns) -> list[Judged]:
         """Judge the entries of a batch."""
-        fmask = batch[(batch["kind"] == Kind.BASE) & (batch["addr"] == MSR_FMASK)]
-        entries = (batch["kind"] == Kind.ENTRY) & ((batch["flags"] & Flag.UNREADABLE) == 0)
+        kind = batch["kind"]
+        fmask = batch.take(np.flatnonzero((kind == Kind.BASE) & (batch["addr"] == MSR_FMASK)))
+        entries = (kind == Kind.ENTRY) & ((batch["flags"] & Flag.UNREADABLE) == 0)
         judged: list[Judged] = []
         for index in np.flatnonzero(entries & ((batch["rflags"] & JUDGED_FLAGS) != 0)):
-            row = batch[index : index + 1]
-            known = fmask[fmask["seq"] < row["seq"][0]]
-            draft = self._flags(row, int(known["value"][-1]) if len(known) else self._fmask)
+            row = batch.row(int(index))
+            known = fmask["value"][fmask["seq"] < row["seq"][0]]
+            draft = self._flags(row, int(known[-1]) if len(known) else self._fmask)
             if draft is not None:
                 judged.append((draft, row, None))
         nested = entries & ~is_user(batch) & (batch["mode"] == 64) & ((batch["flags"] & Flag.IST) == 0)
-        rows = batch[nested]
-        places = np.stack((rows["rip"], rows["rsp"] & np.uint64(15), rows["rbp"] == rows["rsp"]), axis=1)
-        for index in np.sort(np.unique(places, axis=0, return_index=True)[1]) if len(rows) else ():
-            row = rows[index : index + 1]
+        judged += self._red_zones(batch.take(np.flatnonzero(nested)))
+        if len(fmask):
+            self._fmask = int(fmask["value"][-1])
+        return judged
+
+    def _red_zones(self, rows: Columns) -> list[Judged]:
+        """Judge each interrupted place once; a draft for every event at it would only be counted."""
+        if not len(rows):
+            return []
+        alias = (rows["rbp"] == rows["rsp"]).astype(np.uint64)
+        places = rows["rip"] ^ (alias << np.uint64(60)) ^ ((rows["rsp"] & np.uint64(15)) << np.uint64(52))
+        judged: list[Judged] = []
+        for index in np.sort(np.unique(places, return_index=True)[1]):
+            row = rows.row(int(index))
             draft = self._red_zone(row)
             if draft is not None:
                 judged.append((draft, row, None))
-        if len(fmask):
-            self._fmask = int(fmask["value"][-1])
         return judged
 
     def _flags(self, row: Batch, fmask: int | None) -> Draft | None:

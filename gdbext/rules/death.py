@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gdbext.arch import vectors
+from gdbext.events.columns import Columns
 from gdbext.events.row import Batch, Kind
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.history import History
@@ -13,11 +14,11 @@ SHOWN = 8
 """Events named in the cause."""
 
 
-def judge(batch: Batch, history: History) -> list[Judged]:
+def judge(batch: Columns, history: History) -> list[Judged]:
     """One draft per row that says the machine died."""
     judged: list[Judged] = []
     for index in np.flatnonzero(batch["kind"] == Kind.DIED):
-        row = batch[index : index + 1]
+        row = batch.row(int(index))
         last = history.before(int(row["seq"][0]))
         last = last[(last["kind"] == Kind.ENTRY) | (last["kind"] == Kind.EXIT)][-SHOWN:]
         entries = last[last["kind"] == Kind.ENTRY]

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from gdbext.events.columns import Columns
 from gdbext.events.row import Batch, Flag, Kind
 from gdbext.ledger.compare import is_call, is_user, space
 from gdbext.rules import codes as code_table
@@ -33,7 +34,7 @@ from gdbext.rules.switches import SwitchJudge
 class Judge(Protocol):
     """One family of rules."""
 
-    def feed(self, batch: Batch) -> list[Judged]:
+    def feed(self, batch: Columns) -> list[Judged]:
         """Judge a batch whose rows are in order of ``seq``; the verdict must not depend on where batches are cut."""
 
 
@@ -95,11 +96,11 @@ class Engine:
         """Judge `batch` (rows in order of ``seq``); return the findings that are the first of their kind."""
         if not len(batch):
             return []
-        batch = np.ascontiguousarray(batch)
-        self.history.begin(batch)
-        self._count(batch)
-        judged = [item for judge in self._judges for item in judge.feed(batch)]
-        judged += death.judge(batch, self.history)
+        columns = Columns(np.ascontiguousarray(batch))
+        self.history.begin(columns.rows)
+        self._count(columns)
+        judged = [item for judge in self._judges for item in judge.feed(columns)]
+        judged += death.judge(columns, self.history)
         self.counts.identical = self._resume.identical
         self.counts.unmatched = self._resume.unmatched
         unbalanced = {int(row["seq"][0]) for draft, row, _ in judged if draft.code == "CW301"}
@@ -115,7 +116,7 @@ class Engine:
         """The contexts that wait to be resumed, oldest first."""
         return self._resume.pending()
 
-    def _count(self, batch: Batch) -> None:
+    def _count(self, batch: Columns) -> None:
         kind = batch["kind"]
         entry = kind == Kind.ENTRY
         self.counts.entries += int(entry.sum())

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from gdbext.arch import vectors
 from gdbext.arch.registers import MSR_GS_BASE
+from gdbext.events.columns import Columns, Joined
 from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import Bools, is_user
 from gdbext.rules.draft import Draft, Judged
@@ -37,14 +38,14 @@ MAY_HIT_WINDOW: Final = (vectors.NMI, vectors.DB, vectors.MC, vectors.DF)
 class _Line:
     """The events of one CPU in order, with the carried ones in front."""
 
-    rows: Batch
+    rows: Joined
     parity: Parity
     fresh: Bools
 
-    def back(self, steps: int) -> tuple[Batch, Parity]:
-        """Each event's predecessor `steps` before; the first ones get the first event (and fail every test)."""
-        index = np.maximum(np.arange(len(self.rows)) - steps, 0)
-        return self.rows[index], self.parity[index]
+    def back(self) -> tuple[Columns, Parity]:
+        """Each event's predecessor; the first one gets itself (and fails every test)."""
+        index = np.maximum(np.arange(len(self.rows)) - 1, 0)
+        return self.rows.take(index), self.parity[index]
 
 
 class GsJudge:
@@ -56,8 +57,8 @@ class GsJudge:
         self._in_window: dict[int, list[tuple[int, int]]] = {}
         self._user_rsp: dict[int, int] = {}
         self._swaps_since: int | None = None
-        self.kernel_bases: list[tuple[Batch, str]] = []
-        """Of the last batch: events, and the column in which the kernel's base stands there by count."""
+        self.kernel_bases: list[tuple[Columns, npt.NDArray[np.intp], str]] = []
+        """Of the last batch: events, positions, and the column in which the kernel's base stands there by count."""
         self._exit_swaps: dict[int, int] = {}
         self._entry_swaps: dict[int, int] = {}
 
@@ -66,47 +67,51 @@ class GsJudge:
         """The event at which the kernel was first seen to swap on an entry from user mode, or None."""
         return self._swaps_since
 
-    def feed(self, batch: Batch) -> list[Judged]:
+    def feed(self, batch: Columns) -> list[Judged]:
         """Judge a batch in order of ``seq``."""
-        batch = batch[_relevant(batch)]
+        relevant = batch.take(np.flatnonzero(_relevant(batch)))
         self.kernel_bases = []
-        if not len(batch):
+        if not len(relevant):
             return []
-        parity = self._count.count(batch)
-        kind, user = batch["kind"], is_user(batch)
+        parity = self._count.count(relevant)
+        kind, user = relevant["kind"], is_user(relevant)
         crossing = ((kind == Kind.ENTRY) | (kind == Kind.EXIT)) & user & (parity == USER)
         nested = (kind == Kind.ENTRY) & ~user & (parity == KERNEL)
-        self.kernel_bases = [(batch[crossing], "kernel_gs_base"), (batch[nested], "gs_base")]
+        self.kernel_bases = [
+            (relevant, np.flatnonzero(crossing), "kernel_gs_base"),
+            (relevant, np.flatnonzero(nested), "gs_base"),
+        ]
         judged: list[Judged] = []
-        for cpu in np.unique(batch["cpu"]):
-            mine = batch["cpu"] == cpu
-            judged += self._one_cpu(int(cpu), batch[mine], parity[mine])
+        cpus = relevant["cpu"]
+        for cpu in np.unique(cpus):
+            mine = np.flatnonzero(cpus == cpu)
+            judged += self._one_cpu(int(cpu), relevant.take(mine), parity[mine])
         return judged
 
     def parity_of(self, cpu: int) -> int:
         """The parity of a CPU after the last event: USER, KERNEL or UNKNOWN."""
         return self._count.after(cpu)
 
-    def _one_cpu(self, cpu: int, rows: Batch, parity: Parity) -> list[Judged]:
-        old, old_parity = self._carried.get(cpu, (rows[:0], parity[:0]))
-        fresh = np.concatenate((np.zeros(len(old), bool), np.ones(len(rows), bool)))
-        line = _Line(np.concatenate((old, rows)), np.concatenate((old_parity, parity)), fresh)
-        self._carried[cpu] = line.rows[-LOOK_BACK:], line.parity[-LOOK_BACK:]
+    def _one_cpu(self, cpu: int, rows: Columns, parity: Parity) -> list[Judged]:
+        old, old_parity = self._carried.get(cpu, (rows.rows[:0], parity[:0]))
+        fresh = np.arange(len(old) + len(rows)) >= len(old)
+        line = _Line(Joined(old, rows), np.concatenate((old_parity, parity)), fresh)
+        self._carried[cpu] = line.rows.last(LOOK_BACK), line.parity[-LOOK_BACK:]
         self._learn(line)
         judged: list[Judged] = []
         on_user_stack = self._on_user_stack(line, cpu)
-        for index in np.flatnonzero((self._odd(line) | on_user_stack) & line.fresh):
+        for index in np.flatnonzero((self._odd(line) | on_user_stack) & line.fresh).tolist():
             if on_user_stack[index]:
-                row = line.rows[index : index + 1]
+                row = line.rows.row(index)
                 judged.append((_on_users_stack(row), row, None))
             if self._swaps_since is not None and line.rows["seq"][index] > self._swaps_since:
-                judged += self._judge(line, cpu, int(index))
+                judged += self._judge(line, cpu, index)
         return judged
 
     def _learn(self, line: _Line) -> None:
         """When swaps began, and which swapgs serve entries and exits, each with the event that showed it."""
         rows, parity = line.rows, line.parity
-        before, before_parity = line.back(1)
+        before, before_parity = line.back()
         if self._swaps_since is None:
             swaps = (rows["kind"] == Kind.SWAPGS) & (before["kind"] == Kind.ENTRY) & is_user(before)
             hits = np.flatnonzero(swaps)
@@ -126,7 +131,7 @@ class GsJudge:
         """Events that need a look: anything but the regular entry, swap, swap, exit."""
         rows, parity = line.rows, line.parity
         kind, user = rows["kind"], is_user(rows)
-        before, before_parity = line.back(1)
+        before, before_parity = line.back()
         entry, exit_ = kind == Kind.ENTRY, kind == Kind.EXIT
         odd = exit_ & user & (parity == KERNEL)
         odd |= exit_ & ~user & (parity == USER)
@@ -156,7 +161,7 @@ class GsJudge:
 
     def _judge(self, line: _Line, cpu: int, index: int) -> list[Judged]:
         rows, parity = line.rows, line.parity
-        row = rows[index : index + 1]
+        row = rows.row(index)
         kind, user = int(row["kind"][0]), bool(is_user(row)[0])
         judged = self._judge_before(line, index)
         if judged and kind == Kind.EXIT:
@@ -177,8 +182,8 @@ class GsJudge:
         """What this event tells about the one before it."""
         if index < 1:
             return []
-        row, last = line.rows[index : index + 1], line.rows[index - 1 : index]
-        two = line.rows[index - 2 : index - 1] if index > 1 else None
+        row, last = line.rows.row(index), line.rows.row(index - 1)
+        two = line.rows.row(index - 2) if index > 1 else None
         swapped = last["kind"][0] == Kind.SWAPGS and line.parity[index - 1] == KERNEL
         if swapped and two is not None and _from_kernel(two) and line.parity[index - 2] == KERNEL:
             return [(_entry_swapped(two), last, two)] if self._belongs_to_entry(last, row) else []
@@ -206,9 +211,9 @@ class GsJudge:
 
     def _exit_to_user(self, line: _Line, index: int) -> list[Judged]:
         """The kernel's base is active at a return to user mode: who swapped wrongly?"""
-        row = line.rows[index : index + 1]
-        last = line.rows[index - 1 : index] if index else row
-        two = line.rows[index - 2 : index - 1] if index > 1 else None
+        row = line.rows.row(index)
+        last = line.rows.row(index - 1) if index else row
+        two = line.rows.row(index - 2) if index > 1 else None
         if last["kind"][0] == Kind.SWAPGS and two is not None:
             if two["kind"][0] == Kind.SWAPGS:
                 return [(_swapped_twice(two), row, None)]
@@ -216,7 +221,7 @@ class GsJudge:
             if _from_user(two) and serves_exits is not None and serves_exits < int(row["seq"][0]):
                 return [(_never_swapped(two), two, None)]
             if _from_kernel(two) and line.parity[index - 2] == USER:
-                three = line.rows[index - 3 : index - 2] if index > 2 else None
+                three = line.rows.row(index - 3) if index > 2 else None
                 return [(_not_paranoid(two, three), two, None)]
         return [(_wrong_at_exit(row, "user"), row, None)]
 
@@ -231,12 +236,12 @@ class GsJudge:
 
     def _gs_access(self, line: _Line, index: int) -> list[Judged]:
         """A gs: access on the user's base: blame what left it active, once."""
-        row = line.rows[index : index + 1]
-        last = line.rows[index - 1 : index] if index else row
+        row = line.rows.row(index)
+        last = line.rows.row(index - 1) if index else row
         last_kind = int(last["kind"][0])
         if last_kind in (Kind.GS_ACCESS, Kind.BASE) or _from_kernel(last):
             return []
-        two = line.rows[index - 2 : index - 1] if index > 1 else None
+        two = line.rows.row(index - 2) if index > 1 else None
         if last_kind == Kind.SWAPGS:
             nested = two is not None and _from_kernel(two)
             return [] if nested else [(_access_after_swap(row, last), last, None)]
@@ -245,7 +250,7 @@ class GsJudge:
         return [(_access_unswapped(row, None), row, None)]
 
 
-def _relevant(batch: Batch) -> Bools:
+def _relevant(batch: Columns) -> Bools:
     kind = batch["kind"]
     chosen = (kind == Kind.ENTRY) | (kind == Kind.EXIT) | (kind == Kind.SWAPGS) | (kind == Kind.GS_ACCESS)
     chosen |= (kind == Kind.BASE) & (batch["addr"] == MSR_GS_BASE)

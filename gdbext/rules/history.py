@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final
 
 import numpy as np
 
-from gdbext.events.row import ROW, Batch, Kind
+from gdbext.events.row import ROW, Batch, Kind, concat
 from gdbext.ledger.compare import is_user, space
 
 CAPACITY: Final = 2048
@@ -16,23 +17,25 @@ class History:
     """The last CAPACITY rows before the batch at hand, and the part of it already judged."""
 
     def __init__(self) -> None:
-        self._past: Batch = np.zeros(0, ROW)
-        self._now: Batch = self._past
+        self._past: deque[Batch] = deque()
+        self._kept = 0
+        self._now: Batch = np.zeros(0, ROW)
 
     def begin(self, batch: Batch) -> None:
         """`batch` is about to be judged; the one before becomes past."""
-        if self._now.dtype != self._past.dtype:
-            self._past = self._now[:0]
-        self._past = np.concatenate((self._past[-CAPACITY:], self._now[-CAPACITY:]))[-CAPACITY:]
+        if len(self._now):
+            self._past.append(self._now[-CAPACITY:].copy())
+            self._kept += len(self._past[-1])
+        while self._past and self._kept - len(self._past[0]) >= CAPACITY:
+            self._kept -= len(self._past.popleft())
         self._now = batch
 
     def before(self, seq: int) -> Batch:
         """The rows with an event number below `seq`, oldest first, CAPACITY at most."""
-        now = self._now[self._now["seq"] < seq][-CAPACITY:]
-        past = self._past[self._past["seq"] < seq] if len(self._past) else self._past
-        if past.dtype != now.dtype or not len(past):
-            return now
-        return np.concatenate((past, now))[-CAPACITY:]
+        parts = [*self._past, self._now]
+        kept = [part[part["seq"] < seq] for part in parts if len(part) and part["seq"][0] < seq]
+        rows = concat(kept) if kept else self._now[:0]
+        return rows[-CAPACITY:]
 
     def entries_between(self, after: int, upto: int) -> int:
         """How many entries have event numbers above `after` and up to `upto` (within the rows kept)."""

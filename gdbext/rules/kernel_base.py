@@ -6,12 +6,13 @@ Only of kernels that swap; to others the MSR means nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from gdbext.arch.addresses import is_canonical, is_high_half
+from gdbext.events.columns import Columns
 from gdbext.events.row import Batch, Flag
 from gdbext.ledger.compare import space
 from gdbext.rules.draft import Draft, Judged
@@ -20,6 +21,10 @@ from gdbext.rules.gs import GsJudge
 
 STEADY: Final = 4
 """Sightings, under two address spaces at least, after which a base counts as its CPU's own."""
+
+
+Triples = npt.NDArray[Any]
+"""(CPU, base, address space), one a line."""
 
 
 @dataclass(slots=True)
@@ -38,39 +43,42 @@ class KernelBaseJudge:
         self._told: set[tuple[int, int]] = set()
         self._seen: dict[int, dict[int, _Sighting]] = {}
 
-    def feed(self, batch: Batch) -> list[Judged]:
+    def feed(self, batch: Columns) -> list[Judged]:
         """Judge the events of the batch that the GS rules have just seen."""
         since = self._gs.swaps_since
         if since is None:
             return []
-        parts = []
-        for rows, column in self._gs.kernel_bases:
+        parts, positions = [], []
+        for rows, index, column in self._gs.kernel_bases:
             missing = Flag.NO_KERNEL_GS if column == "kernel_gs_base" else Flag.NO_BASES
-            rows = rows[(rows["seq"] > since) & ((rows["flags"] & missing) == 0) & (rows["mode"] == 64)]
-            parts.append((rows, np.stack((rows["cpu"].astype(np.uint64), rows[column], space(rows)), axis=1)))
-        rows = np.concatenate([rows for rows, _ in parts])
-        triples = np.concatenate([triples for _, triples in parts])
-        if not len(rows):
+            fit = (rows["seq"] > since) & ((rows["flags"] & missing) == 0) & (rows["mode"] == 64)
+            index = index[fit[index]]
+            part = rows.take(index)
+            parts.append(np.stack((part["cpu"].astype(np.uint64), part[column], space(part)), axis=1))
+            positions.append(index)
+        at_rows = np.concatenate(positions) if positions else np.zeros(0, np.intp)
+        if not len(at_rows):
             return []
-        order = np.argsort(rows["seq"], kind="stable")
-        rows, triples = rows[order], triples[order]
-        unique, first, counts = np.unique(triples, axis=0, return_index=True, return_counts=True)
+        order = np.argsort(at_rows, kind="stable")
+        at_rows, triples = at_rows[order], np.concatenate(parts)[order]
+        rows = self._gs.kernel_bases[0][0]
+        unique, first, counts = _distinct(triples)
         judged: list[Judged] = []
         if self._shared(unique):
-            for at in range(len(rows)):
-                judged += self._see(triples[at], 1, rows[at : at + 1])
+            for at in range(len(at_rows)):
+                judged += self._see(triples[at], 1, rows.row(int(at_rows[at])))
         else:
             for at in np.argsort(first):
-                judged += self._see(unique[at], int(counts[at]), rows[first[at] : first[at] + 1])
+                judged += self._see(unique[at], int(counts[at]), rows.row(int(at_rows[first[at]])))
         return judged
 
-    def _shared(self, unique: npt.NDArray[np.uint64]) -> bool:
+    def _shared(self, unique: Triples) -> bool:
         """True if two CPUs were seen with one base: then the order of single events matters."""
         pairs = {(int(cpu), int(base)) for cpu, base, _ in unique}
         pairs |= {(cpu, base) for cpu, seen in self._seen.items() for base in seen}
         return len({base for _, base in pairs}) < len(pairs)
 
-    def _see(self, triple: npt.NDArray[np.uint64], count: int, row: Batch) -> list[Judged]:
+    def _see(self, triple: Triples, count: int, row: Batch) -> list[Judged]:
         cpu, base, cr3 = (int(value) for value in triple)
         sighting = self._seen.setdefault(cpu, {}).setdefault(base, _Sighting())
         new = sighting.count == 0
@@ -95,6 +103,17 @@ class KernelBaseJudge:
             if not theirs:
                 return other
         return None
+
+
+def _distinct(triples: Triples) -> tuple[Triples, Triples, Triples]:
+    """The distinct rows of `triples`, where each is first, and how often it is there."""
+    key = (
+        triples[:, 0]
+        ^ (triples[:, 1] * np.uint64(0x9E3779B97F4A7C15))
+        ^ (triples[:, 2] * np.uint64(0xC2B2AE3D27D4EB4F))
+    )
+    _, first, counts = np.unique(key, return_index=True, return_counts=True)
+    return triples[first], first, counts
 
 
 def _implausible(base: int, row: Batch) -> list[Draft]:

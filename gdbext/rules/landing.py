@@ -11,7 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from gdbext.events.row import Batch, Flag, Kind
+import numpy as np
+
+from gdbext.events.columns import Array, Columns
+from gdbext.events.row import Flag, Kind
 from gdbext.ledger.compare import Bools, is_user, space
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
@@ -40,13 +43,15 @@ class LandingJudge:
         self._owner: dict[int, Thread | None] = {}
         self._suspected: dict[Thread, Judged] = {}
 
-    def feed(self, batch: Batch) -> list[Judged]:
+    def feed(self, batch: Columns) -> list[Judged]:
         """Judge the entries from user mode that pushed a frame; IST stacks belong to nobody."""
-        rows = batch[_landings(batch)]
+        rows = batch.take(np.flatnonzero(_landings(batch)))
         judged: list[Judged] = []
-        spaces, bases, frames = space(rows).tolist(), rows["fs_base"].tolist(), rows["frame"].tolist()
-        for at, (cr3, base, frame) in enumerate(zip(spaces, bases, frames, strict=True)):
-            thread = (cr3, base)
+        if not len(rows):
+            return judged
+        spaces, bases, frames = space(rows), rows["fs_base"], rows["frame"]
+        for at in self._unsettled(spaces, bases, frames):
+            thread, frame = (int(spaces[at]), int(bases[at])), int(frames[at])
             if thread in self._suspected:
                 judged.append(self._suspected.pop(thread))
             own = self._own.get(thread)
@@ -57,9 +62,26 @@ class LandingJudge:
             if owner is None or own is None:
                 self._settle(thread, frame)
             else:
-                row = rows[at : at + 1].copy()
+                row = rows.row(at).copy()
                 self._suspected.setdefault(owner, (_wrong_stack(thread, owner, own.frame, frame), row, None))
         return judged
+
+    def _unsettled(self, spaces: Array, bases: Array, frames: Array) -> list[int]:
+        """Positions that need a look; the rest, of settled threads that land where they always do, is counted."""
+        key = spaces ^ (bases * np.uint64(0x9E3779B97F4A7C15))
+        _, first, which, counts = np.unique(key, return_index=True, return_inverse=True, return_counts=True)
+        regular = frames == frames[first][which]
+        settled = np.zeros(len(first), bool)
+        for group, at in enumerate(first):
+            thread = (int(spaces[at]), int(bases[at]))
+            own = self._own.get(thread)
+            if own is None or own.frame != int(frames[at]) or own.count < STEADY or thread in self._suspected:
+                continue
+            if regular[which == group].all():
+                settled[group] = True
+                own.count += int(counts[group])
+        positions: list[int] = np.flatnonzero(~settled[which]).tolist()
+        return positions
 
     def _landlord(self, thread: Thread, own: _Own | None, frame: int) -> Thread | None:
         """The other thread whose stack this is, if both have a stack of their own; else None."""
@@ -81,7 +103,7 @@ class LandingJudge:
             self._owner[frame] = None  # shared by several threads: nobody's
 
 
-def _landings(batch: Batch) -> Bools:
+def _landings(batch: Columns) -> Bools:
     chosen = (batch["kind"] == Kind.ENTRY) & is_user(batch) & (batch["frame"] != 0)
     landings: Bools = chosen & ((batch["flags"] & (Flag.IST | Flag.UNREADABLE)) == 0)
     return landings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gdbext.arch import vectors
+from gdbext.events.columns import Columns
 from gdbext.events.row import Batch, Flag, Kind
 from gdbext.ledger.compare import is_user
 from gdbext.rules.draft import Draft, Judged
@@ -22,7 +23,7 @@ class NestingJudge:
         self._nested_nmi = policy.nested_nmi
         self._live: dict[int, list[Batch]] = {}
 
-    def feed(self, batch: Batch) -> list[Judged]:
+    def feed(self, batch: Columns) -> list[Judged]:
         """Judge a batch in order of ``seq``; only NMIs, IST entries and the exits behind them are looked at."""
         kind = batch["kind"]
         special = (kind == Kind.ENTRY) & (((batch["flags"] & Flag.IST) != 0) | (batch["vector"] == vectors.NMI))
@@ -30,7 +31,7 @@ class NestingJudge:
             return []
         judged: list[Judged] = []
         for index in np.flatnonzero(special | (kind == Kind.EXIT)):
-            row = batch[index : index + 1]
+            row = batch.row(int(index))
             cpu = int(row["cpu"][0])
             live = self._live.setdefault(cpu, [])
             if special[index]:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from gdbext.events.row import Batch, Kind
+from gdbext.events.columns import Columns
+from gdbext.events.row import Kind
 from gdbext.ledger.compare import Bools, is_user
 
 UNKNOWN, USER, KERNEL = -1, 0, 1
@@ -25,7 +26,7 @@ class ParityCount:
 
     _after: dict[int, int] = field(default_factory=dict)
 
-    def count(self, batch: Batch) -> Parity:
+    def count(self, batch: Columns) -> Parity:
         """The parity before each row takes effect: USER, KERNEL, or UNKNOWN before a CPU's first sight of CPL 3."""
         parity = np.full(len(batch), UNKNOWN, np.int8)
         synced = sync_points(batch)
@@ -59,7 +60,7 @@ class ParityCount:
         return result
 
 
-def sync_points(batch: Batch) -> Bools:
+def sync_points(batch: Columns) -> Bools:
     """Rows after which the user's base is active by definition: entries from and exits to CPL 3."""
     kind = batch["kind"]
     points: Bools = ((kind == Kind.ENTRY) | (kind == Kind.EXIT)) & is_user(batch)

@@ -12,7 +12,8 @@ from typing import Final
 import numpy as np
 
 from gdbext.arch import vectors
-from gdbext.events.row import Batch, Flag, Kind
+from gdbext.events.columns import Columns
+from gdbext.events.row import Batch, Flag, Kind, concat
 from gdbext.ledger import compare
 from gdbext.ledger.compare import BIT, agreement, differences, is_call, is_user, keys, space
 from gdbext.ledger.pairing import pair
@@ -42,30 +43,34 @@ class ResumeJudge:
         self.identical = 0
         self.unmatched = 0
 
-    def feed(self, batch: Batch) -> list[Judged]:
+    def feed(self, batch: Columns) -> list[Judged]:
         """Judge a batch; its rows are in order of ``seq``."""
         suspicious = returns.suspicious(batch, self._policy)
         pairs = pair(batch, self._law, suspicious)
         self.identical += len(pairs.exits)
         self.unmatched += int(((batch["kind"] == Kind.EXIT) & (batch["flags"] & Flag.SELF != 0)).sum())
         judged: list[Judged] = []
-        for index in pairs.rest:
-            row = batch[index : index + 1]
+        if not len(pairs.rest):
+            return judged
+        rest = batch.take(pairs.rest)
+        known = keys(rest).tolist()
+        for at, index in enumerate(pairs.rest.tolist()):
+            row = batch.row(index)
             if row["flags"][0] & Flag.UNREADABLE:
                 continue
             if row["kind"][0] == Kind.ENTRY:
-                self._pending.add(int(keys(row)[0]), row)
+                self._pending.add(known[at], row)
                 continue
             spanning = pairs.entries[(pairs.entries < index) & (pairs.exits > index)]
-            judged += self._judge_exit(row, batch[spanning], bool(suspicious[index]))
+            judged += self._judge_exit(row, known[at], batch.rows[spanning], bool(suspicious[index]))
         return judged
 
     def pending(self) -> Batch:
         """The contexts that wait to be resumed."""
         return self._pending.all()
 
-    def _judge_exit(self, row: Batch, spanning: Batch, suspicious: bool) -> Iterator[Judged]:
-        entry, mask = self._take_exact(row)
+    def _judge_exit(self, row: Batch, key: int, spanning: Batch, suspicious: bool) -> Iterator[Judged]:
+        entry, mask = self._take_exact(row, key)
         if entry is None:
             yield from self._judge_unmatched(row, spanning, suspicious)
             return
@@ -79,9 +84,9 @@ class ResumeJudge:
             for draft in returns.judge_exit(row, entry, self._policy):
                 yield draft, row, entry
 
-    def _take_exact(self, row: Batch) -> tuple[Batch | None, int]:
+    def _take_exact(self, row: Batch, key: int) -> tuple[Batch | None, int]:
         """The pending entry with this RIP, RSP and address space that differs least (newest first), consumed."""
-        slots = self._pending.find(int(keys(row)[0]))
+        slots = self._pending.find(key)
         if not slots:
             return None, 0
         rows = self._pending.rows(slots)
@@ -95,7 +100,7 @@ class ResumeJudge:
         pending = self._pending.all()
         if not len(spanning):
             return pending
-        both = np.concatenate((pending, spanning)) if len(pending) else spanning
+        both = concat((pending, spanning)) if len(pending) else spanning
         ordered: Batch = both[np.argsort(both["seq"], kind="stable")]
         return ordered
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gdbext.arch import flags as rf
+from gdbext.events.columns import Rows
 from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import Bools, is_user
 from gdbext.rules.draft import Draft
@@ -12,7 +13,7 @@ from gdbext.rules.finding import Difference
 from gdbext.rules.policy import Policy
 
 
-def suspicious(batch: Batch, policy: Policy) -> Bools:
+def suspicious(batch: Rows, policy: Policy) -> Bools:
     """Exits that break an invariant of returns: True in a mask over the batch."""
     kind = batch["kind"]
     exits = kind == Kind.EXIT
@@ -24,7 +25,7 @@ def suspicious(batch: Batch, policy: Policy) -> Bools:
     return result
 
 
-def noncanonical(batch: Batch) -> Bools:
+def noncanonical(batch: Rows) -> Bools:
     """True where RIP is not canonical (48-bit linear addresses)."""
     top = batch["rip"] >> np.uint64(47)
     result: Bools = (batch["mode"] == 64) & (top != 0) & (top != 0x1FFFF)

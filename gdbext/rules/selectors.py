@@ -8,15 +8,19 @@ descriptor of the kernel's own stack segment, and one on which an ``iret`` fault
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from gdbext.arch import flags as rf
 from gdbext.arch import vectors
 from gdbext.arch.registers import MSR_STAR
-from gdbext.events.row import Batch, Flag, How, Kind
+from gdbext.events.columns import Columns, Rows
+from gdbext.events.row import Batch, Flag, How, Kind, concat
 from gdbext.ledger.compare import Bools, is_user
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 
+KEPT = 16
+"""Events of a CPU looked back over: the exit that loaded a pair is a few events before the entry it shows at."""
 _INDEX = 0xFFF8
 _RETURN_FAULTS = (vectors.TS, vectors.NP, vectors.SS, vectors.GP)
 
@@ -29,43 +33,48 @@ class SelectorJudge:
         self._carried: dict[int, Batch] = {}
         self._told: set[tuple[int, int]] = set()
 
-    def feed(self, batch: Batch) -> list[Judged]:
+    def feed(self, batch: Columns) -> list[Judged]:
         """Judge a batch in order of ``seq``."""
         kind = batch["kind"]
-        rows = batch[((kind == Kind.ENTRY) | (kind == Kind.EXIT)) & ((batch["flags"] & Flag.UNREADABLE) == 0)]
-        rows = rows[(rows["flags"] & Flag.SELF) == 0]
-        self._learn(rows)
+        chosen = ((kind == Kind.ENTRY) | (kind == Kind.EXIT)) & ((batch["flags"] & (Flag.UNREADABLE | Flag.SELF)) == 0)
+        rows = batch.take(np.flatnonzero(chosen))
         judged: list[Judged] = []
-        for cpu in np.unique(rows["cpu"]):
-            mine = rows[rows["cpu"] == cpu]
-            old = self._carried.get(int(cpu), mine[:0])
-            line = np.concatenate((old, mine))
-            for index in np.flatnonzero(self._odd(line)):
-                if index >= len(old):
-                    judged += self._judge(line, int(index))
-            shown = line[_framed_from_user(line)][-1:]
-            last = np.concatenate((_loader(line, shown), _returns(line)[-1:], shown, line[-1:]))
-            self._carried[int(cpu)] = last[np.unique(last["seq"], return_index=True)[1]]
+        if not len(rows):
+            return judged
+        self._learn(rows)
+        odd, cpus = self._odd(rows), rows["cpu"]
+        for cpu in np.unique(cpus):
+            mine = np.flatnonzero(cpus == cpu)
+            for index in mine[odd[mine]].tolist():
+                judged += self._judge(self._line(int(cpu), rows, mine[mine <= index]))
+            self._carried[int(cpu)] = _worth_keeping(self._line(int(cpu), rows, mine[-KEPT:]))
         return judged
 
-    def _learn(self, rows: Batch) -> None:
-        """Descriptors that kernel code runs on, with the event that showed each."""
-        own = rows[(rows["kind"] == Kind.ENTRY) & ~is_user(rows) & ((rows["ss"] & _INDEX) != 0)]
-        indices, first = np.unique(own["ss"] & _INDEX, return_index=True)
-        for index, at in zip(indices, first, strict=True):
-            self._kernel.setdefault(int(index), int(own["seq"][at]))
+    def _line(self, cpu: int, rows: Columns, mine: npt.NDArray[np.intp]) -> Batch:
+        """The last events of `cpu` up to the last of `mine`, what was carried over in front."""
+        new = concat([rows.row(int(at)) for at in mine[-KEPT:]])
+        old = self._carried.get(cpu, new[:0])
+        return concat((old, new))
 
-    def _odd(self, line: Batch) -> Bools:
-        framed = _framed_from_user(line) | ((line["kind"] == Kind.EXIT) & is_user(line) & (line["how"] == How.IRET))
-        kernels = np.isin(line["ss"] & _INDEX, list(self._kernel)) if self._kernel else np.zeros(len(line), bool)
-        faults = (line["kind"] == Kind.ENTRY) & ~is_user(line) & np.isin(line["vector"], _RETURN_FAULTS)
-        odd: Bools = (framed & (((line["ss"] & 3) != 3) | kernels) & ((line["rflags"] & rf.VM) == 0)) | faults
+    def _learn(self, rows: Columns) -> None:
+        """Descriptors that kernel code runs on, with the event that showed each."""
+        own = np.flatnonzero((rows["kind"] == Kind.ENTRY) & ~is_user(rows) & ((rows["ss"] & _INDEX) != 0))
+        indices, first = np.unique(rows["ss"][own] & _INDEX, return_index=True)
+        for index, at in zip(indices, first, strict=True):
+            self._kernel.setdefault(int(index), int(rows["seq"][own[at]]))
+
+    def _odd(self, rows: Columns) -> Bools:
+        framed = _framed_from_user(rows) | ((rows["kind"] == Kind.EXIT) & is_user(rows) & (rows["how"] == How.IRET))
+        kernels = np.isin(rows["ss"] & _INDEX, list(self._kernel)) if self._kernel else np.zeros(len(rows), bool)
+        faults = (rows["kind"] == Kind.ENTRY) & ~is_user(rows) & np.isin(rows["vector"], _RETURN_FAULTS)
+        odd: Bools = (framed & (((rows["ss"] & 3) != 3) | kernels) & ((rows["rflags"] & rf.VM) == 0)) | faults
         return odd
 
-    def _judge(self, line: Batch, index: int) -> list[Judged]:
-        row = line[index : index + 1]
+    def _judge(self, line: Batch) -> list[Judged]:
+        """Judge the last event of `line`."""
+        row = line[-1:]
         if not bool(is_user(row)[0]):
-            return self._judge_fault(line, index)
+            return self._judge_fault(line)
         pair = int(row["cs"][0]), int(row["ss"][0])
         why = self._why(row)
         if pair in self._told or not why:
@@ -73,7 +82,7 @@ class SelectorJudge:
         self._told.add(pair)
         blamed = row
         if row["kind"][0] == Kind.ENTRY:
-            before = _returns(line[:index])[-1:]
+            before = _returns(line[:-1])[-1:]
             blamed = before if len(before) else row
         return [(_draft(blamed, pair, why), row, None)]
 
@@ -86,9 +95,9 @@ class SelectorJudge:
             return "SS names the descriptor of the kernel's own stack segment"
         return ""
 
-    def _judge_fault(self, line: Batch, index: int) -> list[Judged]:
+    def _judge_fault(self, line: Batch) -> list[Judged]:
         """An iret to user mode that faulted on its SS, in a context that a sysret had made."""
-        row, before = line[index : index + 1], line[:index]
+        row, before = line[-1:], line[:-1]
         left = before[-1:]
         if not len(left) or left["kind"][0] != Kind.EXIT or left["pc"][0] != row["rip"][0]:
             return []
@@ -105,6 +114,14 @@ class SelectorJudge:
         return [(_draft(loaded, pair, "the iret to this context faulted on SS"), row, None)]
 
 
+def _worth_keeping(line: Batch) -> Batch:
+    """Of the events seen so far, those that later ones may be judged by."""
+    shown = line[_framed_from_user(line)][-1:]
+    last = concat((_loader(line, shown), _returns(line)[-1:], shown, line[-1:]))
+    kept: Batch = last[np.unique(last["seq"], return_index=True)[1]]
+    return kept
+
+
 def _returns(rows: Batch) -> Batch:
     """The exits to user mode."""
     found: Batch = rows[(rows["kind"] == Kind.EXIT) & is_user(rows)]
@@ -116,7 +133,7 @@ def _loader(rows: Batch, shown: Batch) -> Batch:
     return _returns(rows[rows["seq"] < shown["seq"][0]])[-1:] if len(shown) else rows[:0]
 
 
-def _framed_from_user(rows: Batch) -> Bools:
+def _framed_from_user(rows: Rows) -> Bools:
     """Entries from user mode for which the CPU pushed CS and SS."""
     how = rows["how"]
     pushed = (rows["kind"] == Kind.ENTRY) & (how != How.SYSCALL) & (how != How.SYSENTER)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from gdbext.arch import flags as rf
+from gdbext.events.columns import Columns
 from gdbext.events.row import Batch, Flag, Kind
 from gdbext.ledger.compare import is_user
 from gdbext.rules.draft import Draft, Judged
@@ -27,7 +28,7 @@ class StateJudge:
             (slot, variable, must) for slot, variable in enumerate(policy.tracked) for must in variable.implications
         ]
 
-    def feed(self, batch: Batch) -> list[Judged]:
+    def feed(self, batch: Columns) -> list[Judged]:
         """Judge the entries of a batch."""
         judged: list[Judged] = []
         if not self._rules:
@@ -39,7 +40,7 @@ class StateJudge:
             value = batch["tracked"][:, slot] & np.uint64(variable.mask)
             broken = (value != np.uint64(must.value)) if must.equal else (value == np.uint64(must.value))
             for index in np.flatnonzero(entries & settled & (user == must.in_user) & broken):
-                row = batch[index : index + 1]
+                row = batch.row(int(index))
                 judged.append((_contradicts(row, variable, must.value, int(value[index]), must.equal), row, None))
         return judged
 

@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 
 from gdbext.arch.registers import CALLEE_SAVED_32, CALLEE_SAVED_64
+from gdbext.events.columns import Columns
 from gdbext.events.row import Batch, Kind
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
@@ -20,12 +21,12 @@ class SwitchJudge:
     def __init__(self) -> None:
         self._away: dict[int, Batch] = {}
 
-    def feed(self, batch: Batch) -> list[Judged]:
+    def feed(self, batch: Columns) -> list[Judged]:
         """Judge the switches of a batch in order."""
         judged: list[Judged] = []
         kind = batch["kind"]
         for index in np.flatnonzero((kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN)):
-            row = batch[index : index + 1]
+            row = batch.row(int(index))
             stack = int(row["rsp"][0])
             if row["kind"][0] == Kind.SWITCH_OUT:
                 self._away.pop(stack, None)

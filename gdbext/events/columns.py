@@ -1,0 +1,115 @@
+"""The columns of a batch, each made contiguous once.
+
+A row is 376 bytes; a rule reads a handful of columns of every row and whole rows of very few. Reading a column out of
+packed rows costs a cache miss a row, so each is copied out once per batch and shared by all rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gdbext.events.row import ROW, Batch, concat
+
+_FIRST_GPR = ROW.fields["rax"][1] if ROW.fields else 0
+
+Array = npt.NDArray[Any]
+
+
+class Columns:
+    """Columns of `rows`, or of the rows at `index` of another Columns; made when first asked for."""
+
+    __slots__ = ("_index", "_made", "_parent", "rows")
+
+    def __init__(self, rows: Batch, parent: Columns | None = None, index: npt.NDArray[np.intp] | None = None) -> None:
+        self.rows = rows
+        self._parent = parent
+        self._index = index
+        self._made: dict[str, Array] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows) if self._index is None else len(self._index)
+
+    def __getitem__(self, name: str) -> Array:
+        found = self._made.get(name)
+        if found is None:
+            if self._parent is not None:
+                found = self._parent[name][self._index]
+            else:
+                found = np.ascontiguousarray(self.rows[name])
+            self._made[name] = found
+        return found
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns there are."""
+        return self.rows.dtype.names or ()
+
+    def gprs(self) -> Array:
+        """The sixteen general registers as an (n, 16) array."""
+        return self.memo("gprs", self._gprs)
+
+    def memo(self, name: str, make: Callable[[], Array]) -> Array:
+        """A derived column, made once."""
+        found = self._made.get(name)
+        if found is None:
+            found = self._made[name] = make()
+        return found
+
+    def take(self, index: npt.NDArray[np.intp]) -> Columns:
+        """The columns of the rows at `index` (positions in this object)."""
+        return Columns(self.rows, self, index)
+
+    def row(self, position: int) -> Batch:
+        """One whole row, as a batch of one."""
+        at = position if self._index is None else int(self._index[position])
+        if self._parent is not None:
+            return self._parent.row(at)
+        return self.rows[at : at + 1]
+
+    def _gprs(self) -> Array:
+        if self._parent is not None:
+            taken: Array = self._parent.gprs()[self._index]
+            return taken
+        rows = self.rows
+        if not len(rows):
+            return np.zeros((0, 16), "<u8")
+        return np.ascontiguousarray(np.ndarray((len(rows), 16), "<u8", rows, _FIRST_GPR, (rows.strides[0], 8)))
+
+
+class Joined(Columns):
+    """A few whole rows in front of columns: what a rule carried over from the batch before, and this one."""
+
+    __slots__ = ("_back", "_front")
+
+    def __init__(self, front: Batch, back: Columns) -> None:
+        super().__init__(back.rows)
+        self._front = front
+        self._back = back
+
+    def __len__(self) -> int:
+        return len(self._front) + len(self._back)
+
+    def __getitem__(self, name: str) -> Array:
+        return self.memo(name, lambda: np.concatenate((self._front[name], self._back[name])))
+
+    def row(self, position: int) -> Batch:
+        """One whole row, as a batch of one."""
+        if position < len(self._front):
+            return self._front[position : position + 1]
+        return self._back.row(position - len(self._front))
+
+    def last(self, count: int) -> Batch:
+        """The last `count` rows, as a batch."""
+        first = max(len(self) - count, 0)
+        return concat([self.row(at) for at in range(first, len(self))])
+
+    def _gprs(self) -> Array:
+        return np.concatenate((Columns(self._front).gprs(), self._back.gprs()))
+
+
+Rows = Batch | Columns
+"""Anything whose columns can be read by name."""
