@@ -1,0 +1,117 @@
+"""Opening a recording, whatever its format and however much of it there is."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+
+from gdbext.errors import RecordingError
+from gdbext.events.row import Batch
+from gdbext.recording import parquet
+from gdbext.recording.header import Header
+from gdbext.recording.mark import Mark
+from gdbext.recording.memory import RecordedGuest
+from gdbext.recording.parquet import ParquetFile
+from gdbext.recording.stream import StreamFile
+
+_ARROW_FILE = b"ARROW1"
+
+
+class _File(Protocol):
+    header: Header
+    simd: bool
+    schema: pa.Schema
+    flaw: str | None
+    end: Mark | None
+
+    def units(self) -> Iterator[tuple[Batch, Mark]]: ...
+
+    def close(self) -> None: ...
+
+
+class Recording:
+    """One recording, read from the start.
+
+    guest: what the rules may ask of the guest, as known at the events delivered so far.  Raises RecordingError where
+    the file is no recording, naming it and the likely cause.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.guest = RecordedGuest()
+        fd = _open(path)
+        try:
+            self._file: _File = ParquetFile(path, fd) if os.pread(fd, 4, 0) == parquet.MAGIC else StreamFile(path, fd)
+        except RecordingError as error:
+            raise RecordingError(f"{path} cannot be read", str(error), error.todo) from error
+
+    @property
+    def header(self) -> Header:
+        """What the recording says of itself."""
+        return self._file.header
+
+    @property
+    def simd(self) -> bool:
+        """Whether its rows hold SIMD state."""
+        return self._file.simd
+
+    @property
+    def flaw(self) -> str | None:
+        """Why reading ended before the recording did, in one clause; None before that and for a whole recording."""
+        return self._file.flaw
+
+    @property
+    def end(self) -> Mark | None:
+        """The last mark, with the live run's result; None until it was reached, or if there is none."""
+        return self._file.end
+
+    def units(self) -> Iterator[tuple[Batch, Mark]]:
+        """Each batch with its mark; ``guest`` knows what the mark brings when they are delivered."""
+        for batch, mark in self._file.units():
+            self.guest.learn(mark)
+            yield batch, mark
+        if self.end is not None:
+            self.guest.learn(self.end)
+
+    def batches(self) -> Iterator[Batch]:
+        """Each batch of events, in order."""
+        for batch, _ in self.units():
+            if len(batch):
+                yield batch
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        self._file.close()
+
+    def __enter__(self) -> Recording:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _open(path: Path) -> int:
+    """Open a regular file that is not empty; raises RecordingError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise RecordingError(f"{path} cannot be read", error.strerror or str(error)) from error
+    about = os.fstat(fd)
+    why, todo = "", ""
+    if stat.S_ISDIR(about.st_mode):
+        why = "it is a directory"
+    elif not stat.S_ISREG(about.st_mode):
+        why, todo = "it is no regular file", "recordings are read more than once: copy it into a file first"
+    elif about.st_size == 0:
+        why, todo = "it is empty", "the recorder died before the first event"
+    elif os.pread(fd, len(_ARROW_FILE), 0) == _ARROW_FILE:
+        why, todo = "it is an Arrow IPC file, not a stream", "give it the recording itself"
+    if why:
+        os.close(fd)
+        raise RecordingError(f"{path} cannot be read", why, todo)
+    return fd

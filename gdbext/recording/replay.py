@@ -1,0 +1,54 @@
+"""Judging a recording: the same rules over the same events with the same answers from the guest."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from gdbext.events.row import Batch
+from gdbext.recording.reader import Recording
+from gdbext.rules.engine import Engine
+from gdbext.rules.finding import Finding
+from gdbext.rules.policy import Policy
+
+
+class Replay:
+    """One pass of the rules over a recording.
+
+    policy, codes: instead of those of the live run.  max_findings: stop after so many different ones; 0: never.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        policy: Policy | None = None,
+        codes: Collection[str] | None = None,
+        max_findings: int = 0,
+    ) -> None:
+        header = recording.header
+        self.recording = recording
+        self.engine = Engine(
+            policy if policy is not None else header.policy,
+            codes=codes if codes is not None else header.codes,
+            guest=recording.guest,
+        )
+        self.stopped = False
+        """Whether `max_findings` ended it before the recording did."""
+        self._max = max_findings
+
+    def steps(self) -> Iterator[tuple[Batch, list[Finding]]]:
+        """Each batch, judged, with the findings that are the first of their kind; a last, empty one may add some."""
+        batch: Batch | None = None
+        for batch in self.recording.batches():
+            yield batch, self.engine.feed(batch)
+            if 0 < self._max <= len(self.engine.findings):
+                self.stopped = True
+                return
+        found = self.engine.finish()
+        if batch is not None and found:
+            yield batch[:0], found
+
+    def run(self) -> Engine:
+        """Go through all of it and return the engine with its findings and counts."""
+        for _ in self.steps():
+            pass
+        return self.engine

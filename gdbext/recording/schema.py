@@ -1,0 +1,127 @@
+"""The event row as Arrow columns, and back, without a Python step per row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from gdbext.errors import RecordingError
+from gdbext.events.row import FIELDS, ROW, SIMD, X87_REGISTERS, XMM_REGISTERS, Batch, empty
+
+CHUNK: Final = 1024
+"""Rows converted at once: they fit in the second-level cache, which every column walks through again."""
+_UNITS: Final = {"time": "ns", "size": "bytes", "mode": "bits"}
+_SIMD_FIELDS: Final = (
+    ("xmm", 2 * XMM_REGISTERS, "XMM registers as pairs of words, low word first, when Flag.SIMD"),
+    ("x87", 2 * X87_REGISTERS, "x87 registers, 80 bits in two words each, when Flag.SIMD"),
+    ("fctrl", 1, "x87 control word"),
+    ("fstat", 1, "x87 status word"),
+)
+
+
+class Column(NamedTuple):
+    """One column: where its values lie in a row, and what they mean."""
+
+    name: str
+    dtype: np.dtype[Any]
+    length: int
+    offset: int
+    doc: str
+
+
+def _columns() -> Iterator[Column]:
+    assert ROW.fields is not None
+    assert SIMD.fields is not None
+    for field in FIELDS:
+        yield Column(field.name, np.dtype(field.numpy), field.length, ROW.fields[field.name][1], field.doc)
+    for name, length, doc in _SIMD_FIELDS:
+        yield Column(name, np.dtype("<u8"), length, ROW.itemsize + SIMD.fields[name][1], doc)
+
+
+_ALL: Final = tuple(_columns())
+_PLAIN: Final = _ALL[: len(FIELDS)]
+
+
+def columns(simd: bool) -> tuple[Column, ...]:
+    """The columns of a recording with or without SIMD state, in order."""
+    return _ALL if simd else _PLAIN
+
+
+def has_simd(schema: pa.Schema) -> bool:
+    """Whether the recording of this schema holds SIMD state."""
+    return _SIMD_FIELDS[0][0] in schema.names
+
+
+def schema(simd: bool, metadata: dict[str, str] | None = None) -> pa.Schema:
+    """The Arrow schema: each field documented, arrays as lists of fixed size."""
+    fields = []
+    for column in columns(simd):
+        about = {"doc": column.doc} | ({"unit": _UNITS[column.name]} if column.name in _UNITS else {})
+        fields.append(pa.field(column.name, _type(column), nullable=False, metadata=about))
+    return pa.schema(fields, metadata)
+
+
+def check(found: pa.Schema) -> bool:
+    """Raise RecordingError unless the columns are ours by name, order and type; return whether SIMD is among them."""
+    simd = has_simd(found)
+    for column, field in zip(columns(simd), found, strict=False):
+        if field.name != column.name or field.type != _type(column):
+            raise RecordingError(
+                f"column {field.name!r} of type {field.type} is not what a recording has there",
+                f"{column.name} of type {_type(column)} is",
+            )
+    if len(found) != len(columns(simd)):
+        raise RecordingError(f"it has {len(found)} columns instead of {len(columns(simd))}")
+    return simd
+
+
+def to_arrow(batch: Batch, schema: pa.Schema) -> pa.RecordBatch:
+    """The rows of `batch` as an Arrow record batch."""
+    spec = columns(has_simd(schema))
+    count = len(batch)
+    views = [_view(batch, column) for column in spec]
+    whole = [np.empty(view.shape, view.dtype) for view in views]
+    for start in range(0, count, CHUNK):
+        part = slice(start, start + CHUNK)
+        for values, view in zip(whole, views, strict=True):
+            values[part] = view[part]
+    return pa.record_batch([_array(v, c) for v, c in zip(whole, spec, strict=True)], schema=schema)
+
+
+def from_arrow(record: pa.RecordBatch) -> Batch:
+    """The rows of an Arrow record batch that passed :func:`check`."""
+    simd = has_simd(record.schema)
+    batch = empty(record.num_rows, simd)
+    pairs = []
+    for array, column in zip(record.columns, columns(simd), strict=True):
+        flat = array.flatten() if column.length > 1 else array
+        view = _view(batch, column)
+        pairs.append((view, flat.to_numpy(zero_copy_only=True).reshape(view.shape)))
+    for start in range(0, record.num_rows, CHUNK):
+        part = slice(start, start + CHUNK)
+        for view, values in pairs:
+            view[part] = values[part]
+    return batch
+
+
+def _view(batch: Batch, column: Column) -> npt.NDArray[Any]:
+    """The column inside the rows, not copied: one value a row, or (rows, length)."""
+    shape = (len(batch), column.length)[: 1 + (column.length > 1)]
+    if not len(batch):
+        return np.zeros(shape, column.dtype)
+    strides = (batch.strides[0], column.dtype.itemsize)[: len(shape)]
+    return np.ndarray(shape, column.dtype, batch, column.offset, strides)
+
+
+def _type(column: Column) -> pa.DataType:
+    kind = pa.from_numpy_dtype(column.dtype)
+    return pa.list_(kind, column.length) if column.length > 1 else kind
+
+
+def _array(values: npt.NDArray[Any], column: Column) -> pa.Array:
+    flat = pa.array(values.reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, column.length) if column.length > 1 else flat
