@@ -34,9 +34,11 @@ class Kind:
     IDT = 12  # lidt: addr = base, value = limit
     AREA = 13  # a save area became known: addr = its start, value = its size (made by the reader, not by the guest)
 
+    SLOT = 14  # where learnt save areas keep a register: addr = byte offset, size = bytes, value: SLOT_NAMES[value]
+
     NAMES: Final = {
         1: "entry", 2: "exit", 3: "swapgs", 4: "base", 5: "cr3", 6: "gs-access", 7: "switch-out",
-        8: "switch-in", 9: "store", 10: "tracked", 11: "died", 12: "idt", 13: "area",
+        8: "switch-in", 9: "store", 10: "tracked", 11: "died", 12: "idt", 13: "area", 14: "slot",
     }  # fmt: skip
 
 
@@ -107,6 +109,12 @@ def _u16(name: str, doc: str) -> Field:
 def _u8(name: str, doc: str) -> Field:
     return Field(name, "u1", "uint8_t", 1, doc)
 
+
+SLOT_NAMES: Final = (
+    *GPR64, "rip", "rflags", "cs", "ss", "ds", "es", "fs", "gs", "fs_base", "gs_base", "error", "fault_rip",
+)  # fmt: skip
+"""What a slot of a save area can hold: columns of the row, the error code, and seL4's FaultIP. Append only: a
+recording holds positions in it."""
 
 STACK_WORDS: Final = 8
 TRACKED_SLOTS: Final = 4

@@ -21,7 +21,7 @@ from gdbext.code.savemap import RestoreMap, SaveMap, restore_maps, save_maps, sw
 from gdbext.code.values import FRAME, Loaded, Place
 from gdbext.events.row import Batch
 from gdbext.profiles.expression import Expression, Scope
-from gdbext.profiles.schema import REGISTERS, ProfileFile, parse
+from gdbext.profiles.schema import FXSAVE, REGISTERS, ProfileFile, parse
 
 LIMITS = Limits(instructions=40_000, calls=6)
 FEW = 6
@@ -53,7 +53,7 @@ class Learnt:
     def size(self) -> int:
         """Bytes from the area's start to the end of its last slot (or of the FXSAVE image)."""
         end = max(self.slots.values(), default=0) + self.bits // 8
-        return max(end, self.simd + 512) if self.simd is not None else end
+        return max(end, self.simd + FXSAVE) if self.simd is not None else end
 
     @property
     def never(self) -> dict[str, list[Entry]]:
@@ -80,6 +80,8 @@ class Learnt:
                 lines.append(f'current = "{self.current}"')
             if self.on_stack:
                 lines.append("stack = true")
+            if self.simd is not None:
+                lines.append(f"simd = {self.simd}")
             lines += ["", "[area.slots]", *(f"{slot} = {offset}" for slot, offset in self.slots.items())]
         return "\n".join(lines) + "\n"
 
@@ -88,12 +90,12 @@ class Learnt:
         return parse(self.profile_text(name), name)
 
 
-def learn(code: Code, entries: Sequence[Entry]) -> Learnt:
+def learn(code: Code, entries: Sequence[Entry], limits: Limits = LIMITS) -> Learnt:
     """Learn from the paths behind `entries` (the IDT's handlers, the system call entry); never raises."""
     learnt = Learnt(code.bits)
     saves = _ways(code, entries)
     best = _take(learnt, [save for _, save in saves])
-    reach = explore(code, entries, LIMITS)
+    reach = explore(code, entries, limits)
     restores = _restores(code, reach)
     if best is not None:
         _complete(learnt, best, [save for _, save in saves], restores)

@@ -50,6 +50,11 @@ class Profile:
             None if area is None else Layout({str(name): at for name, at in area.slots.items()}, area.size, area.word)
         )
 
+    @property
+    def current(self) -> str:
+        """The expression for the interrupted context's area, "" if the profile has none."""
+        return (self.data.area.current or "") if self.data.area is not None else ""
+
     def current_area(self, scope: Scope) -> int | None:
         """Address of the running thread's save area, or None if the profile does not say how to find it."""
         area = self.data.area

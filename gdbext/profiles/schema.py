@@ -9,12 +9,14 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from gdbext.arch.registers import GPR64
 from gdbext.errors import UsageError
+from gdbext.events.row import SLOT_NAMES
 from gdbext.profiles.expression import Expression
 
-REGISTERS = (*GPR64, "rip", "rflags", "cs", "ss", "ds", "es", "fs", "gs", "fs_base", "gs_base", "error", "fault_rip")
-"""What a slot can hold: columns of the event row, the error code, and seL4's FaultIP."""
+REGISTERS = SLOT_NAMES
+
+FXSAVE = 512
+"""Bytes of the FXSAVE image (Intel SDM vol. 1, 10.5.1)."""
 
 _RULE = re.compile(r"(user|kernel)_mode\(cs\)\s*=>\s*(\w+)\s*(==|!=)\s*(0[xX][0-9a-fA-F]+|\d+)\s*$")
 
@@ -60,18 +62,23 @@ class AreaTable(_Strict):
     """``[area]``: one save area; ``slots`` are byte offsets from its start, ``current`` finds the running thread's.
 
     ``stack``: the area is a part of the handler's stack. It exists only while the handler runs, so stores into it
-    are not watched.
+    are not watched.  ``simd``: where the 512 bytes of FXSAVE lie; what FXSAVE writes of them is not watched.
     """
 
     size: int = Field(gt=0, le=65536)
     word: Literal[4, 8] = 8
     current: ExpressionText | None = None
     stack: bool = False
+    simd: int | None = Field(default=None, ge=0)
     slots: dict[Register, Annotated[int, Field(ge=0)]]
 
     @model_validator(mode="after")
     def _disjoint(self) -> AreaTable:
         taken: dict[int, str] = {}
+        if self.simd is not None:
+            if self.simd + FXSAVE > self.size:
+                raise ValueError(f"the FXSAVE image at {self.simd} ends beyond the area's {self.size} bytes")
+            taken |= dict.fromkeys(range(self.simd, self.simd + FXSAVE), "simd")
         for name, offset in self.slots.items():
             if offset + self.word > self.size:
                 raise ValueError(f"slot {name} at {offset} ends beyond the area's {self.size} bytes")

@@ -1,6 +1,7 @@
 """Save areas under watch: who wrote each slot, and CW401, CW402, CW403.
 
-Areas become known by rows of kind AREA, stores into them by rows of kind STORE; an entry's own frame may land in an
+Areas become known by rows of kind AREA, stores into them by rows of kind STORE, a layout that was learnt from the
+running guest's code by rows of kind SLOT (so that a recording replays with it); an entry's own frame may land in an
 area too (a kernel that points RSP0, or an idle thread's RSP, into a thread's area). What registers lie where is the
 profile's layout; without one only the writers are judged.
 """
@@ -18,15 +19,19 @@ from gdbext.arch import vectors
 from gdbext.arch.addresses import is_canonical
 from gdbext.arch.frames import word_size, words_pushed
 from gdbext.events.columns import Columns
-from gdbext.events.row import Batch, Flag, Kind
+from gdbext.events.row import SLOT_NAMES, Batch, Flag, Kind
 from gdbext.ledger.compare import is_user
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 from gdbext.rules.policy import Layout, Policy
 
 MAX_AREAS: Final = 4096
+MAX_OFFSET: Final = 1 << 16
+"""Bytes; slots beyond it are not believed."""
 MAX_SHIFT: Final = 8
 """Words by which a context in an area can be moved and still be recognised."""
+
+_JUDGED: Final = (Kind.AREA, Kind.SLOT, Kind.STORE, Kind.ENTRY, Kind.EXIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,7 @@ class AreaJudge:
     def __init__(self, policy: Policy) -> None:
         self._layout = policy.layout
         self._writers = policy.writers
+        self._learnt: dict[str, int] = {}
         self._starts: list[int] = []
         self._areas: dict[int, Area] = {}
         self._touched: set[tuple[int, int]] = set()
@@ -66,16 +72,17 @@ class AreaJudge:
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge a batch in order of ``seq``; it costs nothing while no area is known."""
         kind = batch["kind"]
-        if not self._areas and not (kind == Kind.AREA).any():
+        if not self._areas and not ((kind == Kind.AREA) | (kind == Kind.SLOT)).any():
             return []
         self._trim()
         judged: list[Judged] = []
-        chosen = (kind == Kind.AREA) | (kind == Kind.STORE) | (kind == Kind.ENTRY) | (kind == Kind.EXIT)
-        for index in np.flatnonzero(chosen):
+        for index in np.flatnonzero(np.isin(kind, _JUDGED)):
             row = batch.row(int(index))
             which = int(kind[index])
             if which == Kind.AREA:
                 self._know(int(row["addr"][0]), int(row["value"][0]))
+            elif which == Kind.SLOT:
+                self._learn(row)
             elif which == Kind.STORE:
                 judged += [(draft, row, None) for draft in self._store(row)]
             elif which == Kind.ENTRY:
@@ -84,6 +91,11 @@ class AreaJudge:
             else:
                 self._entered[int(row["cpu"][0])] = (0, False)
         return judged
+
+    @property
+    def known(self) -> bool:
+        """True once there are areas and a layout for them."""
+        return bool(self._areas) and self._layout is not None
 
     def area_of(self, context: Batch, before: int) -> Area | None:
         """The area that held RIP and RSP of `context` (a batch of one) at event `before`, the last written first."""
@@ -116,6 +128,14 @@ class AreaJudge:
         for area, offset in self._touched:
             del self._areas[area].writes[offset][:-1]
         self._touched.clear()
+
+    def _learn(self, row: Batch) -> None:
+        """One more slot of a layout that was learnt while the guest ran; the profile's own, if any, makes room."""
+        number, offset, word = int(row["value"][0]), int(row["addr"][0]), int(row["size"][0])
+        if number >= len(SLOT_NAMES) or word not in (4, 8) or offset > MAX_OFFSET:
+            return  # a damaged recording
+        self._learnt[SLOT_NAMES[number]] = offset
+        self._layout = Layout(dict(self._learnt), max(self._learnt.values()) + word, word)
 
     def _know(self, start: int, size: int) -> None:
         if start not in self._areas and len(self._areas) < MAX_AREAS and size > 0:

@@ -131,11 +131,17 @@ class Engine:
                 continue
             finding = self._finding(draft, row, entry)
             known = self._found.setdefault(finding.key(), finding)
-            if known is finding:
-                new.append(finding)
-                new += self._collect((more, row, entry) for more in self._explainer.complete(finding))
-            else:
+            if known is not finding:
                 known.count += 1
+                if not self._explainer.could_say_more(known):
+                    continue
+            more = self._collect((extra, row, entry) for extra in self._explainer.complete(finding))
+            if known is finding:
+                new += [finding, *more]
+            elif finding.writer is not None:
+                finding.count = known.count
+                self._found[finding.key()] = finding
+                new += more
         return new
 
     def _finding(self, draft: Draft, row: Batch, entry: Batch | None) -> Finding:

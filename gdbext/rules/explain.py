@@ -19,6 +19,8 @@ from gdbext.rules.pathfacts import PathFacts
 
 _CONTEXT_CODES: Final = frozenset({"CW101", "CW102", "CW103", "CW104", "CW106", "CW603"})
 """Findings about a saved register: they have a save path, a slot and a last writer."""
+_TRIES: Final = 64
+"""How often a finding is explained anew to learn its slot's last writer."""
 _TELLING: Final = 0xFFFF
 """A register's old value above this is no coincidence."""
 
@@ -31,6 +33,15 @@ class Explainer:
         self._history = history
         self._areas = areas
         self._paths = PathFacts(guest)
+        self._tries: dict[tuple[object, ...], int] = {}
+
+    def could_say_more(self, finding: Finding) -> bool:
+        """True if a finding that comes again may now have a last writer, which was not yet watched the first time."""
+        if finding.writer is not None or finding.code not in _CONTEXT_CODES or not self._areas.known:
+            return False
+        tries = self._tries.get(finding.key(), 0)
+        self._tries[finding.key()] = tries + 1
+        return tries < _TRIES
 
     def complete(self, finding: Finding) -> list[Draft]:
         """Add to the finding's cause, slot and writer; return what this shows besides it."""

@@ -40,7 +40,7 @@ class PathFacts:
         if not int(entry["pc"][0]):
             return []
         origin = "user" if bool(is_user(entry)[0]) else "kernel"
-        key = (_entry_of(entry), int(leaving["pc"][0]), origin)
+        key = (entry_of(entry), int(leaving["pc"][0]), origin)
         if key not in self._statements:
             self._statements[key] = self._compare(key[0], leaving, origin)
         return self._statements[key]
@@ -49,7 +49,7 @@ class PathFacts:
         """True if the exit pops the very frame the CPU pushed, False if code built it; None if that is not known."""
         if int(leaving["how"][0]) != How.IRET or entry["frame"][0] != leaving["frame"][0]:
             return False
-        maps = self._restore(_entry_of(entry), leaving)
+        maps = self._restore(entry_of(entry), leaving)
         if not maps:
             return None
         place = maps[0].loaded.get("rip")
@@ -89,7 +89,8 @@ class PathFacts:
         return self._restores[key]
 
 
-def _entry_of(row: Batch) -> Entry:
+def entry_of(row: Batch) -> Entry:
+    """The entry point that an ENTRY row (a batch of one) shows."""
     how = int(row["how"][0])
     gateway = {How.SYSCALL: Gateway.SYSCALL, How.SYSENTER: Gateway.SYSENTER}.get(how, Gateway.INTERRUPT)
     has_code = bool(row["flags"][0] & Flag.ERROR_CODE)

@@ -1,7 +1,8 @@
 """Find the save areas of a live guest, have the source watch them, and tell the rules where they are.
 
-What a profile (shipped, written or learnt) says is evaluated at entries from user mode: the running context's area by
-its ``current`` expression, all areas by its ``[areas]`` table. Each new area becomes a row of kind AREA, so that a
+What a profile (shipped, written or learnt) says is evaluated at entries: the interrupted context's area by its
+``current`` expression, all areas by its ``[areas]`` table. Where no profile knows an area, one is learnt from the code
+of the first entries seen. Each new area becomes a row of kind AREA, a learnt layout rows of kind SLOT, so that a
 recording replays with the same knowledge. An expression that reads unmapped memory, or an area outside memory, costs
 that area alone and is said once.
 """
@@ -9,17 +10,19 @@ that area alone and is said once.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 import numpy as np
 
-from gdbext.errors import NotCapable, UsageError
-from gdbext.events.row import Batch, Kind
+from gdbext.errors import CtxwatchError, NotCapable, UsageError
+from gdbext.events.row import SLOT_NAMES, Batch, Flag, Kind, concat
 from gdbext.ledger.compare import is_user
 from gdbext.profiles.expression import Scope
 from gdbext.profiles.profile import Profile
 from gdbext.sources.base import Capability, Source
+from gdbext.sources.learning import Learner, Read
 
 MAX_AREAS: Final = 256
 """Areas watched at most; each costs a check at every store into its page."""
@@ -27,16 +30,33 @@ EAGER: Final = 64
 """Looks without pause at the start; later ones are INTERVAL apart."""
 INTERVAL: Final = 0.05
 """Seconds."""
+FXSAVE_WRITES: Final = 416
+"""Bytes that FXSAVE writes of its image; what follows is reserved or software's (Intel SDM vol. 1, 10.5.1)."""
 
 SymbolAddress = Callable[[str], int | None]
 Note = Callable[[str], None]
 
 
 class AreaWatcher:
-    """Keeps a source's watched ranges up to date."""
+    """Keeps a source's watched ranges up to date.
 
-    def __init__(self, profile: Profile, source: Source, symbol: SymbolAddress, note: Note) -> None:
-        self._profile = profile
+    profile: what is known of the kernel; None, or one without an area: learnt from the guest's code, where the source
+    sees stores.  symbol: the address of a name.  note: told, in one line, what could not be watched.  code: the
+    guest's code bytes, by default the source's memory.  still: holds the guest while its code is looked at, so that
+    no save goes by unseen meanwhile.
+    """
+
+    def __init__(
+        self,
+        profile: Profile | None,
+        source: Source,
+        symbol: SymbolAddress,
+        note: Note,
+        code: Read | None = None,
+        still: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        self.profile = profile
+        self._still = still
         self._source = source
         self._symbol = symbol
         self._note = note
@@ -44,9 +64,10 @@ class AreaWatcher:
         self._areas: dict[int, int] = {}
         self._looks = 0
         self._next = 0.0
-        layout = profile.layout
-        self._size = layout.size if layout else 0
-        self._active = bool(self._size) and Capability.MEMORY in source.capabilities
+        self._can_watch = Capability.STORES in source.capabilities
+        self._active = Capability.MEMORY in source.capabilities
+        unknown = profile is None or (profile.layout is None and profile.data.areas is None)
+        self.learner = Learner(code or source.read_memory) if unknown and self._can_watch else None
 
     @property
     def areas(self) -> list[int]:
@@ -54,29 +75,31 @@ class AreaWatcher:
         return list(self._areas)
 
     def look(self, batch: Batch) -> Batch:
-        """Look for areas as the last entry from user mode of `batch` shows them; return a row for each new one."""
-        entries = batch[(batch["kind"] == Kind.ENTRY) & is_user(batch)]
-        if not self._active or not len(entries) or not self._due():
+        """Look for areas as the last entries of `batch` show them; return the rows that tell what is new."""
+        if not self._active:
             return batch[:0]
-        row = entries[-1:]
-        found: list[int] = []
-        for base in dict.fromkeys((int(row["kernel_gs_base"][0]), int(row["gs_base"][0]))):
-            scope = self._scope(row, base)
-            try:
-                current = self._profile.current_area(scope)
-            except OSError as error:
-                self._say(
-                    f"profile {self._profile.name}: [area] current: {error}: the running context's area is not watched"
-                )
-                continue
-            except UsageError as error:
-                self._say(f"profile {self._profile.name}: [area] current: {error}")
-                break
-            if current is not None and self._readable(current):
-                found.append(current)
-                break
-        found += [a for a in self._profile.areas(self._scope(row, 0), self._say) if self._readable(a)]
-        return self._watch([a for a in dict.fromkeys(found) if a not in self._areas], row)
+        rows = []
+        if self.learner is not None and self.learner.ready(batch):
+            rows += self._learn(self.learner, batch)
+        if self._watchable:
+            rows += [row for at in _last_entries(batch) if self._due() for row in self._find(at)]
+        return concat(rows) if rows else batch[:0]
+
+    @property
+    def _watchable(self) -> bool:
+        """True unless nothing is known, or areas on the stack alone: those exist only while their handler runs."""
+        area = self.profile.data.area if self.profile is not None else None
+        return area is not None and not area.stack
+
+    def _learn(self, learner: Learner, batch: Batch) -> list[Batch]:
+        """Go on with what was learnt, if anything; the rows that tell its layout."""
+        waits = bool((batch["flags"] & Flag.WAITING).any())
+        with nullcontext() if waits else self._still():
+            learnt = learner.learn()
+        if learnt is None:
+            return []
+        self.profile = Profile(learnt.profile())
+        return _slot_rows(batch, learnt.slots, learnt.bits // 8)
 
     def _due(self) -> bool:
         self._looks += 1
@@ -86,42 +109,123 @@ class AreaWatcher:
         self._next = now + INTERVAL
         return len(self._areas) < MAX_AREAS
 
-    def _scope(self, row: Batch, gs_base: int) -> Scope:
-        names = [name for name in row.dtype.names or () if row.dtype[name].shape == ()]
-        registers = {name: int(row[name][0]) for name in names if name not in ("kind", "how", "size", "mode")}
-        if gs_base:
-            registers["gs_base"] = gs_base
-        cpu = int(row["cpu"][0])
-        word = self._profile.data.bits // 8
-        return Scope(registers, self._symbol, lambda at, n: self._source.read_memory(at, n, cpu), word)
+    def _find(self, row: Batch) -> list[Batch]:
+        """New areas as the entry `row` (a batch of one) shows them, as rows."""
+        profile = self._profile
+        current = self._current(row)
+        found = [current] if current is not None and self._readable(current) else []
+        found += [a for a in profile.areas(self.scope(row, 0), self._say) if self._readable(a)]
+        return self._watch([a for a in dict.fromkeys(found) if a not in self._areas], row)
+
+    def _current(self, row: Batch) -> int | None:
+        """The interrupted context's area, by the GS base that the handler will have, failing that by the other."""
+        profile, failed = self._profile, None
+        bases = [int(row[name][0]) for name in ("kernel_gs_base", "gs_base")]
+        if row["flags"][0] & Flag.PARITY_KERNEL or not bool(is_user(row)[0]):
+            bases.reverse()
+        for base in dict.fromkeys(bases):
+            try:
+                return profile.current_area(self.scope(row, base))
+            except (OSError, UsageError) as error:
+                failed = failed or error
+        if failed is not None and not self._areas and self.learner is None:
+            self._say(
+                f"profile {profile.name}: [area] current = {profile.current!r}",
+                f": {failed}: that context's area is not watched; correct the expression",
+            )
+        return None
+
+    @property
+    def _profile(self) -> Profile:
+        assert self.profile is not None
+        return self.profile
+
+    def scope(self, row: Batch, gs_base: int = 0) -> Scope:
+        """Where expressions are evaluated: the registers of `row` (a batch of one), the guest's names and memory.
+
+        gs_base: the GS base to use in place of the row's; 0 keeps it.
+        """
+        return scope_of(row, gs_base, self._symbol, self._source, self._profile.data.bits // 8)
 
     def _readable(self, start: int) -> bool:
         """True if the whole area is mapped; page 0 never holds one."""
+        if start in self._areas:
+            return True
         if start < 4096:
             return False
+        size = self._size
         try:
-            return len(self._source.read_memory(start, self._size)) == self._size
-        except OSError as error:
-            self._say(f"profile {self._profile.name}: area at {start:#x} is not watched: {error}")
+            return len(self._source.read_memory(start, size)) == size
+        except (OSError, CtxwatchError) as error:
+            self._say(f"profile {self._profile.name}: area at {start:#x}", f" is not watched: {error}")
             return False
 
-    def _watch(self, new: list[int], row: Batch) -> Batch:
+    @property
+    def _size(self) -> int:
+        layout = self._profile.layout
+        return layout.size if layout is not None else 0
+
+    def _watch(self, new: list[int], row: Batch) -> list[Batch]:
         if not new:
-            return row[:0]
+            return []
         self._areas |= dict.fromkeys(new, self._size)
-        if Capability.STORES in self._source.capabilities:
+        if self._can_watch:
             try:
-                self._source.set_watch([(start, start + size) for start, size in sorted(self._areas.items())])
+                self._source.set_watch([span for start in sorted(self._areas) for span in self._spans(start)])
             except NotCapable as error:
                 self._say(str(error))
-        rows = np.zeros(len(new), row.dtype)
-        rows["kind"] = Kind.AREA
-        for name in ("seq", "time", "cpu", "mode"):
-            rows[name] = row[name][0]
-        rows["addr"], rows["value"] = new, self._size
-        return rows
+        return [_told(row, Kind.AREA, addr=start, value=self._areas[start]) for start in new]
 
-    def _say(self, text: str) -> None:
+    def _spans(self, start: int) -> Iterator[tuple[int, int]]:
+        """The watched ranges of the area at `start`: all of it but what FXSAVE writes at every save."""
+        area = self._profile.data.area
+        if area is None or area.simd is None:
+            yield start, start + self._size
+            return
+        yield start, start + area.simd
+        yield start + area.simd + FXSAVE_WRITES, start + self._size
+
+    def _say(self, text: str, detail: str = "") -> None:
+        """Tell `text` and `detail`, unless `text` was told before."""
         if text not in self._told:
             self._told.add(text)
-            self._note(text)
+            self._note(text + detail)
+
+
+def scope_of(row: Batch, gs_base: int, symbol: SymbolAddress, source: Source, word: int) -> Scope:
+    """The scope of expressions at the event `row` (a batch of one)."""
+    names = [name for name in row.dtype.names or () if row.dtype[name].shape == ()]
+    registers = {name: int(row[name][0]) for name in names if name not in ("kind", "how", "size", "mode")}
+    if gs_base:
+        registers["gs_base"] = gs_base
+    cpu = int(row["cpu"][0])
+    return Scope(registers, symbol, lambda at, n: source.read_memory(at, n, cpu), word)
+
+
+def _last_entries(batch: Batch) -> list[Batch]:
+    """The last entry from user code and the last from kernel code (an idle thread's, a handler's own)."""
+    entries = batch["kind"] == Kind.ENTRY
+    if not entries.any():
+        return []
+    user = is_user(batch)
+    last = (np.flatnonzero(entries & wanted)[-1:] for wanted in (user, ~user))
+    return [batch[int(index) : int(index) + 1] for found in last for index in found]
+
+
+def _told(row: Batch, kind: int, **columns: int) -> Batch:
+    """A row of our own, beside the event `row`."""
+    made = np.zeros(1, row.dtype)
+    made["kind"] = kind
+    for name in ("seq", "time", "cpu", "mode"):
+        made[name] = row[name][0]
+    for name, value in columns.items():
+        made[name] = value
+    return made
+
+
+def _slot_rows(batch: Batch, slots: dict[str, int], word: int) -> list[Batch]:
+    """A layout as rows beside the last event of `batch`."""
+    return [
+        _told(batch[-1:], Kind.SLOT, addr=offset, size=word, value=SLOT_NAMES.index(name))
+        for name, offset in slots.items()
+    ]
