@@ -81,28 +81,28 @@ def syscall_entries(read: Read, image: Iterable[tuple[int, bytes]], bits: int) -
     """Where ``syscall`` most likely enters, from the kernel's code alone: for a debugger that came when LSTAR was
     written already, which no protocol shows.
 
-    `image`: (guest virtual address, bytes) of executable memory. Addresses put into LSTAR by constants come first;
-    without any, code that begins as such an entry must. Either way a ``sysret`` must be reached from it.
+    `image`: (guest virtual address, bytes) stretches of executable memory, the first of which that tells is believed.
+    Addresses put into LSTAR by constants come first; without any, code that begins as such an entry must. Either way
+    a ``sysret`` must be reached from it.
     """
     if bits != 64:
         return []
     code = Code(read, bits)
-    stretches = list(image)
-    for candidates in (_by_constant(code, stretches), _by_beginning(stretches)):
-        good = [address for address in sorted(candidates) if _reaches_exit(code, address)]
-        if good:
-            return good
+    for start, data in image:
+        for candidates in (_by_constant(code, start, data), _by_beginning(start, data)):
+            good = [address for address in sorted(candidates) if _reaches_exit(code, address)]
+            if good:
+                return good
     return []
 
 
-def _by_constant(code: Code, image: list[tuple[int, bytes]]) -> set[int]:
+def _by_constant(code: Code, start: int, data: bytes) -> set[int]:
     """Constants loaded near a ``mov $LSTAR, %ecx`` that are kernel addresses."""
     found = set()
-    for start, data in image:
-        at = data.find(_MOV_LSTAR)
-        while at >= 0:
-            found |= _constants_around(code, start + at)
-            at = data.find(_MOV_LSTAR, at + 1)
+    at = data.find(_MOV_LSTAR)
+    while at >= 0:
+        found |= _constants_around(code, start + at)
+        at = data.find(_MOV_LSTAR, at + 1)
     return found
 
 
@@ -125,8 +125,8 @@ def _constants_around(code: Code, address: int) -> set[int]:
     return {value for value in found if is_high_half(value) and is_canonical(value) and code.insn(value)}
 
 
-def _by_beginning(image: list[tuple[int, bytes]]) -> set[int]:
-    return {start + match.start() for start, data in image for match in _BEGINNING.finditer(data)}
+def _by_beginning(start: int, data: bytes) -> set[int]:
+    return {start + match.start() for match in _BEGINNING.finditer(data)}
 
 
 def _reaches_exit(code: Code, address: int) -> bool:

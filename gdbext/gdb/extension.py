@@ -17,6 +17,7 @@ from gdbext.gdb import declare, text
 from gdbext.gdb.declare import Needs
 from gdbext.gdb.functions import register_functions
 from gdbext.gdb.guest import GdbGuest, address_of, named
+from gdbext.gdb.interrupts import Interrupts
 from gdbext.gdb.mi import register_mi
 from gdbext.gdb.sinks import EngineSink, Sink, StreamSink
 from gdbext.gdb.target import Target
@@ -34,6 +35,7 @@ class Extension:
     def __init__(self) -> None:
         self.watch: Watch | None = None
         self.engine: Engine | None = None
+        self.interrupts = Interrupts()
         self.profile: Profile | None = None
         self._lines: list[str] = []
 
@@ -47,7 +49,7 @@ class Extension:
             inferior = gdb.selected_inferior()
             if inferior.pid == 0:
                 raise CtxwatchError("no guest", "GDB is not connected to one", "use target remote HOST:PORT")
-            if any(thread.is_running() for thread in inferior.threads()):
+            if running():
                 raise CtxwatchError("the guest is running", todo="stop it with interrupt or Ctrl-C first")
 
     def choose_profile(self, name: str | None) -> None:
@@ -68,7 +70,7 @@ class Extension:
             policy = self.profile.policy(address_of, self.say) if self.profile else None
             sink = EngineSink(GdbGuest(target), policy, codes, halt, self._found)
             self.engine = sink.engine
-        watch = Watch(target, sink, kernel_file(), self.say)
+        watch = Watch(target, sink, kernel_file(), self.say, self.interrupts)
         try:
             watch.start()
         except BaseException:
@@ -80,6 +82,7 @@ class Extension:
     def end(self) -> Watch | None:
         """End the watch, if there is one, and return it."""
         watch, self.watch = self.watch, None
+        self.interrupts.release()
         if watch is not None:
             watch.close()
         return watch
@@ -110,7 +113,9 @@ class Extension:
 
     def connect_events(self) -> None:
         """Listen to what happens to the target."""
+        gdb.events.cont.connect(self._on_continue)
         gdb.events.stop.connect(self._on_stop)
+        gdb.events.before_prompt.connect(self._on_prompt)
         gdb.events.exited.connect(self._on_exit)
         if hasattr(gdb.events, "connection_removed"):
             gdb.events.connection_removed.connect(self._on_connection_removed)
@@ -120,13 +125,24 @@ class Extension:
         else:
             atexit.register(self.end)
 
+    def _on_continue(self, event: Any) -> None:
+        if self.watch is not None:
+            self.interrupts.hold()
+
+    def _on_prompt(self) -> None:
+        """A command has ended; if it was a resumption that failed, no event told."""
+        if not running():
+            self.interrupts.release()
+
     def _on_stop(self, event: Any) -> None:
         """The guest stands still for the user."""
+        self.interrupts.release()
         watch = self.watch
         if watch is not None:
             if getattr(event, "stop_signal", None) == "SIGQUIT":  # what QEMU reports for a shutdown
                 watch.shut_down()
             if watch.halted_at is not None:
+                # Our breakpoints are silent: GDB has not said where the guest stands.
                 self.say(f"stopped before {self._instruction(watch.halted_at)}")
             watch.tidy()
         self.flush()
@@ -158,6 +174,11 @@ def _pages() -> bool:
     """Whether GDB may stop its output to ask. (GDB crashes if it exits with an event still posted: a script that ends
     at a stop gets its lines at once.)"""
     return bool(os.isatty(1) and gdb.parameter("pagination") and gdb.parameter("height"))
+
+
+def running() -> bool:
+    """Whether the guest runs, so that GDB can neither read nor write it."""
+    return any(thread.is_running() for thread in gdb.selected_inferior().threads())
 
 
 def kernel_file() -> Path | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterable
 
 import gdb
@@ -19,29 +17,12 @@ class Point(gdb.Breakpoint):  # type: ignore[misc]  # GDB's classes have no type
         self._hit = hit
 
     def stop(self) -> bool:
-        """Called by GDB at the breakpoint; True stops the guest for the user.
-
-        A Ctrl-C is held off meanwhile, for half an event must not be taken, and given back once the guest runs:
-        GDB then handles it as it does any other.
-        """
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        halt = False
-        try:
-            halt = self._hit(self.address)
-        finally:
-            try:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-            except KeyboardInterrupt:
-                gdb.post_event(_interrupt)
-        return halt
-
-
-def _interrupt() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
+        """Called by GDB at the breakpoint; True stops the guest for the user."""
+        return self._hit(self.address)
 
 
 class Points:
-    """All breakpoints of one watch, by address."""
+    """All breakpoints of one watch, by address. ``hit`` is called at each stop and says whether to stop the guest."""
 
     def __init__(self, hit: Callable[[int], bool]) -> None:
         self._hit = hit

@@ -17,6 +17,7 @@ from gdbext.code.listing import listing
 from gdbext.errors import CtxwatchError
 from gdbext.events.row import Batch
 from gdbext.gdb import discover, image, target
+from gdbext.gdb.interrupts import Interrupts
 from gdbext.gdb.layout import Registers
 from gdbext.gdb.machine import Machine
 from gdbext.gdb.parity import Parity
@@ -29,14 +30,19 @@ _SCAN_LIMIT: Final = 32 << 20
 """Bytes of executable memory searched for a system-call entry at most."""
 _BEFORE_SHUTDOWN: Final = 4
 """Instructions between the ``out`` that turns the machine off and the one at which it stops, at most."""
-_SCAN_CHUNK: Final = 1 << 12
+_STRETCH: Final = 1 << 21
+_CHUNK: Final = 1 << 16
+_PAGE: Final = 1 << 12
 
 
 class Watch:
     """One watch. ``say`` shows the user a line, from wherever it is called."""
 
-    def __init__(self, guest: Target, sink: Sink, kernel: Path | None, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, guest: Target, sink: Sink, kernel: Path | None, say: Callable[[str], None], interrupts: Interrupts
+    ) -> None:
         self.target = guest
+        self._interrupts = interrupts
         self.sink = sink
         self.parity = Parity()
         self.stops = 0
@@ -75,8 +81,16 @@ class Watch:
 
     def hit(self, address: int) -> bool:
         """A vCPU stands at `address`; True stops it for the user. Never raises: what goes wrong ends the watch."""
-        if self.failed is not None:
-            return False
+        if self.failed is None and self._take(address):
+            self.halted_at = address
+            return True
+        # A request to stop may have been lost on its way to QEMU (see gdbext.gdb.interrupts).
+        if self._interrupts.wanted:
+            self.halted_at = address
+            return True
+        return False
+
+    def _take(self, address: int) -> bool:
         try:
             return self._hit(address)
         except CtxwatchError as error:
@@ -128,8 +142,6 @@ class Watch:
         self.machine.follow()
         if self.machine.plan is not before:
             self.points.cover(self.machine.plan)
-        if halt:
-            self.halted_at = address
         return halt
 
     def _put(self, row: Batch) -> bool:
@@ -146,17 +158,29 @@ class Watch:
             except OSError:
                 continue
             if here == segment.data[:16]:
-                yield segment.virtual, segment.data
                 left = 0
-        for start in self._code_starts() if left else ():
-            data = bytearray()
+                yield segment.virtual, segment.data
+        for start in self._code_starts():
             while left > 0:
-                try:
-                    data += self.target.read(start + len(data), _SCAN_CHUNK)
-                except OSError:
+                data = self._read_mapped(start, _STRETCH)
+                yield start, data
+                left -= len(data)
+                start += len(data)
+                if len(data) < _STRETCH:
                     break
-                left -= _SCAN_CHUNK
-            yield start, bytes(data)
+
+    def _read_mapped(self, start: int, length: int) -> bytes:
+        """Memory from `start` (a page's) up to `length` bytes on or to the first page that is not mapped."""
+        data = bytearray()
+        step = _CHUNK
+        while len(data) < length:
+            try:
+                data += self.target.read(start + len(data), step)
+            except OSError:
+                if step == _PAGE:
+                    break
+                step = _PAGE
+        return bytes(data)
 
     def _code_starts(self) -> list[int]:
         """Where the memory that holds the handlers begins: the 2 MB page if all of it is mapped, else the 4 KB page."""
