@@ -7,7 +7,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from gdbext.errors import RecordingError
 
@@ -50,6 +50,13 @@ class Mark:
         """The metadata of the mark's batch; `sum_before`: CRC-32 of the file from the mark before to this one."""
         text = json.dumps(self.document()).encode()
         return {KEY: text, SUM_KEY: b"%08x" % zlib.crc32(text, sum_before)}
+
+
+class Unit(NamedTuple):
+    """One batch of a recording: where the file keeps it (None: an empty one) and the mark that goes with it."""
+
+    place: int | None
+    mark: Mark
 
 
 def parse(document: Any) -> Mark:

@@ -1,6 +1,6 @@
 """A recording as a Parquet file: the same columns; header and marks in the file's metadata, marks as one JSON list.
 
-Each mark covers the next ``rows`` events of the file and holds a checksum of them, for Parquet's own leave gaps.
+Each mark that covers events has a row group of its own, and a checksum of its rows, for Parquet's own leave gaps.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,36 +22,54 @@ from gdbext.recording import header as headers
 from gdbext.recording import mark as marks
 from gdbext.recording import schema as columns
 from gdbext.recording.header import Header
-from gdbext.recording.mark import Mark
+from gdbext.recording.mark import Mark, Unit
 
-MARKS_KEY: Final = b"ctxwatch.marks"
-SUM_KEY: Final = b"ctxwatch.sum"
 MAGIC: Final = b"PAR1"
-_READ: Final = 32_768
+ROWS: Final = 32_768
+"""Events in a row group, about."""
+_MARKS_KEY: Final = b"ctxwatch.marks"
+_SUM_KEY: Final = b"ctxwatch.sum"
 _BAD: Final = (pa.ArrowException, ValueError, OSError, KeyError, TypeError, OverflowError, MemoryError)
+"""What Arrow raises on data that is not what it says."""
 
 
 class ParquetWriter:
-    """Writes a recording's units as Parquet. ``end``: the last mark, None where the recording is incomplete."""
+    """Writes a recording's units as Parquet; raises OSError."""
 
     def __init__(self, path: Path, header: Header, simd: bool) -> None:
         self._schema = columns.schema(simd, header.metadata())
         self._writer = pq.ParquetWriter(path, self._schema, compression="zstd", write_page_checksum=True)
+        self._waiting: list[Batch] = []
+        self._mark = Mark()
         self._marks: list[Mark] = []
 
     def write(self, rows: Batch, mark: Mark) -> None:
-        """Add a batch of events and its mark."""
-        if len(rows):
-            self._writer.write_batch(columns.to_arrow(rows, self._schema))
-        self._marks.append(mark)
-        mark.content = zlib.crc32(rows.tobytes())
+        """Add a batch of events and its mark; small ones are put together."""
+        if self._mark.rows and self._mark.rows + mark.rows > ROWS:
+            self._flush()
+        if mark.rows:
+            first = self._mark.first if self._mark.rows else mark.first
+            self._waiting.append(rows)
+            self._mark.rows += mark.rows
+            self._mark.first, self._mark.last = min(first, mark.first), max(self._mark.last, mark.last)
+        self._mark.memory |= mark.memory
+        self._mark.names |= mark.names
 
     def close(self, end: Mark | None) -> None:
-        """Add the metadata that is known only now, and finish the file."""
-        marks = [*self._marks, end] if end is not None else self._marks
-        text = json.dumps([mark.document() for mark in marks])
-        self._writer.add_key_value_metadata({MARKS_KEY: text, SUM_KEY: f"{zlib.crc32(text.encode()):08x}"})
+        """Add what is known only now and finish the file. `end`: the last mark; None: the recording is incomplete."""
+        self._flush()
+        found = [*self._marks, end] if end is not None else self._marks
+        text = json.dumps([mark.document() for mark in found])
+        self._writer.add_key_value_metadata({_MARKS_KEY: text, _SUM_KEY: f"{zlib.crc32(text.encode()):08x}"})
         self._writer.close()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            rows = np.concatenate(self._waiting)
+            self._writer.write_batch(columns.to_arrow(rows, self._schema), row_group_size=len(rows))
+            self._mark.content = zlib.crc32(rows.tobytes())
+        self._marks.append(self._mark)
+        self._waiting, self._mark = [], Mark()
 
 
 class ParquetFile:
@@ -66,73 +84,68 @@ class ParquetFile:
             self._file = pq.ParquetFile(self._source, page_checksum_verification=True)
             self.schema = self._file.schema_arrow
             metadata: dict[bytes, bytes] = dict(self._file.metadata.metadata or {})
+            groups = self._file.metadata.num_row_groups
         except _BAD as error:
-            self.close()
-            raise RecordingError("it is cut off or damaged, or no Parquet file", str(error).splitlines()[0]) from error
+            raise RecordingError("it is cut off or damaged, or no Parquet file", _first_line(error)) from error
         self.header = headers.parse(metadata)
         self.simd = columns.check(self.schema)
         self._marks = _marks(metadata)
+        if groups != sum(1 for mark in self._marks if mark.rows):
+            raise RecordingError("it is damaged: row groups are missing")
 
     def units(self) -> Iterator[tuple[Batch, Mark]]:
         """Every batch of events with its mark, in order; then ``end`` or ``flaw`` is set."""
-        rows = _Rows(self._batches(), self.simd)
         try:
-            for mark in self._marks:
-                if mark.end is not None:
-                    self.end = mark
-                    break
-                batch = rows.take(mark.rows)
-                if mark.content != zlib.crc32(batch.tobytes()):
-                    raise RecordingError(f"it is damaged between events {mark.first} and {mark.last}")
-                yield batch, mark
-            else:
-                self.flaw = "it was made from a recording that was not finished"
+            for unit in self.index():
+                yield self.batch(unit), unit.mark
         except RecordingError as error:
             self.flaw = str(error)
+
+    def index(self) -> list[Unit]:
+        """Every batch's place and mark, in order; sets ``end`` or ``flaw``."""
+        found: list[Unit] = []
+        group = 0
+        for mark in self._marks:
+            found.append(Unit(group if mark.rows else None, mark))
+            group += mark.rows > 0
+        if found and found[-1].mark.end is not None:
+            self.end = found[-1].mark
+        else:
+            self.flaw = "it was made from a recording that was not finished"
+        return found
+
+    def batch(self, unit: Unit) -> Batch:
+        """The events of one unit of the index; raises RecordingError where they are damaged."""
+        if unit.place is None:
+            return empty(0, self.simd)
+        try:
+            table = self._file.read_row_group(unit.place).combine_chunks()
+            (record,) = table.to_batches() or [None]
+            if record is None or any(array.null_count for array in record.columns):
+                raise ValueError("values are missing")
+            rows = columns.from_arrow(pa.record_batch(record.columns, schema=self.schema))
+        except _BAD as error:
+            raise RecordingError(
+                f"it is damaged between events {unit.mark.first} and {unit.mark.last}", _first_line(error)
+            ) from error
+        if unit.mark.content != zlib.crc32(rows.tobytes()):
+            raise RecordingError(
+                f"it is damaged between events {unit.mark.first} and {unit.mark.last}", "a checksum is wrong"
+            )
+        return rows
 
     def close(self) -> None:
         """Close the file; idempotent."""
         self._source.close()
 
-    def _batches(self) -> Iterator[Batch]:
-        try:
-            for record in self._file.iter_batches(batch_size=_READ):
-                yield columns.from_arrow(_plain(record, self.schema))
-        except _BAD as error:
-            raise RecordingError("it is damaged", str(error).splitlines()[0]) from error
-
-
-class _Rows:
-    """Rows taken in the numbers asked for, whatever the batches they come in."""
-
-    def __init__(self, batches: Iterable[Batch], simd: bool) -> None:
-        self._batches = iter(batches)
-        self._left = empty(0, simd)
-
-    def take(self, count: int) -> Batch:
-        parts = [self._left[:count]]
-        got = len(parts[0])
-        self._left = self._left[count:]
-        while got < count:
-            batch = next(self._batches, None)
-            if batch is None:
-                raise RecordingError("it is damaged: events are missing")
-            parts.append(batch[: count - got])
-            self._left = batch[count - got :]
-            got += len(parts[-1])
-        return np.concatenate(parts) if len(parts) > 1 else parts[0]
-
-
-def _plain(record: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """Without the validity bitmaps that the Parquet reader may add; raises RecordingError where values are missing."""
-    if any(array.null_count for array in record.columns):
-        raise RecordingError("it is damaged: values are missing")
-    return pa.record_batch(record.columns, schema=schema)
-
 
 def _marks(metadata: dict[bytes, bytes]) -> list[Mark]:
-    text = metadata.get(MARKS_KEY)
-    if text is None or metadata.get(SUM_KEY) != b"%08x" % zlib.crc32(text):
+    text = metadata.get(_MARKS_KEY)
+    if text is None or metadata.get(_SUM_KEY) != b"%08x" % zlib.crc32(text):
         raise RecordingError("it is damaged: what it says of the run is missing or not what was written")
     found: Any = json.loads(text)
     return [marks.parse(mark) for mark in found]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

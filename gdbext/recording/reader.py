@@ -14,7 +14,7 @@ from gdbext.errors import RecordingError
 from gdbext.events.row import Batch
 from gdbext.recording import parquet
 from gdbext.recording.header import Header
-from gdbext.recording.mark import Mark
+from gdbext.recording.mark import Mark, Unit
 from gdbext.recording.memory import RecordedGuest
 from gdbext.recording.parquet import ParquetFile
 from gdbext.recording.stream import StreamFile
@@ -30,6 +30,10 @@ class _File(Protocol):
     end: Mark | None
 
     def units(self) -> Iterator[tuple[Batch, Mark]]: ...
+
+    def index(self) -> list[Unit]: ...
+
+    def batch(self, unit: Unit) -> Batch: ...
 
     def close(self) -> None: ...
 
@@ -48,7 +52,9 @@ class Recording:
         try:
             self._file: _File = ParquetFile(path, fd) if os.pread(fd, 4, 0) == parquet.MAGIC else StreamFile(path, fd)
         except RecordingError as error:
-            raise RecordingError(f"{path} cannot be read", str(error), error.todo) from error
+            os.close(fd)
+            why = ": ".join(filter(None, (error.what, error.why)))
+            raise RecordingError(f"{path} cannot be read", why, error.todo) from error
 
     @property
     def header(self) -> Header:
@@ -83,6 +89,23 @@ class Recording:
         for batch, _ in self.units():
             if len(batch):
                 yield batch
+
+    def index(self) -> list[Unit]:
+        """Each batch's place and mark, for reading out of order; ``guest`` then knows all that was captured.
+
+        Batches are not checked before they are read; ``flaw`` says what is known to be missing.
+        """
+        found = self._file.index()
+        for unit in found:
+            self.guest.learn(unit.mark)
+        return [unit for unit in found if unit.mark.rows]
+
+    def batch(self, unit: Unit) -> Batch:
+        """The events of one batch of the index; raises RecordingError where they are damaged."""
+        try:
+            return self._file.batch(unit)
+        except RecordingError as error:
+            raise RecordingError(f"{self.path} cannot be read", str(error)) from error
 
     def close(self) -> None:
         """Close the file; idempotent."""

@@ -9,7 +9,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import pyarrow as pa
 
@@ -19,20 +19,12 @@ from gdbext.recording import header as headers
 from gdbext.recording import mark as marks
 from gdbext.recording import schema as columns
 from gdbext.recording.framing import Frame, frame_at
-from gdbext.recording.mark import Mark
+from gdbext.recording.mark import Mark, Unit
 
 MAX_ROWS: Final = 1 << 20
 """Events in a batch at most: more would be no recording of ours."""
 _BAD: Final = (pa.ArrowException, ValueError, OSError, KeyError, TypeError, OverflowError, MemoryError)
 """What Arrow raises on data that is not what it says."""
-
-
-class Unit(NamedTuple):
-    """A batch's message (None: the last mark stands alone) and the mark behind it."""
-
-    data: Frame | None
-    mark_at: Frame
-    mark: Mark
 
 
 class StreamFile:
@@ -69,7 +61,7 @@ class StreamFile:
                 return
 
     def index(self) -> list[Unit]:
-        """Every unit, bodies unread and unchecked."""
+        """Every batch's place and mark, in order, the batches themselves unread and unchecked."""
         return list(self._units(skip=True))
 
     def batch(self, unit: Unit) -> Batch:
@@ -89,7 +81,7 @@ class StreamFile:
                 frames = self._unit_at(at)
                 before = b"" if skip else self._head * first + b"".join(map(self._bytes, frames[:-1]))
                 mark = self._mark(frames[-1], None if skip else zlib.crc32(before))
-                yield Unit(frames[0] if len(frames) > 1 else None, frames[-1], mark)
+                yield Unit(frames[0].start if len(frames) > 1 else None, mark)
                 if mark.end is not None:
                     self.end = mark
                     return
@@ -126,16 +118,19 @@ class StreamFile:
         return found
 
     def _rows(self, unit: Unit) -> Batch:
-        if unit.data is None:
+        if unit.place is None:
             return empty(0, self.simd)
+        frame = frame_at(self._fd, unit.place, self._size)
+        if frame is None:
+            raise RecordingError(f"there is no batch at byte {unit.place}")
         try:
-            message = pa.ipc.read_message(pa.BufferReader(self._bytes(unit.data)))
+            message = pa.ipc.read_message(pa.BufferReader(self._bytes(frame)))
             record = pa.ipc.read_record_batch(message, self.schema)
             record.validate(full=True)
         except _BAD as error:
-            raise RecordingError(f"the batch at byte {unit.data.start} is damaged", _first_line(error)) from error
+            raise RecordingError(f"the batch at byte {unit.place} is damaged", _first_line(error)) from error
         if record.num_rows != unit.mark.rows or record.num_rows > MAX_ROWS:
-            raise RecordingError(f"the batch at byte {unit.data.start} is damaged")
+            raise RecordingError(f"the batch at byte {unit.place} is damaged")
         return columns.from_arrow(record)
 
     def _bytes(self, frame: Frame) -> bytes:
