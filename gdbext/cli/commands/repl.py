@@ -1,0 +1,55 @@
+"""``ctxwatch repl``: a prompt over a guest or a recording."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+from gdbext.cli.command import Command, argument
+from gdbext.errors import UsageError
+
+
+def _run(args: argparse.Namespace) -> int:
+    first = _first(args)  # a mistake is told before anything is loaded
+    from gdbext.repl import main
+
+    return main.run(main.Request(first, args.keys))
+
+
+def _first(args: argparse.Namespace) -> str:
+    """The REPL's own command that the arguments stand for."""
+    if args.what is not None and args.connect is not None:
+        raise UsageError("both something to open and --connect are given", todo="give one of them")
+    if args.kernel is not None and args.connect is None:
+        raise UsageError("--kernel goes with --connect", todo="leave it out: the others bring their symbols")
+    if args.connect is not None:
+        return shlex.join(["connect", args.connect, *(("--kernel", args.kernel) if args.kernel else ())])
+    if args.what is None:
+        return ""
+    from gdbext.qemu import guests
+
+    if Path(args.what).exists() or "/" in args.what:
+        return shlex.join(["open", args.what])
+    return shlex.join(["boot", guests.find(args.what).name])
+
+
+COMMAND = Command(
+    name="repl",
+    summary="a prompt over a guest or a recording, with GDB behind it",
+    details="Boot a bundled guest, connect to the gdbstub of a QEMU that runs already, or walk a recording, at a\n"
+    "prompt that stays usable while the guest runs. All of GDB's commands work, with ctxwatch's loaded (`ctx watch`).\n"
+    "What the guest prints and what is found appears above the prompt; Ctrl-C stops the guest, Ctrl-D leaves.\n"
+    "`help` at the prompt tells more. Lines on standard input are run one after the other where it is no terminal.",
+    example="ctxwatch repl nrk-rflags\n"
+    "ctxwatch repl --connect localhost:1234 --kernel build/kernel.elf\n"
+    "ctxwatch repl run.arrow",
+    arguments=(
+        argument("what", nargs="?", metavar="GUEST|FILE", help="a bundled guest to boot, or a recording to walk"),
+        argument("--connect", metavar="HOST:PORT", help="a gdbstub that listens there, or at a UNIX socket's path"),
+        argument("--kernel", metavar="FILE", help="the connected guest's kernel, an ELF file with symbols"),
+        argument("--keys", choices=("emacs", "vi"), help="editing keys; repl.toml sets them for good"),
+    ),
+    run=_run,
+    order=15,
+)

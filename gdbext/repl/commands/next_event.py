@@ -1,0 +1,26 @@
+"""``next-event``."""
+
+from __future__ import annotations
+
+import argparse
+
+from gdbext.repl.declare import Command, argument
+from gdbext.repl.session import Session
+
+
+async def run(session: Session, args: argparse.Namespace) -> None:
+    """Go to the next event of the recording, or N on."""
+    recorded = session.recording()
+    recorded.walk.step(args.count)
+    recorded.here()
+
+
+COMMAND = Command(
+    name="next-event",
+    summary="Go to the next event of the recording, or N on.",
+    text="Events of all CPUs are in one order.",
+    example="next-event 10",
+    run=run,
+    arguments=(argument("count", "how many events", nargs="?", type=int, default=1, metavar="N"),),
+    topic="recordings",
+)

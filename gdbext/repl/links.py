@@ -1,0 +1,155 @@
+"""What the REPL can be connected to, and how each is reached: a bundled guest of ours, or somebody's gdbstub."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from gdbext.errors import CtxwatchError, UsageError
+
+if TYPE_CHECKING:
+    from gdbext.qemu.machine import Machine
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where GDB connects: ``address`` as GDB takes it; the kernel's file, if known; GDB's architecture, if known."""
+
+    address: str
+    kernel: Path | None = None
+    architecture: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """``serial``: lines the guest printed (raw); ``ending``: how the machine ended, told once; ``gone``: there is
+    nothing left of it to look at."""
+
+    serial: Sequence[str] = ()
+    ending: str = ""
+    gone: bool = False
+
+
+class Link(Protocol):
+    """A guest and the way to it."""
+
+    title: str
+    ours: bool
+    """The guest ends with the REPL."""
+
+    async def open(self) -> Endpoint:
+        """Make sure the guest is there; may be called again after it was lost. Raises CtxwatchError."""
+
+    async def poll(self) -> News:
+        """What happened since the last call."""
+
+    async def close(self) -> None:
+        """Leave it; a guest of ours is ended. Idempotent."""
+
+
+class AddressLink:
+    """A gdbstub at ``HOST:PORT``, ``:PORT`` or a UNIX socket's path, opened by somebody else."""
+
+    ours = False
+
+    def __init__(self, address: str, kernel: Path | None = None) -> None:
+        self.title = address
+        self._endpoint = Endpoint(_checked(address), kernel)
+
+    async def open(self) -> Endpoint:
+        """See :class:`Link`."""
+        return self._endpoint
+
+    async def poll(self) -> News:
+        """See :class:`Link`."""
+        return News()
+
+    async def close(self) -> None:
+        """See :class:`Link`."""
+
+
+class BundledLink:
+    """A bundled guest in a QEMU of ours, stopped before its first instruction."""
+
+    ours = True
+
+    def __init__(self, name: str, kernel: Path | None = None) -> None:
+        self.title = name
+        self._kernel = kernel
+        # QEMU is killed when the thread that started it ends, so that one thread does everything.
+        self._hands: ThreadPoolExecutor | None = None
+        self._machine: Machine | None = None
+        self._told = False
+
+    async def open(self) -> Endpoint:
+        """See :class:`Link`. A machine that still runs is taken as it is."""
+        return await self._do(self._open)
+
+    async def poll(self) -> News:
+        """See :class:`Link`."""
+        return await self._do(self._poll) if self._hands is not None else News()
+
+    async def close(self) -> None:
+        """See :class:`Link`."""
+        if self._hands is not None:
+            await self._do(self._close)
+            self._hands.shutdown(wait=False)
+            self._hands = None
+
+    async def _do(self, work: Callable[[], _T]) -> _T:
+        if self._hands is None:
+            self._hands = ThreadPoolExecutor(1, "ctxwatch-machine")
+        return await asyncio.get_running_loop().run_in_executor(self._hands, work)
+
+    def _open(self) -> Endpoint:
+        from gdbext.qemu import guests
+        from gdbext.qemu.machine import Machine
+        from gdbext.sources.gdbstub import ARCHITECTURES
+
+        guest = guests.find(self.title)
+        kernel = guests.build(guest)
+        if self._machine is not None and self._machine.ending() is not None:
+            self._close()
+        if self._machine is None:
+            self._machine = Machine(guest.command(kernel), gdbstub=True)
+            self._told = False
+        return Endpoint(str(self._machine.gdb), self._kernel or kernel, ARCHITECTURES[self._machine.arch])
+
+    def _poll(self) -> News:
+        machine = self._machine
+        if machine is None:
+            return News()
+        lines = machine.serial()
+        ending = machine.ending()
+        if ending is None or self._told or lines:
+            return News(lines)
+        self._told = True
+        return News(lines, ending.detail, gone=ending.how in ("exit", "killed", "quit"))
+
+    def _close(self) -> None:
+        machine, self._machine = self._machine, None
+        if machine is not None:
+            machine.close()
+
+
+def _checked(address: str) -> str:
+    """`address` in the form GDB takes. Raises UsageError for what can be none, before GDB waits for it."""
+    if "/" in address:
+        path = Path(address)
+        try:
+            if not stat.S_ISSOCK(path.stat().st_mode):
+                raise UsageError(f"{address} is no socket", todo="give HOST:PORT or the path of QEMU's UNIX socket")
+        except OSError as error:
+            raise CtxwatchError(f"nobody listens at {address}", error.strerror or "", "start QEMU with -gdb") from error
+        return address
+    host, colon, port = address.rpartition(":")
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UsageError(f"{address!r} is no address", todo="give HOST:PORT or the path of QEMU's UNIX socket")
+    return f"{host or 'localhost'}:{port}" if colon else f"localhost:{port}"

@@ -1,0 +1,80 @@
+"""``ctxwatch repl``: from what was asked to a prompt, and out again in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gdbext.errors import CtxwatchError, printable
+from gdbext.repl import config
+from gdbext.repl.debugger import Gdb
+from gdbext.repl.screen import TerminalScreen
+from gdbext.repl.session import Session
+
+if TYPE_CHECKING:
+    from prompt_toolkit.history import History
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to begin with: the command lines of the REPL that the options stand for, and the settings."""
+
+    first: str = ""
+    keys: str | None = None
+
+
+def run(request: Request) -> int:
+    """Run the REPL until the user leaves; returns the exit status. Raises UsageError for unusable settings."""
+    settings = config.load()
+    if request.keys is not None:
+        settings = config.Config(keys=request.keys, gdbinit=settings.gdbinit, suggest=settings.suggest)
+    return asyncio.run(_main(request, settings))
+
+
+async def _main(request: Request, settings: config.Config) -> int:
+    screen = TerminalScreen()
+    start = functools.partial(Gdb.start, arguments=() if settings.gdbinit else ("-nx",))
+    if not sys.stdin.isatty():
+        session = Session(screen, settings, start)
+        return await _finally_closed(session, screen, _script(session, request.first))
+    from gdbext.repl.prompt import Prompt
+
+    session = Session(screen, settings, start, lambda question: prompt.ask(question))
+    prompt = Prompt(session, screen, _history(screen))
+    return await _finally_closed(session, screen, prompt.loop(request.first))
+
+
+async def _finally_closed(session: Session, screen: TerminalScreen, work: Coroutine[Any, Any, int]) -> int:
+    try:
+        return await work
+    finally:
+        await session.close()
+        screen.flush()
+
+
+async def _script(session: Session, first: str) -> int:
+    """Without a terminal: every line in turn, each after the guest stands; the first refusal ends it, status 2."""
+    loop = asyncio.get_running_loop()
+    text = await loop.run_in_executor(None, sys.stdin.read)
+    done = await session.run(f"{first}\n{text}")
+    await session.live.stopped()
+    return 0 if done else CtxwatchError.status
+
+
+def _history(screen: TerminalScreen) -> History:
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    path: Path = config.history_path()
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with path.open("a"):
+            path.chmod(0o600)
+    except OSError as error:
+        screen.note(f"history is not kept: {printable(str(path))}: {error.strerror}")
+        return InMemoryHistory()
+    return FileHistory(str(path))

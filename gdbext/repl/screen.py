@@ -1,0 +1,162 @@
+"""What is shown above the prompt: GDB's words, the guest's, and our own. All that others say is escaped first."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import re
+from typing import Final, Protocol
+
+from prompt_toolkit import print_formatted_text
+from prompt_toolkit.application import get_app_session
+from prompt_toolkit.formatted_text import ANSI, FormattedText, to_formatted_text
+from prompt_toolkit.styles import Style
+
+from gdbext.errors import printable
+from gdbext.repl import highlight
+from gdbext.repl.highlight import Fragments
+
+STYLE: Final = Style.from_dict({
+    "error": "ansired",
+    "note": "ansibrightblack",
+    "serial": "ansibrightblack",
+    "finding": "ansired bold",
+    "mark": "ansiyellow bold",
+    "address": "ansiblue",
+    "symbol": "ansiyellow",
+    "prompt": "bold",
+    "prompt.running": "ansigreen bold",
+    "prompt.window": "ansired bold",
+    "prompt.dead": "ansired bold",
+    "bottom-toolbar": "noreverse",
+    "toolbar.state": "bold",
+    "toolbar.warning": "bg:ansired ansiwhite bold",
+})  # fmt: skip
+
+_FINDING: Final = re.compile(r"ctxwatch: CW\d{3} ")
+_DELAY: Final = 0.02
+"""Seconds in which lines are gathered: the prompt is drawn anew for each batch, not for each line."""
+
+
+class Screen(Protocol):
+    """Where a session shows things. Text from GDB or the guest is raw: the screen escapes it."""
+
+    def gdb(self, text: str) -> None:
+        """GDB wrote `text`, which need not end a line."""
+
+    def log(self, text: str) -> None:
+        """GDB complained."""
+
+    def end_line(self) -> None:
+        """What GDB wrote is complete, with or without a newline."""
+
+    def serial(self, line: str) -> None:
+        """The guest printed a line."""
+
+    def note(self, text: str) -> None:
+        """Something a person should know, one line."""
+
+    def error(self, text: str) -> None:
+        """Something refused or gone wrong, one line."""
+
+    def text(self, text: str) -> None:
+        """Lines of ours."""
+
+    def ansi(self, text: str) -> None:
+        """Lines of ours that carry colours as escape sequences; what came from the guest is escaped in them."""
+
+    @property
+    def columns(self) -> int:
+        """Width."""
+
+
+class TerminalScreen:
+    """Prints above the prompt if there is one, in batches."""
+
+    def __init__(self) -> None:
+        self._pending: Fragments = []
+        self._partial = ""
+        self._partial_style = ""
+        self._handle: asyncio.TimerHandle | None = None
+
+    @property
+    def columns(self) -> int:
+        """See :class:`Screen`."""
+        return get_app_session().output.get_size().columns
+
+    def gdb(self, text: str) -> None:
+        """See :class:`Screen`."""
+        self._stream(text, "")
+
+    def log(self, text: str) -> None:
+        """See :class:`Screen`."""
+        self._stream(text, "class:error")
+
+    def serial(self, line: str) -> None:
+        """See :class:`Screen`."""
+        self._add([("class:serial", f"  │ {printable(line)}")])
+
+    def note(self, text: str) -> None:
+        """See :class:`Screen`."""
+        self._add([("class:note", printable(text))])
+
+    def error(self, text: str) -> None:
+        """See :class:`Screen`."""
+        self._add([("class:error", printable(text))])
+
+    def text(self, text: str) -> None:
+        """See :class:`Screen`."""
+        for line in text.rstrip("\n").split("\n"):
+            self._add([("", printable(line))])
+
+    def ansi(self, text: str) -> None:
+        """See :class:`Screen`."""
+        self._add(list(to_formatted_text(ANSI(text.rstrip("\n")))))
+
+    def end_line(self) -> None:
+        """See :class:`Screen`."""
+        if self._partial:
+            self._line(self._partial, self._partial_style)
+            self._partial = ""
+
+    def flush(self) -> None:
+        """Show at once what was gathered."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        pending, self._pending = self._pending, []
+        if pending:
+            print_formatted_text(FormattedText(pending), style=STYLE, end="")
+
+    def _stream(self, text: str, style: str) -> None:
+        if style != self._partial_style:
+            self.end_line()
+            self._partial_style = style
+        *lines, self._partial = (self._partial + text).split("\n")
+        for line in lines:
+            self._line(line, style)
+
+    def _line(self, line: str, style: str) -> None:
+        safe = printable(line)
+        if _FINDING.match(safe):
+            self._add([("class:finding", safe)])
+        else:
+            self._add((highlight.instruction(safe) if not style else None) or [(style, safe)])
+
+    def _add(self, fragments: Fragments) -> None:
+        self._pending += fragments
+        self._pending.append(("", "\n"))
+        if self._handle is None:
+            self._handle = asyncio.get_running_loop().call_later(_DELAY, self.flush)
+
+
+def rendered(renderable: object, columns: int) -> str:
+    """What rich makes of `renderable`, with colours, `columns` wide."""
+    from rich.console import Console
+
+    drawn = io.StringIO()
+    console = Console(
+        file=drawn, width=columns, force_terminal=True, color_system="standard", highlight=False, markup=False
+    )
+    console.print(renderable)
+    return "\n".join(line.rstrip() for line in drawn.getvalue().split("\n"))

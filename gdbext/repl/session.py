@@ -1,0 +1,130 @@
+"""What becomes of a typed line: a command of ours, one for a recording, or one for GDB."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from gdbext.errors import CtxwatchError, UsageError
+from gdbext.repl import blocks, declare, typed
+from gdbext.repl.config import Config
+from gdbext.repl.debugger import Gdb, Starter
+from gdbext.repl.facts import Seen
+from gdbext.repl.live import Ask, Live, Silent
+from gdbext.repl.screen import Screen
+
+if TYPE_CHECKING:
+    from gdbext.repl.recorded import Recorded
+
+COMMANDS: Final = "gdbext.repl.commands"
+
+
+async def _yes(question: str) -> bool:
+    return True
+
+
+class Session:
+    """Everything behind the prompt. ``ask`` asks the user a yes-or-no question; without it the answer is yes.
+
+    ``leaving`` is set by the command that ends the REPL.
+    """
+
+    def __init__(
+        self, screen: Screen, config: Config | None = None, start: Starter = Gdb.start, ask: Ask = _yes
+    ) -> None:
+        self.screen = screen
+        self.config = config or Config()
+        self.live = Live(screen, start, ask)
+        self.recorded: Recorded | None = None
+        self.commands = declare.discover(COMMANDS)
+        self.leaving = False
+        self._again = ""
+
+    def command(self, line: str) -> tuple[declare.Command, str] | None:
+        """The command of ours that `line` is, with what follows its name."""
+        name, _, words = line.strip().partition(" ")
+        if self.recorded is not None and name == "ctx":  # nobody else has such commands now
+            name, _, words = words.strip().partition(" ")
+        command = self.commands.get(name)
+        return (command, words) if command is not None else None
+
+    async def run(self, text: str) -> bool:
+        """Do what was typed or pasted: line by line, a block of GDB's as a whole. What is typed behind a command that
+        lets the guest run waits until it stands; what is typed behind one that is refused is not done, and False
+        returned."""
+        parts = [part for part in blocks.split(text) if part.strip()] or [self._again]
+        for index, part in enumerate(parts):
+            done = await self.execute(part)
+            left = parts[index + 1 :]
+            if left and not done:
+                self.screen.note(f"{_behind(left)} not run")
+            if not done or self.leaving:
+                return done
+            if left and typed.moves(part):
+                await self.live.stopped()
+        return True
+
+    async def execute(self, line: str) -> bool:
+        """Run one command; a refusal is shown in one line and False returned."""
+        if not line.strip() or line.lstrip().startswith("#"):
+            return True
+        ours = self.command(line)
+        self._again = "" if ours is not None else typed.again(line)
+        try:
+            if ours is not None:
+                command, words = ours
+                await command.run(self, command.parse(words))
+            elif self.recorded is not None:
+                await self.recorded.run(line)
+            else:
+                await self.live.run(line)
+        except Silent:
+            return False
+        except CtxwatchError as error:
+            self.screen.error(str(error))
+            return False
+        return True
+
+    async def findings(self) -> list[Seen]:
+        """What was found: in the recording that is open, else in this REPL's life."""
+        if self.recorded is not None:
+            return self.recorded.findings(self.screen.columns)
+        await self.live.gather_findings()
+        return self.live.findings.all()
+
+    def recording(self) -> Recorded:
+        """The recording that is open. Raises UsageError if there is none."""
+        if self.recorded is None:
+            raise UsageError("no recording is open", todo="open FILE first")
+        return self.recorded
+
+    async def take_recording(self, recorded: Recorded) -> None:
+        """Look at `recorded` from now on; the guest or recording before it is left."""
+        self.close_recording()
+        await self.live.leave()
+        self.recorded = recorded
+
+    def close_recording(self) -> None:
+        """Close the recording that is open, if there is one."""
+        if self.recorded is not None:
+            self.recorded.close()
+            self.recorded = None
+
+    @property
+    def something_runs(self) -> str:
+        """What would be ended or left behind if the REPL ended now, as a clause; "" if nothing is."""
+        link, connection = self.live.link, self.live.connection
+        if self.live.interruptible and self.live.doing:
+            return f"GDB is at {self.live.doing!r}"
+        if link is not None and connection.connected:
+            return f"{link.title} is {connection.state.value}" + (" and ends with the REPL" if link.ours else "")
+        return ""
+
+    async def close(self) -> None:
+        """Leave everything."""
+        self.close_recording()
+        await self.live.close()
+
+
+def _behind(parts: Sequence[str]) -> str:
+    return "the command behind it was" if len(parts) == 1 else f"the {len(parts)} commands behind it were"
