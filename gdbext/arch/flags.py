@@ -33,7 +33,8 @@ def describe(rflags: int) -> str:
 
 def difference(expected: int, actual: int) -> str:
     """Say which bits differ, each with its new state: ``ZF lost, CF gained``. RF is left out: faults set it."""
-    parts = [f"{name} {'gained' if actual & bit else 'lost'}" for bit, name in NAMES if (expected ^ actual) & bit]
+    changed = (expected ^ actual) & ~RF
+    parts = [f"{name} {'gained' if actual & bit else 'lost'}" for bit, name in NAMES if changed & bit]
     if (expected ^ actual) & IOPL:
         parts.append(f"IOPL {(expected & IOPL) >> 12} → {(actual & IOPL) >> 12}")
     return ", ".join(parts) or "no named bit"

@@ -46,6 +46,21 @@ static void fill_switch(vcpu *v, ctx_row *row, uint64_t pc, unsigned bits)
     row->flags = parity_flags(v) | CTX_FLAG_NO_BASES | CTX_FLAG_NO_KERNEL_GS;
 }
 
+/* The event by which a thread went away that left RSP so (and returns to `back`, unless that is 0); 0 for none. */
+static uint64_t take_away(uint64_t rsp, uint64_t back)
+{
+    unsigned slot = away_slot(rsp);
+    uint64_t seq = 0;
+
+    pthread_mutex_lock(&away_lock);
+    if (away[slot].rsp == rsp && (back == 0 || away[slot].back == back)) {
+        seq = away[slot].seq;
+        away[slot].rsp = away[slot].seq = 0;
+    }
+    pthread_mutex_unlock(&away_lock);
+    return seq;
+}
+
 /* First instruction of a block that may switch: remember, for by the time we are sure it has changed registers. */
 static void on_leaving(unsigned index, void *userdata)
 {
@@ -55,6 +70,7 @@ static void on_leaving(unsigned index, void *userdata)
     memset(&v->away, 0, sizeof(v->away));
     fill_switch(v, &v->away, s->pc, s->bits);
     v->score->leaving = s->pc;
+    take_away(v->away.rsp, 0); /* who stands here now has come back by another way, or is gone */
 }
 
 /* RSP is about to be loaded by a block that is, or is near, the one that stored it: it is a switch. */
@@ -81,21 +97,6 @@ static void on_switch(unsigned index, void *userdata)
     away[slot].back = row->stack[0];
     pthread_mutex_unlock(&away_lock);
     publish(v, row, false, false);
-}
-
-/* The event by which a thread went away that left RSP so (and returns to `back`, unless that is 0); 0 for none. */
-static uint64_t take_away(uint64_t rsp, uint64_t back)
-{
-    unsigned slot = away_slot(rsp);
-    uint64_t seq = 0;
-
-    pthread_mutex_lock(&away_lock);
-    if (away[slot].rsp == rsp && (back == 0 || away[slot].back == back)) {
-        seq = away[slot].seq;
-        away[slot].rsp = away[slot].seq = 0;
-    }
-    pthread_mutex_unlock(&away_lock);
-    return seq;
 }
 
 /* A thread that went away by a switch function is about to return from it: RSP is or will be `rsp` at its return. */
