@@ -28,6 +28,9 @@ from gdbext.rules.policy import Layout, Policy
 MAX_AREAS: Final = 4096
 MAX_OFFSET: Final = 1 << 16
 """Bytes; slots beyond it are not believed."""
+NOWHERE: Final = 0
+ANYWHERE: Final = 1
+"""In place of an area's address."""
 MAX_SHIFT: Final = 8
 """Words by which a context in an area can be moved and still be recognised."""
 
@@ -67,7 +70,7 @@ class AreaJudge:
         self._starts: list[int] = []
         self._areas: dict[int, Area] = {}
         self._touched: set[tuple[int, int]] = set()
-        self._entered: dict[int, tuple[int, bool]] = {}
+        self._saving: dict[int, int] = {}
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge a batch in order of ``seq``; it costs nothing while no area is known."""
@@ -87,9 +90,9 @@ class AreaJudge:
                 judged += [(draft, row, None) for draft in self._store(row)]
             elif which == Kind.ENTRY:
                 judged += [(draft, row, None) for draft in self._entry(row)]
-                self._entered[int(row["cpu"][0])] = (int(row["frame"][0]), True)
+                self._enter(row)
             else:
-                self._entered[int(row["cpu"][0])] = (0, False)
+                self._saving.pop(int(row["cpu"][0]), None)
         return judged
 
     @property
@@ -172,10 +175,18 @@ class AreaJudge:
         self._touched.add((area.start, offset))
         return drafts
 
+    def _enter(self, row: Batch) -> None:
+        """Note in which area the handler that begins may push: where the CPU put its frame; after a system call, which
+        pushes none, where it pushes first."""
+        area = self._at(int(row["frame"][0]))
+        self._saving[int(row["cpu"][0])] = area.start if area is not None else NOWHERE if row["frame"][0] else ANYWHERE
+
     def _foreign_stack(self, row: Batch, area: Area) -> bool:
-        """True unless a handler runs whose own frame the CPU pushed into this area (its pushes are the save)."""
-        frame, inside = self._entered.get(int(row["cpu"][0]), (0, False))
-        return not (inside and self._at(frame) is area)
+        """True unless a handler runs whose own save this area is (its pushes are the save)."""
+        cpu = int(row["cpu"][0])
+        if self._saving.get(cpu, NOWHERE) == ANYWHERE:
+            self._saving[cpu] = area.start
+        return self._saving.get(cpu, NOWHERE) != area.start
 
     def _entry(self, row: Batch) -> list[Draft]:
         """An entry whose frame lands in an area, but not on the slots that are meant for it."""

@@ -20,7 +20,8 @@ def resumed_again(row: Batch, live: Batch, history: History) -> tuple[Draft, Bat
     """Judge an exit (a batch of one) that matches no pending context: the draft and the newer context, or None.
 
     System calls are left out: fork's child and parent resume one context. The thread must have been interrupted
-    again since (there is a pending context of the same address space and FS base that is newer).
+    again since: there is a pending context of the same address space and FS base that is newer. A pending system
+    call does not count: it may be the last one of a process whose page tables are in use again.
     """
     past = history.before(int(row["seq"][0]))
     if not len(past) or not len(live):
@@ -33,7 +34,7 @@ def resumed_again(row: Batch, live: Batch, history: History) -> tuple[Draft, Bat
     mine = (space(live) == space(row)) & (live["fs_base"] == row["fs_base"]) & (is_user(live) == is_user(row))
     if not bool(is_user(row)[0]):
         mine &= live["rsp"] >> np.uint64(12) == row["rsp"] >> np.uint64(12)
-    newer = live[mine & (live["seq"] > old["seq"][0])][-1:]
+    newer = live[mine & ~is_call(live) & (live["seq"] > old["seq"][0])][-1:]
     if equal[0] < 15 or telling[0] < STRONG_TELLING or not len(newer):
         return None
     changed = np.flatnonzero((gprs(newer) != gprs(row))[0])

@@ -35,7 +35,8 @@ class SwitchJudge:
                     del self._away[next(iter(self._away))]
                 continue
             left = self._away.pop(stack, None)
-            if left is not None:
+            # Another return address is another thread: one that begins on a stack that a dead one has left.
+            if left is not None and left["stack"][0][0] == row["stack"][0][0]:
                 judged += [(draft, row, left) for draft in _judge(left, row)]
         return judged
 
