@@ -201,11 +201,17 @@ static void emit_delivery(vcpu *v, const delivery *d)
     emit_entry(v, row);
 }
 
+/* The stack pointer of the interrupted context, where it runs on the same privilege level. */
+static uint64_t inner_sp(const delivery *d)
+{
+    return d->bits == 64 ? d->frame[FRAME_RSP] : d->at + 3 * 4;
+}
+
 /* A handler of this vCPU began on top of another whose first instruction never ran: that one's entry comes first. */
 static bool is_unseen(const vcpu *v, const delivery *d)
 {
     bool seen = v->last.kind == CTX_KIND_ENTRY && v->last.pc == d->frame[FRAME_RIP] &&
-                v->last.frame - d->frame[FRAME_RSP] <= 8; /* it begins with RSP there, or at the error code below */
+                v->last.frame - inner_sp(d) <= 8; /* it begins with RSP there, or at the error code below */
     bool resumed = v->last.kind == CTX_KIND_EXIT && v->last.rip == d->frame[FRAME_RIP];
     return (d->frame[FRAME_CS] & 3) == (d->live_cs & 3u) && !seen && !resumed;
 }
@@ -235,7 +241,7 @@ static bool deliver(vcpu *v, uint64_t pc, uint64_t sp, bool told, unsigned depth
             if (v->call.syscall && (d.frame[FRAME_RIP] == v->lstar || d.frame[FRAME_RIP] == v->cstar)) {
                 emit_syscall(v, d.frame[FRAME_RIP]);
             } else if (idt_is_target(d.frame[FRAME_RIP])) {
-                deliver(v, d.frame[FRAME_RIP], d.frame[FRAME_RSP], false, depth + 1);
+                deliver(v, d.frame[FRAME_RIP], inner_sp(&d), false, depth + 1);
             }
         }
     }

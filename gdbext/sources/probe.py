@@ -21,7 +21,7 @@ from gdbext.errors import CtxwatchError, GuestFailed, NotCapable, UsageError
 from gdbext.events.row import TRACKED_SLOTS, Batch, Flag
 from gdbext.sources.base import Capability
 from gdbext.sources.ring import COUNTERS, TRACKED_GS, WATCH_BITS, WATCH_RANGES, Option, Release, watch_granules
-from gdbext.sources.ring_file import Merger, RingFile
+from gdbext.sources.ring_file import Merger, RingFile, in_order
 
 _NAP: Final = (0.0002, 0.002)
 """Shortest and longest sleep between looks at the ring, in seconds."""
@@ -84,13 +84,10 @@ class ProbeSource:
         self.capabilities |= Capability.SIMD if ring.has(Option.SIMD) else Capability.NONE
 
     def _join_late(self) -> None:
-        old = self._ring.begin()
-        if old:
-            self._merger.start_at(min(int(rows["seq"][0]) for rows in old))
-            self._ready += [rows for rows in [self._merger.merge(old, final=True)] if rows is not None]
-        else:
-            self._merger.start_at(int(self._ring.header["seq"][0]) + 1)
-        self._merger.missing = 0
+        old = in_order(self._ring.begin())
+        if old is not None:
+            self._ready.append(old)
+        self._merger.start_behind(int(self._ring.header["seq"][0]))
 
     @property
     def plugin_api(self) -> int:
@@ -310,9 +307,7 @@ class LeftoverSource:
                 self.capabilities |= Capability.SIMD
         finally:
             ring.close()
-        merger = Merger(time.monotonic)
-        merger.start_at(min((int(rows["seq"][0]) for rows in old), default=1))
-        self._rows = merger.merge(old, final=True)
+        self._rows = in_order(old)
 
     def read(self, timeout: float) -> Batch | None:
         """All events, once; then None."""

@@ -175,10 +175,12 @@ class RingFile:
 
     def begin(self) -> list[Batch]:
         """Be present from now on, for a reader that comes late; return what went before. The rest comes by take."""
+        self.control["tail"][:] = self.control["head"]
+        self.header["present"] = 1  # from here on a full ring waits, whatever was overwritten until now
         heads = self.control["head"].copy()
+        old = self._before(heads)
         self.control["tail"][:] = heads
-        self.header["present"] = 1  # nothing behind the tails is overwritten any more
-        return self._before(heads)
+        return old
 
     def _before(self, heads: npt.NDArray[np.void]) -> list[Batch]:
         """The rows in front of `heads` that are still whole: the probe may overwrite some while we copy."""
@@ -251,6 +253,15 @@ def _slice(ring: Batch, first: int, last: int) -> Batch:
     return np.concatenate((ring[low:], ring[:high]))
 
 
+def in_order(parts: list[Batch]) -> Batch | None:
+    """The rows of several rings in the order of their numbers, None for no rows."""
+    if not parts:
+        return None
+    rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    numbers = rows["seq"]
+    return rows if (numbers[1:] > numbers[:-1]).all() else rows[np.argsort(numbers, kind="stable")]
+
+
 class Merger:
     """Puts the rows of several rings into the order of their numbers.
 
@@ -262,24 +273,20 @@ class Merger:
         self._clock = clock
         self._patience = patience
         self._held: list[Batch] = []
-        self._next = 1
+        self._first = self._next = 1
         self._since: float | None = None
         self.missing = 0
 
-    def start_at(self, number: int) -> None:
-        """The next row expected is `number`."""
-        self._next = number
+    def start_behind(self, number: int) -> None:
+        """Expect all rows behind `number`; of those up to it some may come."""
+        self._first = self._next = number + 1
 
     def merge(self, taken: list[Batch], final: bool = False) -> Batch | None:
         """Add `taken` and return what can be given out in order, or None; with `final` all of it."""
-        parts = self._held + taken
-        if not parts:
+        rows = in_order(self._held + taken)
+        if rows is None:
             return None
-        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
         numbers = rows["seq"]
-        if len(numbers) > 1 and not (numbers[1:] > numbers[:-1]).all():
-            rows = rows[np.argsort(numbers, kind="stable")]
-            numbers = rows["seq"]
         expected = np.arange(self._next, self._next + len(rows), dtype=np.uint64)
         late = int(np.searchsorted(numbers, self._next))  # behind their time: out with them
         gaps = np.flatnonzero(numbers[late:] != expected[: len(rows) - late])
@@ -294,9 +301,10 @@ class Merger:
         if not ready:
             return None
         out = rows[:ready]
-        last = int(out["seq"][-1])
-        self.missing += last + 1 - self._next - len(out)
-        self._next = max(self._next, last + 1)
+        behind = max(self._next, int(out["seq"][-1]) + 1)
+        counted = len(out) - int(np.searchsorted(out["seq"], self._first))
+        self.missing += behind - self._next - counted
+        self._next = behind
         return out
 
     def _overdue(self) -> bool:

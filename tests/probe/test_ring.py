@@ -1,0 +1,276 @@
+"""The ring file between a C writer and the Python reader: order, loss, waiting, death on either side, refusals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gdbext.errors import CtxwatchError, EnvironmentUnusable, RecordingError, UsageError
+from gdbext.events.row import Batch, Flag, Kind, empty
+from gdbext.sources.probe import LeftoverSource, ProbeSource, _disjoint
+from gdbext.sources.ring import HEADER_SIZE, WATCH_BITS, State, watch_granules
+from gdbext.sources.ring_file import Merger, RingFile
+
+Compiled = Callable[..., Path]
+
+
+def start(writer: Path, ring: Path, cpus: int, rows: int, events: int, *more: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([writer, ring, str(cpus), str(rows), str(events), *more], stderr=subprocess.PIPE)
+
+
+def opened(ring: RingFile) -> ProbeSource:
+    """The source, once the writer has attached."""
+    deadline = time.monotonic() + 10
+    while int(ring.header["state"][0]) == State.EMPTY and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return ProbeSource(ring)
+
+
+def everything(source: ProbeSource) -> Batch:
+    parts = []
+    while (rows := source.read(10.0)) is not None:
+        assert len(rows), "nothing came for ten seconds"
+        parts.append(rows)
+    return np.concatenate(parts) if parts else empty()
+
+
+@pytest.mark.parametrize(("cpus", "flags"), [(1, ()), (4, ()), (4, ("-fsanitize=thread",))])
+def test_every_row_arrives_once_and_in_order(compiled: Compiled, tmp_path: Path, cpus: int, flags: tuple[str]) -> None:
+    events = 20000
+    ring = RingFile.create(tmp_path / "ring")
+    writer = start(compiled("ring_writer.c", *flags), ring.path, cpus, 64, events)
+    source = opened(ring)
+    rows = everything(source)
+    assert writer.wait(10) == 0, writer.stderr.read() if writer.stderr else ""
+    assert source.lost == 0
+    assert (rows["seq"] == np.arange(1, cpus * events + 1)).all()
+    for cpu in range(cpus):
+        own = rows[rows["cpu"] == cpu]
+        assert (own["value"] == np.arange(1, events + 1)).all()
+        assert (own["rsp"] == ~own["value"]).all()
+    source.close()
+    assert not ring.path.exists()
+
+
+def test_a_waiting_vcpu_stands_still_until_it_is_released(compiled: Compiled, tmp_path: Path) -> None:
+    ring = RingFile.create(tmp_path / "ring")
+    writer = start(compiled("ring_writer.c"), ring.path, 2, 64, 1000, "wait")
+    source = opened(ring)
+    released = [0, 0]
+    seen = [0, 0]
+    while (rows := source.read(10.0)) is not None:
+        assert len(rows), "nothing came for ten seconds"
+        for row in rows:
+            cpu = int(row["cpu"])
+            seen[cpu] = int(row["value"])
+            if row["flags"] & Flag.WAITING:
+                assert int(row["value"]) == 100 * (released[cpu] + 1)
+                late = source.read(0.01)  # nothing of this vCPU may come while it waits
+                assert late is None or not len(late[late["cpu"] == cpu])
+                if late is not None and len(late):
+                    source._ready.insert(0, late)
+                source.release(cpu, halt=False)
+                released[cpu] += 1
+    assert writer.wait(10) == 0
+    assert released == [10, 10]
+    assert seen == [1000, 1000]
+    source.close()
+
+
+def test_a_killed_reader_makes_a_flight_recorder(compiled: Compiled, tmp_path: Path) -> None:
+    path = tmp_path / "ring"
+    code = (
+        "import sys, time; from pathlib import Path; from gdbext.sources.ring_file import RingFile;"
+        f"ring = RingFile.create(Path({str(path)!r})); print('made', flush=True); time.sleep(60)"
+    )
+    reader = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert reader.stdout is not None
+    assert reader.stdout.readline() == b"made\n"
+    writer = start(compiled("ring_writer.c"), path, 2, 64, 50000, "wait")
+    time.sleep(0.2)
+    assert writer.poll() is None  # it waits for its reader
+    reader.kill()
+    reader.wait()
+    assert writer.wait(20) == 0  # and goes on without
+    leftover = LeftoverSource(path)
+    rows = leftover.read(0)
+    assert rows is not None
+    assert leftover.lost > 90000
+    assert len(rows) == 2 * 63  # the slot that may be half written is left out
+    assert (np.diff(rows["seq"].astype(np.int64)) > 0).all()
+    assert int(rows["seq"][-1]) == 100000
+    for cpu in (0, 1):
+        own = rows[rows["cpu"] == cpu]
+        assert own["flags"][0] & Flag.STALE
+        assert not (own["flags"][1:] & Flag.STALE).any()
+    assert leftover.read(0) is None
+    leftover.close()
+
+
+def test_a_reader_that_comes_late_gets_what_is_left_and_then_all(compiled: Compiled, tmp_path: Path) -> None:
+    path = tmp_path / "ring"
+    writer = start(compiled("ring_writer.c"), path, 2, 64, 1 << 40)  # nobody made the file: it records by itself
+    time.sleep(0.1)
+    source = ProbeSource(RingFile.attach(path))
+    parts = []
+    while sum(map(len, parts)) < 100_000:
+        rows = source.read(10.0)
+        assert rows is not None
+        parts.append(rows)
+    writer.kill()
+    parts.append(everything(source))
+    rows = np.concatenate(parts)
+    assert source.lost <= 2  # rows that were being written when it died
+    for cpu in (0, 1):
+        own = rows[rows["cpu"] == cpu][200:]  # behind the history, of which some may have been overwritten
+        assert (np.diff(own["value"].astype(np.int64)) == 1).all()
+    source.close()
+    assert path.exists()  # not ours to remove
+    writer.wait()
+
+
+def test_a_killed_writer_ends_the_stream(compiled: Compiled, tmp_path: Path) -> None:
+    ring = RingFile.create(tmp_path / "ring")
+    writer = start(compiled("ring_writer.c"), ring.path, 2, 64, 1 << 40)
+    source = opened(ring)
+    assert source.read(5.0) is not None
+    writer.send_signal(signal.SIGKILL)
+    time.sleep(0.1)  # a zombie by now, which holds no lock
+    everything(source)
+    assert source.read(1.0) is None
+    writer.wait()
+    source.close()
+
+
+def test_one_reader_only(compiled: Compiled, tmp_path: Path) -> None:
+    ring = RingFile.create(tmp_path / "ring")
+    writer = start(compiled("ring_writer.c"), ring.path, 1, 64, 1 << 40)
+    source = opened(ring)
+    try:
+        with pytest.raises(UsageError, match=f"has a reader already: process {os.getpid()}"):
+            RingFile.attach(ring.path)
+        with pytest.raises(UsageError, match="exists"):
+            RingFile.create(ring.path)
+    finally:
+        writer.kill()
+        writer.wait()
+        source.close()
+
+
+def test_one_writer_only(compiled: Compiled, tmp_path: Path) -> None:
+    ring = RingFile.create(tmp_path / "ring")
+    writer = start(compiled("ring_writer.c"), ring.path, 1, 64, 1 << 40)
+    source = opened(ring)
+    other = start(compiled("ring_writer.c"), ring.path, 1, 64, 1)
+    assert other.wait(10) == 1
+    assert other.stderr is not None
+    assert f"belongs to another QEMU, process {writer.pid}".encode() in other.stderr.read()
+    writer.kill()
+    writer.wait()
+    source.close()
+
+
+def test_another_version_is_refused_on_both_sides(compiled: Compiled, tmp_path: Path) -> None:
+    ring = RingFile.create(tmp_path / "ring")
+    ring.header["version"] = 77
+    writer = start(compiled("ring_writer.c"), ring.path, 1, 64, 1)
+    assert writer.wait(10) == 1
+    with pytest.raises(
+        EnvironmentUnusable, match=r"probe cannot start: the ring .* is of version 77\.1, this probe is"
+    ):
+        ProbeSource(ring)
+    with pytest.raises(RecordingError, match=r"it is version 77\.1, this ctxwatch reads 1\.1"):
+        RingFile.open_leftover(ring.path)
+    ring.close()
+
+
+def test_no_room_is_an_error_at_the_start(compiled: Compiled, tmp_path: Path) -> None:
+    ring = RingFile.create(tmp_path / "ring")
+    limit = HEADER_SIZE + 100_000  # in place of a full file system
+    code = "import os, resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    code += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); os.execv(sys.argv[1], sys.argv[1:])"
+    words = [sys.executable, "-c", code, str(compiled("ring_writer.c")), str(ring.path), "4", "65536", "10"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no room for the ring" in done.stderr
+    with pytest.raises(EnvironmentUnusable, match=r"the probe cannot start: no room for the ring .* takes 95 MiB"):
+        ProbeSource(ring)
+    ring.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, b"\0" * HEADER_SIZE, b"CTXRING1"])
+def test_what_is_no_ring_is_said_to_be_none(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "ring"
+    path.write_bytes(content)
+    with pytest.raises(CtxwatchError, match="is not a ring"):
+        LeftoverSource(path)
+
+
+def test_a_damaged_ring_is_refused(compiled: Compiled, tmp_path: Path) -> None:
+    ring = RingFile.create(tmp_path / "ring")
+    assert start(compiled("ring_writer.c"), ring.path, 1, 64, 10).wait(10) == 0
+    ring.header["rows"] = 1 << 20
+    with pytest.raises(RecordingError, match="damaged"):
+        LeftoverSource(ring.path)
+    ring.header["rows"] = 0
+    with pytest.raises(RecordingError, match="damaged"):
+        LeftoverSource(ring.path)
+    ring.close()
+
+
+def test_not_loaded_is_said(tmp_path: Path) -> None:
+    ring = RingFile.create(tmp_path / "ring")
+    with pytest.raises(EnvironmentUnusable, match="the probe is not loaded"):
+        ProbeSource(ring)
+    ring.close()
+
+
+def test_the_ring_is_the_owners_alone(tmp_path: Path) -> None:
+    ring = RingFile.create(tmp_path / "ring")
+    assert ring.path.stat().st_mode & 0o777 == 0o600
+    ring.close()
+
+
+def batch(*numbers: int) -> Batch:
+    rows = empty(len(numbers))
+    rows["seq"] = numbers
+    rows["kind"] = Kind.ENTRY
+    return rows
+
+
+def test_merging_holds_back_what_lies_behind_a_gap() -> None:
+    now = [0.0]
+    merger = Merger(lambda: now[0], patience=1.0)
+
+    def merged(*taken: Batch, final: bool = False) -> list[int]:
+        out = merger.merge(list(taken), final)
+        return [] if out is None else out["seq"].tolist()
+
+    assert merged(batch(2, 3), batch(1, 5)) == [1, 2, 3]
+    assert merged() == []
+    assert merged(batch(4)) == [4, 5]
+    assert merged(batch(7, 9)) == []
+    now[0] = 0.9
+    assert merged() == []
+    now[0] = 1.1
+    assert merged() == [7, 9]  # 6 and 8 are given up
+    assert merger.missing == 2
+    assert merged(batch(6)) == [6]  # late, but there
+    assert merger.missing == 1
+    assert merged(batch(12), final=True) == [12]
+    assert merger.missing == 3
+
+
+def test_watched_ranges_cover_every_granule_a_store_can_begin_in() -> None:
+    assert _disjoint([(10, 20), (30, 30), (15, 40), (50, 60)]) == [(10, 40), (50, 60)]
+    assert watch_granules(0x1000, 0x1100) == [0xF, 0x10]  # a store at 0xff8 reaches into it
+    assert watch_granules(0x1020, 0x1021) == [0x10]
+    assert len(watch_granules(0, 1 << 40)) == WATCH_BITS
