@@ -18,6 +18,7 @@ from gdbext.arch import flags as rf
 from gdbext.arch import vectors
 from gdbext.arch.addresses import is_canonical
 from gdbext.arch.frames import word_size, words_pushed
+from gdbext.arch.registers import GPR64
 from gdbext.events.columns import Columns
 from gdbext.events.row import SLOT_NAMES, Batch, Flag, Kind
 from gdbext.ledger.compare import is_user
@@ -28,6 +29,8 @@ from gdbext.rules.policy import Layout, Policy
 MAX_AREAS: Final = 4096
 MAX_OFFSET: Final = 1 << 16
 """Bytes; slots beyond it are not believed."""
+LIKE: Final = 4
+"""Slots that must agree before an area is taken for a context's."""
 NOWHERE: Final = 0
 ANYWHERE: Final = 1
 """In place of an area's address."""
@@ -101,17 +104,19 @@ class AreaJudge:
         return bool(self._areas) and self._layout is not None
 
     def area_of(self, context: Batch, before: int) -> Area | None:
-        """The area that held RIP and RSP of `context` (a batch of one) at event `before`, the last written first."""
+        """The area that holds `context` (a batch of one) as its slots were written before event `before`: the one on
+        which most registers agree, its RIP or RSP and LIKE in all at least; None if there is none."""
         layout = self._layout
-        if layout is None or not {"rip", "rsp"} <= layout.slots.keys():
+        if layout is None:
             return None
-        best, best_event = None, 0
+        names = [name for name in (*GPR64, "rip", "rflags") if name in layout.slots]
+        best, most = None, (0, 0)
         for area in self._areas.values():
-            rip, rsp = (area.last(layout.slots[name], before) for name in ("rip", "rsp"))
-            if rip is None or rsp is None or rip.event <= best_event:
-                continue
-            if rip.value == int(context["rip"][0]) and rsp.value == int(context["rsp"][0]):
-                best, best_event = area, rip.event
+            written = {name: area.last(layout.slots[name], before) for name in names}
+            same = {name: w.event for name, w in written.items() if w is not None and w.value == int(context[name][0])}
+            score = len(same), max(same.values(), default=0)
+            if len(same) >= LIKE and {"rip", "rsp"} & same.keys() and score > most:
+                best, most = area, score
         return best
 
     def last_write(self, area: Area, field: str, before: int) -> Write | None:

@@ -7,7 +7,7 @@ from typing import Final
 from gdbext.arch import vectors
 from gdbext.code.compare import Kind as Fact
 from gdbext.code.compare import Statement
-from gdbext.events.row import Batch, Kind
+from gdbext.events.row import Batch, Flag, Kind
 from gdbext.ledger.compare import FIELD_BITS, is_call
 from gdbext.rules.areas import AreaJudge, Write
 from gdbext.rules.codes import ERROR
@@ -55,6 +55,9 @@ class Explainer:
         clash = next((s for s in statements if s.kind is Fact.CLASH), None)
         extra = [_clash(clash, finding)] if clash is not None else []
         stale = self._add_writer(finding, entry, fields[0])
+        beyond = _beyond_frame(finding, entry)
+        if beyond is not None:
+            return [*extra, beyond]
         said = self._add_path(finding, statements, fields)
         seen = self._add_when_seen(finding, entry, fields[0])
         if stale is not None:
@@ -129,6 +132,25 @@ class Explainer:
         if not set(fields) <= {"rip", "cs", "rflags", "rsp", "ss"} or finding.code == "CW603":
             return False
         return self._paths.frame_in_place(entry, row) is True
+
+
+def _beyond_frame(finding: Finding, entry: Batch) -> Draft | None:
+    """CW403 where ESP or SS came back as the words above a frame that, on the same ring, holds neither."""
+    if not entry["flags"][0] & Flag.NO_STACK:
+        return None
+    above = dict(zip(("rsp", "ss"), entry["stack"][0][3:5].tolist(), strict=True))
+    found = tuple(d for d in finding.differences if d.field in above and d.actual == above[d.field])
+    if not found:
+        return None
+    name = found[0].field
+    cause = (
+        f"slot {name} was given {found[0].actual:#x}, the word above the frame: an interrupt on the same ring pushes "
+        "RIP, CS and RFLAGS alone, and the words above them are the interrupted code's own stack"
+    )
+    look = "the save of contexts interrupted in the kernel: its SP is the address behind the frame, not a word in it"
+    writer = finding.writer.rip if finding.writer else None
+    slot = finding.slot or f"slot {name}"
+    return Draft("CW403", cause, look, found, match=finding.match, slot=slot, writer=writer)
 
 
 def _clash(statement: Statement, finding: Finding) -> Draft:

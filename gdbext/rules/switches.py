@@ -13,6 +13,8 @@ from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 
 CAPACITY: Final = 4096
+CODE_REACH: Final = 1 << 31
+"""Bytes a near call reaches: a caller is no further from its function."""
 
 
 class SwitchJudge:
@@ -28,6 +30,8 @@ class SwitchJudge:
         for index in np.flatnonzero((kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN)):
             row = batch.row(int(index))
             stack = int(row["rsp"][0])
+            if not _at_function(row):
+                continue
             if row["kind"][0] == Kind.SWITCH_OUT:
                 self._away.pop(stack, None)
                 self._away[stack] = row.copy()
@@ -39,6 +43,12 @@ class SwitchJudge:
             if left is not None and left["stack"][0][0] == row["stack"][0][0]:
                 judged += [(draft, row, left) for draft in _judge(left, row)]
         return judged
+
+
+def _at_function(row: Batch) -> bool:
+    """True if what lies at RSP can be a return address of this code (or was not captured): a function's border."""
+    back, pc = int(row["stack"][0][0]), int(row["pc"][0])
+    return back == 0 or abs(back - pc) < CODE_REACH
 
 
 def _judge(left: Batch, back: Batch) -> list[Draft]:

@@ -143,3 +143,22 @@ def test_state_contradiction_only_once_entry_is_finished() -> None:
     assert found(state(entry(early, How.EXCEPTION), 1), policy=policy) == []
     assert found(state(entry(kernel), 0), policy=policy) == []
     assert found(state(entry(context()), 0), policy=policy) == ["CW702"]
+
+
+def switch(kind: int, rbx: int, back: int = KERNEL_RIP + 0x100) -> Batch:
+    row = np.zeros(1, ROW)
+    row["kind"], row["mode"], row["rsp"], row["rbx"], row["pc"] = kind, 64, 0xFFFFFFFF80108000, rbx, KERNEL_RIP
+    row["stack"][0][0] = back
+    return row
+
+
+def test_switch_that_loses_a_register() -> None:
+    assert found(switch(Kind.SWITCH_OUT, 1), switch(Kind.SWITCH_IN, 1)) == []
+    assert found(switch(Kind.SWITCH_OUT, 1), switch(Kind.SWITCH_IN, 2)) == ["CW108"]
+    assert found(switch(Kind.SWITCH_IN, 2)) == []  # it runs for the first time
+
+
+def test_what_is_no_switch_of_this_thread() -> None:
+    assert found(switch(Kind.SWITCH_OUT, 1), switch(Kind.SWITCH_IN, 2, KERNEL_RIP + 0x200)) == []
+    data = 0xFFFFD4F880013DA8
+    assert found(switch(Kind.SWITCH_OUT, 1, data), switch(Kind.SWITCH_IN, 2, data)) == []
