@@ -6,7 +6,7 @@ At an event its instruction is about to run, as in a debugger: what it does is n
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -100,14 +100,16 @@ class Walk:
         self._recording = Recording(path)
         self._units: list[_Unit] = []
         self._cache: dict[int, Batch] = {}
-        self._reader: tuple[int, Iterator[Batch]] | None = None
         self._at, self._row = 0, 0
-        self._again: Recording | None = None
         self._cpus: dict[int, int] = {}
         try:
             self.findings, self.counts = self._survey(progress)
+            self.flaw = self._recording.flaw
+            """Why the recording ends before the run did, None for a whole one."""
             if not self._units:
-                raise RecordingError(f"{path} holds no events", self._recording.flaw or "nothing was watched")
+                raise RecordingError(f"{path} holds no events", self.flaw or "nothing was watched")
+            # What lies behind a flaw was not judged and is not walked.
+            self._places = self._recording.index()[: len(self._units)]
         except BaseException:
             self._recording.close()
             raise
@@ -117,11 +119,6 @@ class Walk:
     def header(self) -> Header:
         """What the recording says of itself."""
         return self._recording.header
-
-    @property
-    def flaw(self) -> str | None:
-        """Why the recording ends before the run did, None for a whole one."""
-        return self._recording.flaw
 
     @property
     def first(self) -> int:
@@ -277,8 +274,6 @@ class Walk:
     def close(self) -> None:
         """Close the file; idempotent."""
         self._recording.close()
-        if self._again is not None:
-            self._again.close()
 
     # Reading
 
@@ -302,27 +297,12 @@ class Walk:
         return replay.engine.findings, replay.engine.counts
 
     def _unit(self, index: int) -> Batch:
-        """The rows of a batch, read again if need be: backwards means from the start."""
+        """The rows of a batch."""
         if index not in self._cache:
-            at, batches = self._reader or (-1, iter(()))
-            if self._reader is None or at > index:
-                if self._again is not None:
-                    self._again.close()
-                self._again = Recording(self.path)
-                at, batches = 0, self._again.batches()
-            for number in range(at, index + 1):
-                try:
-                    rows = next(batches)
-                except StopIteration as end:
-                    raise RecordingError(f"{self.path} has changed since it was opened") from end
-                self._keep(number, rows)
-            self._reader = index + 1, batches
+            while len(self._cache) >= _CACHED:
+                del self._cache[next(iter(self._cache))]
+            self._cache[index] = self._recording.batch(self._places[index])
         return self._cache[index]
-
-    def _keep(self, number: int, rows: Batch) -> None:
-        self._cache[number] = rows
-        while len(self._cache) > _CACHED:
-            del self._cache[next(iter(self._cache))]
 
     def _parity(self) -> dict[int, int]:
         unit, rows = self._units[self._at], self._unit(self._at)

@@ -28,8 +28,6 @@ def toolbar(session: Session) -> Fragments:
     live = session.live
     state, facts = live.connection.state, live.facts
     parts: list[Fragments] = [[("class:toolbar.state", state.value)]]
-    if live.link is not None:
-        parts.append([("", printable(live.link.title))])
     if live.connection.connected:
         if facts.cpu is not None:
             parts.append([("", f"CPU {facts.cpu}")])
@@ -43,6 +41,8 @@ def toolbar(session: Session) -> Fragments:
             parts.append([("", _rate(facts.rate) if state is State.RUNNING else f"{facts.events} events")])
     count = len(live.findings)
     parts.append([("class:toolbar.warning" if count else "", f"{count} finding{'s' * (count != 1)}")])
+    if live.link is not None:
+        parts.append([("", printable(live.link.title))])
     if live.doing:
         parts.append([("", printable(live.doing)[:40])])
     return _joined(parts)
