@@ -11,7 +11,7 @@ from typing import Final
 from gdbext.arch.frames import FRAME_FIELDS
 from gdbext.arch.registers import display_name
 from gdbext.code.savemap import AreaKey, RestoreMap, SaveMap, callee_saved, general
-from gdbext.code.values import FRAME, STACKS, Context, Place, Result, Start, Value
+from gdbext.code.values import FRAME, STACK, STACKS, Context, Place, Result, Start, Value
 from gdbext.code.walk import End
 
 
@@ -246,6 +246,8 @@ class _Comparison:
             return [self._statement(kind, (name,), text, place)]
         if shared and held:
             return []  # said by the clash
+        if any(p.disp == place.disp and p.atom not in (FRAME, STACK) for p in elsewhere):
+            return []  # the same slot of the area, reached through another pointer
         text = (
             f"{entry} stores {self._name(name)} in {elsewhere[0].text(self.bits)}; {leaving} loads it from "
             f"{self._slot(place)}{also}"

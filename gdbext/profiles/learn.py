@@ -90,30 +90,41 @@ class Learnt:
         return parse(self.profile_text(name), name)
 
 
-def learn(code: Code, entries: Sequence[Entry], limits: Limits = LIMITS) -> Learnt:
+def learn(code: Code, entries: Sequence[Entry]) -> Learnt:
     """Learn from the paths behind `entries` (the IDT's handlers, the system call entry); never raises."""
-    learnt = Learnt(code.bits)
-    saves = _ways(code, entries)
-    best = _take(learnt, [save for _, save in saves])
-    reach = explore(code, entries, limits)
+    reach = explore(code, entries, LIMITS)
+    saves = _ways(code, entries, (False, True))
     restores = _restores(code, reach)
-    if best is not None:
-        _complete(learnt, best, [save for _, save in saves], restores)
+    learnt = _layout(code.bits, saves, restores)
     _disagreements(learnt, saves, restores)
     _switches(learnt, code, reach)
     return learnt
 
 
-def _ways(code: Code, entries: Sequence[Entry]) -> list[tuple[Entry, SaveMap]]:
-    """The ways of all entries that save something, those included that copy the context to its area only once a
-    switch is decided. One way of many alike is enough: 256 stubs share one path."""
+def learn_layout(code: Code, entries: Sequence[Entry], limits: Limits) -> Learnt:
+    """The layout alone, of an area that the entry paths themselves fill: what a guest that waits can be asked for."""
+    reach = explore(code, entries, limits)
+    return _layout(code.bits, _ways(code, entries, (False,)), _restores(code, reach))
+
+
+def _layout(bits: int, saves: Sequence[tuple[Entry, SaveMap]], restores: Sequence[RestoreMap]) -> Learnt:
+    learnt = Learnt(bits)
+    ways = [save for _, save in saves]
+    best = _take(learnt, ways)
+    if best is not None:
+        _complete(learnt, best, ways, restores)
+    return learnt
+
+
+def _ways(code: Code, entries: Sequence[Entry], through: Sequence[bool]) -> list[tuple[Entry, SaveMap]]:
+    """The ways of all entries that save something; with `through`, those that copy the context to its area only once
+    a switch is decided. One way of many alike is enough: 256 stubs share one path."""
     seen: dict[object, tuple[Entry, SaveMap]] = {}
     for entry in entries:
-        for through in (False, True):
-            for save in save_maps(code, entry, through):
-                if save.layout:
-                    key = (save.ended, save.origin, entry.gateway, entry.soft, tuple(save.layout.items()))
-                    seen.setdefault(key, (entry, save))
+        for save in (save for wanted in through for save in save_maps(code, entry, wanted)):
+            if save.layout:
+                key = (save.ended, save.origin, entry.gateway, entry.soft, tuple(save.layout.items()))
+                seen.setdefault(key, (entry, save))
     return list(seen.values())
 
 
@@ -153,8 +164,22 @@ def _complete(learnt: Learnt, best: SaveMap, saves: Sequence[SaveMap], restores:
         shifts = Counter(best.layout[name] - at for name, at in restore.layout.items() if name in best.layout)
         if shifts:
             shift = shifts.most_common(1)[0][0] - _start(best)
-            _add(learnt, {name: at + shift for name, at in restore.layout.items()})
+            loaded = {name: at + shift for name, at in restore.layout.items()}
+            _choose(learnt, best, loaded)
+            _add(learnt, loaded)
     learnt.slots = dict(sorted(learnt.slots.items(), key=lambda item: item[1]))
+
+
+def _choose(learnt: Learnt, best: SaveMap, loaded: dict[str, int]) -> None:
+    """A register that is stored twice has its slot where the exit loads it from; RIP's other copy is its own slot."""
+    area, start = best.area, _start(best)
+    for name, places in best.stored.items():
+        inside = {p.disp - start for p in places if (p.segment, p.atom) == area}
+        at = loaded.get(name, -1)
+        if name in learnt.slots and at in inside and at != learnt.slots[name]:
+            if name == "rip":
+                learnt.slots.setdefault("fault_rip", learnt.slots[name])
+            learnt.slots[name] = at
 
 
 def _add(learnt: Learnt, layout: dict[str, int]) -> None:

@@ -75,14 +75,21 @@ class AreaWatcher:
         return list(self._areas)
 
     def look(self, batch: Batch) -> Batch:
-        """Look for areas as the last entries of `batch` show them; return the rows that tell what is new."""
+        """Look for areas as the last entries of `batch` show them; return the rows that tell what is new.
+
+        They are numbered before the first row of `batch` and belong in front of it.
+        """
         if not self._active:
             return batch[:0]
         rows = []
         if self.learner is not None and self.learner.ready(batch):
             rows += self._learn(self.learner, batch)
         if self._watchable:
-            rows += [row for at in _last_entries(batch) if self._due() for row in self._find(at)]
+            last = _last_entries(batch)
+            with self._still() if last and not self._looks and not _waits(batch) else nullcontext():
+                rows += [row for at in last if self._due() for row in self._find(at)]
+        for row in rows:
+            row["seq"] = int(batch["seq"][0]) - 1  # what the batch shows is judged with this knowledge
         return concat(rows) if rows else batch[:0]
 
     @property
@@ -93,8 +100,7 @@ class AreaWatcher:
 
     def _learn(self, learner: Learner, batch: Batch) -> list[Batch]:
         """Go on with what was learnt, if anything; the rows that tell its layout."""
-        waits = bool((batch["flags"] & Flag.WAITING).any())
-        with nullcontext() if waits else self._still():
+        with nullcontext() if _waits(batch) else self._still():
             learnt = learner.learn()
         if learnt is None:
             return []
@@ -210,6 +216,11 @@ def _last_entries(batch: Batch) -> list[Batch]:
     user = is_user(batch)
     last = (np.flatnonzero(entries & wanted)[-1:] for wanted in (user, ~user))
     return [batch[int(index) : int(index) + 1] for found in last for index in found]
+
+
+def _waits(batch: Batch) -> bool:
+    """True if a vCPU stands in one of these rows: the guest cannot be held beside that."""
+    return bool((batch["flags"] & Flag.WAITING).any())
 
 
 def _told(row: Batch, kind: int, **columns: int) -> Batch:

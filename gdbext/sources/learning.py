@@ -16,7 +16,7 @@ from gdbext.arch.registers import MSR_LSTAR, MSR_SYSENTER_EIP
 from gdbext.code.disasm import Code
 from gdbext.code.paths import Entry, Gateway, Limits
 from gdbext.events.row import Batch, Flag, Kind
-from gdbext.profiles.learn import Learnt, learn
+from gdbext.profiles.learn import Learnt, learn_layout
 from gdbext.rules.pathfacts import entry_of
 
 Read = Callable[[int, int], bytes]
@@ -26,9 +26,9 @@ LIMITS: Final = Limits(instructions=8_000, calls=4)
 AGAIN: Final = (1, 500, 20_000)
 """Entries after which it is tried; again after the later ones, if new handlers were seen since."""
 _MAX_TABLE: Final = 256 * 16
-_SAMPLE: Final = (vectors.PF, vectors.GP, vectors.DE, vectors.BP)
-"""Exceptions worth a look: with and without error code, and the one a kernel may handle in a way of its own."""
-_INTERRUPTS: Final = 2
+_SAMPLE: Final = (vectors.PF, vectors.DE)
+"""Exceptions worth a look: one with and one without an error code."""
+_INTERRUPTS: Final = 1
 """Interrupts worth a look."""
 
 
@@ -121,7 +121,7 @@ class Learner:
         if len(entries) == self._known:
             return None
         self._known = len(entries)
-        learnt = learn(Code(self._read, self._handlers.bits), entries, LIMITS)
+        learnt = learn_layout(Code(self._read, self._handlers.bits), entries, LIMITS)
         if learnt.current and not learnt.on_stack:
             self.learnt = learnt
         return self.learnt
