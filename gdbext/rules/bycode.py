@@ -135,7 +135,7 @@ class CodeJudge:
             seen.add(address)
             mem = insn.memory
             below = mem is not None and _below_rsp(mem, alias)
-            if below and mem is not None and -mem.disp > spared and insn.name != "lea":
+            if below and mem is not None and -mem.disp > spared and not _only_orders(insn):
                 if not _only_writes(insn):
                     if mem.disp not in written:
                         return insn
@@ -155,6 +155,11 @@ class CodeJudge:
 def _below_rsp(mem: Mem, alias: bool) -> bool:
     base = mem.base in ("rsp", "rbp") if alias else mem.base == "rsp"
     return base and not mem.index and not mem.segment and -RED_ZONE <= mem.disp < 0
+
+
+def _only_orders(insn: Insn) -> bool:
+    """True for what touches no data of the red zone: lea, and a locked add of zero, which is a memory barrier."""
+    return insn.name == "lea" or insn.mnemonic.startswith("lock ")
 
 
 def _only_writes(insn: Insn) -> bool:

@@ -70,6 +70,11 @@ def test_red_zone_through_rbp(tmp_path: Path) -> None:
     assert found(in_kernel(0, rsp=rsp, rbp=rsp + 64), guest=guest) == []
 
 
+def test_memory_barrier_is_no_use_of_the_red_zone(tmp_path: Path) -> None:
+    guest = Bytes("nop\n lock addl $0,-4(%rsp)\n ret", tmp_path)
+    assert found(in_kernel(0), guest=guest) == []
+
+
 def test_bytes_spared_by_alignment(tmp_path: Path) -> None:
     guest = Bytes("nop\n mov -8(%rsp),%rax\n ret", tmp_path)
     assert found(in_kernel(0, rsp=0xFFFFFFFF80108008), guest=guest) == []
