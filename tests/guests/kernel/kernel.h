@@ -34,7 +34,11 @@ struct kernel_stack {
 enum thread_state { THREAD_UNUSED, THREAD_READY, THREAD_SLEEPING, THREAD_DEAD };
 
 struct thread {
+#ifdef BUG_STACK_OVERFLOW_NEIGHBOUR /* BUG: much too small; and what lies below is another thread's save area */
+    u8 small_stack[256];
+#else
     struct save_area area;
+#endif
     word ksp;      /* osdev style: kernel stack pointer while switched out */
     word bail;     /* osdev style: stack pointer to go back to when a system call is ended early */
     u32 preempted; /* osdev style: 1 = `area` holds the context, 0 = the stack at `ksp` does */
@@ -47,6 +51,9 @@ struct thread {
     word fs_base, gs_base; /* the user's; unused for kernel threads */
     word kernel_gs;        /* only for BUG_KERNEL_GS_OTHER_CPU */
     const char *name;
+#ifdef BUG_STACK_OVERFLOW_NEIGHBOUR
+    struct save_area area;
+#endif
 };
 
 /* print.c */
@@ -62,6 +69,7 @@ void make_idle(struct cpu *cpu);
 struct thread *pick_next(struct cpu *cpu);
 void sleep_until(struct thread *thread, word tick);
 void tick(struct cpu *cpu);
+void note_load(int busy); /* load.c */
 
 /* traps.c */
 void handle_trap(word vector, word error, word *rip, word cs);
@@ -76,6 +84,7 @@ void end_system_call(void);          /* drop the kernel's frames; see the styles
 word report_corrupt(word what, word where, word unused);
 word sys_copy_end(word pointer, word length, word unused);
 void bad_return(struct thread *thread, word ss);
+void take_fpu(struct cpu *cpu);      /* only with LAZY_FPU, osdev style */
 void jump_user(struct thread *thread, word rip, word rsp, word rflags);
 
 /* cpu.c, smp.c, lapic.c, paging.c */
@@ -89,6 +98,7 @@ void start_other_cpus(void);
 void lapic_init(void);
 void lapic_timer_start(void);
 void lapic_eoi(void);
+void lapic_wait(void); /* only for BUG_EARLY_LOAD */
 void paging_init(void);
 void drop_identity_map(void);
 word new_address_space(void);

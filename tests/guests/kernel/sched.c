@@ -18,6 +18,10 @@ static void prepare(struct thread *t, const char *name, void (*entry)(void), wor
 {
     t->name = name;
     t->kstack = stack_top(stack);
+#ifdef BUG_STACK_OVERFLOW_NEIGHBOUR
+    if (!user)
+        t->kstack = (word)(t->small_stack + sizeof t->small_stack);
+#endif
     t->cr3 = user ? new_address_space() : kernel_address_space();
     if (user) {
         t->fs_base = USER_TLS + t->pid * 0x2000;
@@ -114,6 +118,9 @@ void tick(struct cpu *cpu)
 #ifdef BUG_MDB_SYSRET
     if (now == 100)
         debug_sysret();
+#endif
+#ifdef BUG_XMM_CLOBBERED_BY_HANDLER
+    note_load(cpu->current != cpu->idle);
 #endif
     if (++cpu->slice >= TICKS_PER_TURN || cpu->current == cpu->idle)
         cpu->resched = 1;

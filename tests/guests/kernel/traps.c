@@ -55,6 +55,11 @@ void handle_trap(word vector, word error, word *rip, word cs)
     case VECTOR_SPURIOUS:
     case VECTOR_BREAKPOINT:
         break;
+#ifdef LAZY_FPU
+    case VECTOR_NO_FPU:
+        take_fpu(this_cpu());
+        break;
+#endif
     case VECTOR_PAGE_FAULT:
         __atomic_add_fetch(&count_faults, 1, __ATOMIC_RELAXED);
         if (!(error & PAGE_PRESENT) && demand_page(current_thread()->cr3, read_cr2()))

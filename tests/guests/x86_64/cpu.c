@@ -7,15 +7,18 @@ SAME(SLOT_R15, struct save_area, r15);
 SAME(SLOT_RIP, struct save_area, rip);
 SAME(SLOT_BY_SYSCALL, struct save_area, by_syscall);
 SAME(SLOT_FXSAVE, struct save_area, fxsave);
+#ifdef STYLE_OSDEV
 SAME(AREA_SIZE, struct thread, ksp);
 SAME(THREAD_BAIL, struct thread, bail);
 SAME(THREAD_PREEMPTED, struct thread, preempted);
 SAME(THREAD_ON_CPU, struct thread, on_cpu);
+#endif
 SAME(CPU_SAVE, struct cpu, save);
 SAME(CPU_STACK, struct cpu, stack);
 SAME(CPU_USER_RSP, struct cpu, user_rsp);
 SAME(CPU_CURRENT, struct cpu, current);
 SAME(CPU_NESTED, struct cpu, nested);
+SAME(CPU_LAST, struct cpu, last);
 
 struct cpu cpus[MAX_CPUS];
 static STACKS struct kernel_stack cpu_stacks[MAX_CPUS], ist_stacks[MAX_CPUS][3];
@@ -151,11 +154,17 @@ void init_context(struct thread *t, void (*entry)(void), u64 argument, int user)
     t->area.rip = (u64)entry;
     t->area.rdi = argument;
     t->area.rflags = 0x2 | RFLAGS_IF;
+    t->area.fs_base = t->fs_base;
     t->area.cs = user ? USER_CS : KERNEL_CS;
     t->area.ss = user ? USER_SS : KERNEL_SS;
-    /* As after a CALL: the stack is 8 off a multiple of 16. */
-    t->area.rsp = (user ? USER_STACK + USER_STACK_SIZE : t->kstack - 64) - 8;
-    t->area.fs_base = t->fs_base;
+    /* As after a CALL: the stack is 8 off a multiple of 16. No two programs have the same RSP. */
+    t->area.rsp = (user ? USER_STACK + USER_STACK_SIZE - t->pid * 256 : t->kstack - 64) - 8;
+#ifdef BUG_SLOT_CLASH /* begins by SYSRET, which gets CS from elsewhere: so both are right, at first */
+    if (user) {
+        t->area.by_syscall = 1;
+        t->area.fs_base = t->fs_base;
+    }
+#endif
     init_fpu(t->area.fxsave);
 }
 

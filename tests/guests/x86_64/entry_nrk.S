@@ -49,7 +49,9 @@
         movq %rdx, SLOT_RDX(%rax)
         movq %rsi, SLOT_RSI(%rax)
         movq %rdi, SLOT_RDI(%rax)
+        .ifnc \lost, rbp
         movq %rbp, SLOT_RBP(%rax)
+        .endif
         movq %r8, SLOT_R8(%rax)
         movq %r9, SLOT_R9(%rax)
         movq %r10, SLOT_R10(%rax)
@@ -78,8 +80,16 @@ interrupt_entry:
         SWAPGS
 1:      pushq %rax
         SAVE_AREA %rax
-#ifdef BUG_GPR_LOST     /* BUG: R13 is not stored; the slot keeps that of an earlier system call */
+#if defined(BUG_GPR_LOST) /* BUG: R13 is not stored; the slot keeps that of an earlier system call */
         SAVE_REGISTERS lost=r13
+#elif defined(BUG_STALE_SLOT)
+        SAVE_REGISTERS lost=rbp
+        /* BUG: if nothing was saved since to another area, RBP is thought to be still in this one */
+        cmpq %rax, %gs:CPU_LAST
+        je 1f
+        movq %rbp, SLOT_RBP(%rax)
+        movq %rax, %gs:CPU_LAST
+1:
 #else
         SAVE_REGISTERS
 #endif
@@ -88,8 +98,6 @@ interrupt_entry:
 #endif
         movq 16(%rsp), %r15
         movq %r15, SLOT_RIP(%rax)
-        movq 24(%rsp), %r15
-        movq %r15, SLOT_CS(%rax)
 #ifndef BUG_NRK_RFLAGS  /* BUG: RFLAGS are not stored; the slot keeps those of an earlier system call */
         movq 32(%rsp), %r15
         movq %r15, SLOT_RFLAGS(%rax)
@@ -102,6 +110,8 @@ interrupt_entry:
         movq %rax, %rbx
         READ_FS_BASE
         movq %rax, SLOT_FS_BASE(%rbx)
+        movq 24(%rsp), %rax
+        movq %rax, SLOT_CS(%rbx)
         fxsave SLOT_FXSAVE(%rbx)
 
         movzbl (%rsp), %edi                     /* vector */

@@ -119,7 +119,16 @@ iret_faulted:
         .type resume, @function
 resume:
         movq THREAD_KSP(%rsi), %rsp
+#ifdef BUG_EARLY_LOAD    /* put_back has done that for programs */
+        cmpl $0, THREAD_PREEMPTED(%rdi)
+        je 3f
+        testb $3, SLOT_CS(%rdi)
+        jnz 4f
+3:      movl $0, THREAD_ON_CPU(%rdi)
+4:
+#else
         movl $0, THREAD_ON_CPU(%rdi)
+#endif
         cmpl $0, THREAD_PREEMPTED(%rsi)
         jne 1f
         popfq
@@ -278,7 +287,11 @@ syscall_entry:
         sti
         popq %rsp
 #else
+#ifdef BUG_WRONG_THREAD /* BUG: this CPU may have run other threads' system calls since the entry */
+        movq %gs:CPU_USER_RSP, %rsp
+#else
         popq %rsp
+#endif
         SWAPGS
 #endif
         sysretq

@@ -9,7 +9,20 @@
         .type \name\()_main, @function
 \name\()_main:
         movq %rdi, \name\()_want+WANT_SEED(%rip)
+        movq %rsp, \name\()_want+WANT_STACK(%rip)
 \name\()_again:
+#ifdef BUG_STACK_OVERFLOW_NEIGHBOUR
+        movl $22, %edi
+        call sum_below
+#endif
+#ifdef BUG_RED_ZONE
+        movq \name\()_want+WANT_ROUND(%rip), %rdi
+        call leaf_sum
+        pushq $CORRUPT_RESULT
+        testq %rax, %rax
+        jnz \name\()_failed
+        popq %rax
+#endif
         .rept 2
         PATTERN_RUN \name\()_want, TURNS, \name\()_failed
         .endr
@@ -27,6 +40,7 @@
 1:      popq %rdi
         cld
         call report_corrupt
+        movq \name\()_want+WANT_STACK(%rip), %rsp
         jmp \name\()_again
         .size \name\()_main, . - \name\()_main
 
@@ -46,3 +60,19 @@ idle_loop:
         hlt
         jmp idle_loop
         .size idle_loop, . - idle_loop
+
+#ifdef BUG_STACK_OVERFLOW_NEIGHBOUR
+/* u64 sum_below(u64 n) -- BUG: 16 bytes for each level of recursion, and the stack has 256 */
+        .globl sum_below
+        .type sum_below, @function
+sum_below:
+        xorl %eax, %eax
+        pushq %rdi
+        decq %rdi
+        jz 1f
+        call sum_below
+1:      popq %rdi
+        addq %rdi, %rax
+        ret
+        .size sum_below, . - sum_below
+#endif

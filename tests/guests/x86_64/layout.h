@@ -32,6 +32,8 @@
 #define ABSENT_SS 0x3b /* a data segment for user mode that is marked not present */
 #define TSS_SELECTOR 0x28
 
+#define CR0_TS 8
+
 #define MSR_EFER 0xc0000080
 #define MSR_STAR 0xc0000081
 #define MSR_LSTAR 0xc0000082
@@ -83,7 +85,11 @@
 #define SLOT_RFLAGS (17 * 8)
 #define SLOT_SS (18 * 8)
 #define SLOT_FS_BASE (19 * 8)
+#ifdef BUG_SLOT_CLASH /* BUG: FS base's */
+#define SLOT_CS (19 * 8)
+#else
 #define SLOT_CS (20 * 8)
+#endif
 #define SLOT_BY_SYSCALL (21 * 8) /* nonzero: saved at a SYSCALL, may be resumed by SYSRET */
 #define SLOT_FXSAVE (24 * 8)
 #define AREA_SIZE (24 * 8 + 512)
@@ -101,6 +107,7 @@
 #define CPU_USER_RSP 24
 #define CPU_CURRENT 32
 #define CPU_NESTED 40
+#define CPU_LAST 48
 
 /*
  * WIDE_WINDOW: so many turns of LOOP between SWAPGS and SYSRET. They stand for the flushing of CPU

@@ -7,7 +7,16 @@
 /* A whole context; slots as in layout.h. */
 struct save_area {
     u64 rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8, r9, r10, r11, r12, r13, r14, r15;
-    u64 rip, rflags, ss, fs_base, cs, by_syscall, unused[2];
+    u64 rip, rflags, ss;
+#ifdef BUG_SLOT_CLASH
+    union {
+        u64 fs_base, cs;
+    };
+    u64 unused_slot;
+#else
+    u64 fs_base, cs;
+#endif
+    u64 by_syscall, unused[2];
     u8 fxsave[512];
 } __attribute__((aligned(16)));
 
@@ -25,6 +34,7 @@ struct cpu {
     u64 user_rsp;             /* scratch: the user's RSP while SYSCALL switches stacks */
     struct thread *current;
     struct save_area *nested; /* nrk style: &nested_area */
+    struct save_area *last;   /* only for BUG_STALE_SLOT: the area saved to last */
     u32 id;
     u32 resched;
     u32 slice;
@@ -32,6 +42,7 @@ struct cpu {
     u32 paranoid_entries;
     u32 in_breakpoint;
     struct thread *idle;
+    struct thread *fpu_owner; /* only with LAZY_FPU: whose x87 and SSE state is in the registers */
     struct tss tss;
     u64 gdt[8];
     struct save_area nested_area; /* nrk style: for an exception inside the kernel's handlers */

@@ -21,11 +21,67 @@ struct page_fault {
 void resume(struct thread *old, struct thread *next) __attribute__((noreturn));
 void taskswitch_asm(struct thread *old, struct thread *next);
 
+#ifdef LAZY_FPU
+/* x87 and SSE state stays in the registers until another thread touches them, which CR0.TS makes a fault (#NM). */
+static void switch_fpu(struct cpu *cpu, struct thread *old, struct thread *next)
+{
+    u64 cr0;
+    (void)old;
+    __asm__ volatile("movq %%cr0, %0" : "=r"(cr0));
+    cr0 = next == cpu->fpu_owner ? cr0 & ~CR0_TS : cr0 | CR0_TS;
+    __asm__ volatile("movq %0, %%cr0" ::"r"(cr0));
+}
+
+void take_fpu(struct cpu *cpu)
+{
+    __asm__ volatile("clts");
+    if (cpu->fpu_owner)
+        __asm__ volatile("fxsave %0" : "=m"(cpu->fpu_owner->area.fxsave));
+    cpu->fpu_owner = cpu->current;
+    __asm__ volatile("fxrstor %0" ::"m"(cpu->current->area.fxsave));
+}
+#else
+static __attribute__((noinline)) void switch_fpu(struct cpu *cpu, struct thread *old, struct thread *next)
+{
+    (void)cpu, (void)old;
+#ifndef BUG_XMM_LOST /* BUG: nothing is saved; a thread is given again what it began with */
+    __asm__ volatile("fxsave %0" : "=m"(old->area.fxsave));
+#endif
+    __asm__ volatile("fxrstor %0" ::"m"(next->area.fxsave));
+}
+#endif
+
+#ifdef BUG_EARLY_LOAD
+/*
+ * BUG: a program is left to the other CPUs while its registers are still here, on its stack. They find an
+ * older context in its save area. (The waiting stands for some bookkeeping.)
+ */
+static __attribute__((noinline)) void put_back(struct thread *old, struct trap *trap)
+{
+    old->ksp = (u64)&trap->rip;
+    old->preempted = 1;
+    __atomic_store_n(&old->on_cpu, 0, __ATOMIC_RELEASE);
+    lapic_wait();
+}
+#endif
+
+#ifdef BUG_FRAME_OVERWRITTEN
+/* BUG: when a program ran last, noted at the top of its kernel stack; but there lies the frame of its interrupt. */
+static __attribute__((noinline)) void stamp_stack(struct thread *thread)
+{
+    ((u64 *)thread->kstack)[-2] = ticks;
+}
+#endif
+
 /* activate(), and what this style keeps per thread rather than per save: stack, FS base, x87/SSE. */
 static __attribute__((noinline)) void enter_thread(struct cpu *cpu, struct thread *old, struct thread *next)
 {
     activate(cpu, next);
-    cpu->tss.rsp0 = cpu->stack = next->kstack;
+    cpu->stack = next->kstack;
+#ifdef BUG_RSP0_STALE /* BUG: forgotten when a thread gives up the CPU of its own accord */
+    if (cpu->resched)
+#endif
+        cpu->tss.rsp0 = cpu->stack;
 #ifdef BUG_TRIPLE_FAULT /* BUG: the stack is gone, and #DF has none of its own (cpu.c): nothing can be delivered */
     if (ticks > 100)
         cpu->tss.rsp0 = UNMAPPED;
@@ -41,8 +97,7 @@ static __attribute__((noinline)) void enter_thread(struct cpu *cpu, struct threa
         next->kernel_gs = rdmsr(MSR_GS_BASE);
     wrmsr(MSR_GS_BASE, next->kernel_gs);
 #endif
-    __asm__ volatile("fxsave %0" : "=m"(old->area.fxsave));
-    __asm__ volatile("fxrstor %0" ::"m"(next->area.fxsave));
+    switch_fpu(cpu, old, next);
 }
 
 void osdev_interrupt(struct trap *trap)
@@ -59,9 +114,17 @@ void osdev_interrupt(struct trap *trap)
     }
     handle_trap((u8)trap->vector, trap->error, &trap->rip, trap->cs);
     cpu = this_cpu();
+#ifdef BUG_FRAME_OVERWRITTEN
+    if (ticks % 32 == 0 && trap->cs & 3)
+        stamp_stack(cpu->current);
+#endif
     if (cpu->resched) {
         struct thread *old = cpu->current, *next = pick_next(cpu);
         if (next != old) {
+#ifdef BUG_EARLY_LOAD
+            if (trap->cs & 3)
+                put_back(old, trap);
+#endif
             enter_thread(cpu, old, next);
             trap->save = old;
             trap->load = next;
@@ -104,6 +167,9 @@ void kthread_sleep(u64 for_ticks)
 void jump_user(struct thread *thread, u64 rip, u64 rsp, u64 rflags)
 {
     u64 *top = (u64 *)thread->kstack;
+#ifdef BUG_WRONG_THREAD
+    this_cpu()->user_rsp = rsp;
+#endif
     top[-1] = rsp;
     top[-2] = rflags;
     top[-3] = rip;

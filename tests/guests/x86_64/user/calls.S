@@ -15,6 +15,7 @@
         movl $\number, %eax
         \instruction
         PATTERN_CHECK_SYSCALL want, calls_call_failed
+        CHECK_RSP want, calls_call_failed
         cmpq $\expect, %rax
         je 8f
         pushq $CORRUPT_RESULT

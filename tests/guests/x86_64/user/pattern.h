@@ -8,6 +8,7 @@
 #define WANT_MXCSR (17 * 8)
 #define WANT_ROUND (18 * 8)
 #define WANT_SEED (19 * 8)
+#define WANT_STACK (20 * 8) /* RSP to go back to after a failure */
 #define WANT_SIZE (24 * 8)
 
 /* New values: they depend on the seed, the round and the register, so that none is ever met twice. */
@@ -78,6 +79,15 @@
         CHECK_REG \want, r13, 13, \fail
         CHECK_REG \want, r14, 14, \fail
         CHECK_REG \want, r15, 15, \fail
+.endm
+
+/* Where the stack is as it was at the start. */
+.macro CHECK_RSP want, fail
+        cmpq \want+WANT_STACK(%rip), %rsp
+        je 8f
+        pushq $7
+        jmp \fail
+8:
 .endm
 
 /* All but RSP, RAX, RCX, R11. On a difference: push the register's number, go to `fail`. */

@@ -9,6 +9,7 @@
  */
 .macro START
         movq %rdi, want+WANT_SEED(%rip)
+        movq %rsp, want+WANT_STACK(%rip)
         movq %rdi, %fs:0
 #ifndef NO_USER_GS
         movq %rdi, %gs:0
@@ -52,6 +53,6 @@
         syscall
         movl $SYS_YIELD, %eax                   /* the failure may be that nobody else gets the CPU */
         syscall
-        movq $USER_STACK + USER_STACK_SIZE - 8, %rsp
+        movq want+WANT_STACK(%rip), %rsp
         jmp \again
 .endm

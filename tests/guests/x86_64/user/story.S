@@ -8,7 +8,11 @@
  */
 #include "program.h"
 
+#ifdef BUG_WRONG_THREAD
+#define NUMBERS_PER_CALL 100000 /* the more calls, the more often two of them meet */
+#else
 #define NUMBERS_PER_CALL 2000000
+#endif
 
         .section .user_text.story, "ax"
         .balign 4096
@@ -44,6 +48,7 @@ story_next:
         movl $SYS_YIELD, %eax
         cmpl $1, %edi                           /* so that ZF is clear in the flags of this call */
         syscall
+        CHECK_RSP want, story_call_failed
         jmp story_loop
 unreachable:
         movl $SYS_IMPOSSIBLE, %eax
@@ -51,6 +56,7 @@ unreachable:
         syscall
         jmp story_next
         FAIL story_failed, WHERE_COMPUTING, story_loop
+        FAIL story_call_failed, WHERE_SYSCALL, story_loop
 
         .org story_page + 4096 - 11
 not_zero:
