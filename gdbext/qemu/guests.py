@@ -1,4 +1,7 @@
-"""The bundled guests: one TOML file each in qemu-configs/, their kernels built on demand from tests/guests."""
+"""The bundled guests: one TOML file each in qemu-configs/, their kernels built on demand from tests/guests.
+
+The Linux guests boot the distribution's kernels (:mod:`gdbext.qemu.linux`) with the workloads of tests/linux.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from typing import Any, Final
 import platformdirs
 
 from gdbext.errors import EnvironmentUnusable, UsageError
+from gdbext.qemu import linux
 from gdbext.qemu.machine import ARCHITECTURES
 from gdbext.rules.codes import CODES
 
@@ -24,6 +28,8 @@ CONFIGS: Final = _CHECKOUT / "qemu-configs"
 SOURCES: Final = _CHECKOUT / "tests" / "guests"
 
 KERNEL, STRIPPED = "kernel.elf", "kernel-stripped.elf"
+OURS, LINUX = "ours", "linux"
+"""What kind of kernel a guest boots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +41,13 @@ class Guest:
     wrong: str
     codes: tuple[str, ...]
     arch: str
+    kind: str
     style: str
     defines: tuple[str, ...]
+    kernel: str
+    release: str
+    append: str
+    workload: str
     guilty: str
     field: str
     profile: str
@@ -55,9 +66,17 @@ class Guest:
         """The QEMU that runs it."""
         return f"qemu-system-{self.arch}"
 
+    @property
+    def linux(self) -> linux.Kernel | None:
+        """The Linux kernel it boots, if it boots one."""
+        return linux.Kernel(self.kernel, self.arch, self.release) if self.kind == LINUX else None
+
     def command(self, kernel: Path) -> list[str]:
         """The QEMU command line that boots `kernel` as this guest."""
         line = [self.program, "-kernel", str(kernel), "-cpu", self.cpu, "-smp", str(self.smp), "-m", self.memory]
+        if self.kind == LINUX:
+            words = " ".join(filter(None, (self.append, f"workload={self.workload}")))
+            line += ["-initrd", str(kernel.with_name(linux.INITRD)), "-append", words]
         return [*line, "-display", "none", *self.args]
 
 
@@ -67,8 +86,13 @@ _KEYS: Final[dict[str, tuple[str, type, Any]]] = {
     "wrong": ("wrong", str, ""),
     "codes": ("codes", list, None),
     "arch": ("arch", str, None),
-    "style": ("style", str, None),
+    "kind": ("kind", str, OURS),
+    "style": ("style", str, ""),
     "defines": ("defines", list, []),
+    "kernel": ("kernel", str, ""),
+    "release": ("release", str, ""),
+    "append": ("append", str, ""),
+    "workload": ("workload", str, "default"),
     "guilty": ("guilty", str, ""),
     "field": ("field", str, ""),
     "profile": ("profile", str, ""),
@@ -123,6 +147,10 @@ def load(path: Path) -> Guest:
     values = {attribute: _value(path, flat, key, kind, default) for key, (attribute, kind, default) in _KEYS.items()}
     guest = Guest(name=path.stem, **values)
     _one_of(path, "arch", guest.arch, ARCHITECTURES)
+    _one_of(path, "kind", guest.kind, (OURS, LINUX))
+    needed = "kernel" if guest.kind == LINUX else "style"
+    if not getattr(guest, needed):
+        raise UsageError(f"{path}: the key {needed} is missing", todo="give it a string")
     for code in guest.codes:
         _one_of(path, "codes", code, CODES)
     return guest
@@ -166,6 +194,10 @@ def build(guest: Guest, *, stripped: bool = False) -> Path:
 
     Raises EnvironmentUnusable when it cannot be built. Safe against another process building the same.
     """
+    if guest.linux is not None:
+        if stripped:
+            raise UsageError(f"{guest.name} has no stripped variant", todo="leave --stripped out")
+        return linux.build(guest.linux) / linux.KERNEL
     directory = platformdirs.user_cache_path("ctxwatch") / "guests" / f"{guest.name}-{_fingerprint(guest)}"
     if not directory.is_dir():
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -208,8 +240,4 @@ def _install(scratch: Path, directory: Path) -> None:
     ready.mkdir()
     for name in (KERNEL, STRIPPED):
         shutil.move(scratch / "out" / name, ready / name)
-    try:
-        ready.rename(directory)
-    except OSError:
-        if not directory.is_dir():  # otherwise somebody else was faster with the same
-            raise
+    linux.install(ready, directory)

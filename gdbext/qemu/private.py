@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Final
+
+from gdbext.errors import EnvironmentUnusable
 
 _LONGEST = 60
 """Bytes a temporary directory's name may have: a UNIX socket address holds 107, and names are added to it."""
+
+_MEMORY: Final = "/dev/shm"
+_ENOUGH: Final = 256 << 20
+"""Bytes that must be free there: containers often have 64 MiB."""
 
 _WATCHDOG = 'read -r _; rm -rf -- "$1"'
 """Its standard input is a pipe of which we hold the only writing end: it ends when we do, even by SIGKILL."""
 
 
+def _parent() -> str:
+    if os.access(_MEMORY, os.W_OK | os.X_OK) and shutil.disk_usage(_MEMORY).free >= _ENOUGH:
+        return _MEMORY
+    usual = tempfile.gettempdir()
+    return usual if len(usual) <= _LONGEST else "/tmp"
+
+
 class PrivateDirectory:
-    """A temporary directory with mode 0700, removed by :meth:`close` or when this process dies."""
+    """A temporary directory with mode 0700, removed by :meth:`close` or when this process dies.
+
+    It lies in memory where it can: a ring on a disk would be written back for ever. Raises EnvironmentUnusable.
+    """
 
     def __init__(self) -> None:
-        parent = tempfile.gettempdir()
-        self.path = Path(tempfile.mkdtemp(prefix="ctxwatch-", dir=parent if len(parent) <= _LONGEST else "/tmp"))
+        try:
+            self.path = Path(tempfile.mkdtemp(prefix="ctxwatch-", dir=_parent()))
+        except OSError as error:
+            raise EnvironmentUnusable("cannot make a private directory", str(error), "set TMPDIR") from error
         self._watchdog = subprocess.Popen(
             ["/bin/sh", "-c", _WATCHDOG, "sh", str(self.path)],
             stdin=subprocess.PIPE,

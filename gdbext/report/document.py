@@ -25,7 +25,11 @@ class QemuFacts:
 
 @dataclass(slots=True)
 class RunReport:
-    """Everything that is reported of a run. ``seconds``: wall time the guest was watched; ``lost``: events."""
+    """Everything that is reported of a run.
+
+    ``seconds``: wall time the guest was watched; ``lost``: events; ``incomplete``: why this is not the whole run (a
+    recording that is damaged or was not finished), None if it is.
+    """
 
     guest: str
     source: str
@@ -34,6 +38,7 @@ class RunReport:
     lost: int = 0
     seconds: float = 0.0
     findings: Sequence[Finding] = ()
+    incomplete: str | None = None
 
     @property
     def has_errors(self) -> bool:
@@ -41,7 +46,7 @@ class RunReport:
         return any(finding.severity == ERROR for finding in self.findings)
 
     def document(self) -> dict[str, Any]:
-        """The JSON document; addresses and register values are hex strings."""
+        """The JSON document; addresses and register values are hex strings. ``incomplete`` is there if it is."""
         return {
             "schema": SCHEMA,
             "guest": self.guest,
@@ -50,7 +55,7 @@ class RunReport:
             "events": asdict(self.counts) | {"lost": self.lost},
             "seconds": round(self.seconds, 3),
             "findings": [finding_document(finding) for finding in self.findings],
-        }
+        } | ({"incomplete": self.incomplete} if self.incomplete is not None else {})
 
     def json(self) -> str:
         """The document as text."""

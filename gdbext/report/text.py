@@ -23,7 +23,7 @@ _MATCHES = {
 
 def render_finding(finding: Finding, full: bool = False) -> RenderableType:
     """The finding as a small picture; with `full`, every field of both contexts."""
-    return Group(_headline(finding), Padding(Group(*_body(finding, full)), (0, 0, 1, 2)))
+    return Group(_headline(finding), Padding(Group(*_body(finding, full)), (0, 0, 1, 2), expand=False))
 
 
 def _headline(finding: Finding) -> Text:
@@ -36,9 +36,9 @@ def _body(finding: Finding, full: bool) -> list[RenderableType]:
     parts: list[RenderableType] = [_places(finding)]
     rows = context_rows(finding)
     if any(row.before is not None or row.after is not None for row in rows):
-        parts.append(Padding(_contexts(rows, full), (1, 0)))
+        parts.append(Padding(_contexts(rows, full), (1, 0), expand=False))
     if finding.table:
-        parts.append(Padding(_area(finding), (0, 0, 1, 0)))
+        parts.append(Padding(_area(finding), (0, 0, 1, 0), expand=False))
     parts.append(_sentences(finding))
     return parts
 
@@ -126,6 +126,8 @@ def render_summary(report: RunReport) -> RenderableType:
         f"{counts.entries} entries ({counts.syscalls} system calls), {counts.exits} exits, {counts.identical} resumed"
     )
     line = Text(f"{seen} identical, {report.lost} lost, {report.seconds:.1f} s, by {report.source}", "dim")
+    if not report.findings and report.incomplete is not None:
+        return Group(Text("nothing found in the part that could be read", "bold yellow"), line)
     if not report.findings:
         return Group(Text("nothing found", "bold green"), line)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)

@@ -1,0 +1,140 @@
+"""Choosing and opening the source of events for a machine of ours: the probe, or GDB's breakpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from gdbext.errors import EnvironmentUnusable
+from gdbext.qemu.command import Options
+from gdbext.qemu.machine import Machine, which
+from gdbext.sources.base import Source
+
+if TYPE_CHECKING:
+    from gdbext.qemu.probe import ProbeBuild
+    from gdbext.sources.ring_file import RingFile
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the source is to do besides delivering events.
+
+    ``stores``: see stores into save areas, where the source can; ``kernel``: the guest's ELF file, if there is one.
+    """
+
+    halt: bool = False
+    simd: bool = False
+    stores: bool = False
+    kernel: Path | None = None
+
+
+class Feed(Protocol):
+    """One way of watching a machine."""
+
+    name: str
+    gdbstub: bool
+    """Whether the machine must open its gdbstub for us."""
+    plugin_api: int | None
+    slowdown: float
+    """How much longer than unwatched a guest may take, generously."""
+
+    def plugin(self, directory: Path) -> Sequence[str]:
+        """The words to add to QEMU's command line; `directory` is the machine's private one."""
+
+    def open(self, machine: Machine) -> Source:
+        """Begin to watch, and let the machine run."""
+
+    def close(self) -> None:
+        """Let go of everything, the source included; idempotent."""
+
+
+class GdbstubFeed:
+    """Breakpoints set by GDB, through the gdbstub that the machine opens for it."""
+
+    name = "gdbstub"
+    gdbstub = True
+    plugin_api: int | None = None
+    slowdown = 15.0
+
+    def __init__(self, wishes: Wishes) -> None:
+        self._wishes = wishes
+
+    def plugin(self, directory: Path) -> Sequence[str]:
+        """Nothing: GDB needs no help from inside QEMU."""
+        return ()
+
+    def open(self, machine: Machine) -> Source:
+        """Start GDB, connect it, and let it continue the guest."""
+        from gdbext.sources.gdbstub import GdbstubSource
+
+        return GdbstubSource(str(machine.gdb), kernel=self._wishes.kernel, arch=machine.arch, halt=self._wishes.halt)
+
+    def close(self) -> None:
+        """Nothing is held besides the source."""
+
+
+class ProbeFeed:
+    """The plugin inside QEMU, its events through a ring in shared memory."""
+
+    name = "probe"
+    gdbstub = False
+    slowdown = 3.0
+
+    def __init__(self, build: ProbeBuild, wishes: Wishes) -> None:
+        self._build = build
+        self._wishes = wishes
+        self._ring: RingFile | None = None
+        self.plugin_api: int | None = build.api
+
+    def plugin(self, directory: Path) -> Sequence[str]:
+        """Make the ring and load the probe with it."""
+        from gdbext.qemu.probe import plugin_args
+        from gdbext.sources.ring_file import RingFile
+
+        path = directory / "ring"
+        self._ring = RingFile.create(path)
+        wishes = self._wishes
+        return plugin_args(self._build, path, simd=wishes.simd, halt=wishes.halt, watch=wishes.stores)
+
+    def open(self, machine: Machine) -> Source:
+        """Join the ring that QEMU has laid out, and let the guest run."""
+        from gdbext.sources.probe import ProbeSource
+
+        assert self._ring is not None, "the machine was started without this feed's words"
+        source = ProbeSource(self._ring, machine.qmp, halt=self._wishes.halt)
+        machine.cont()
+        return source
+
+    def close(self) -> None:
+        """Let go of the ring, also where QEMU never came to use it."""
+        if self._ring is not None:
+            self._ring.close()
+
+
+def choose(via: str, argv: Sequence[str], wishes: Wishes, note: Callable[[str], None]) -> Feed:
+    """The feed for `via` (probe, gdbstub, auto) and the QEMU command line `argv`.
+
+    With auto, a probe that cannot be had is told through `note` and the gdbstub taken instead; asked for by name it
+    is refused with EnvironmentUnusable.
+    """
+    if via == "gdbstub":
+        return _gdbstub(wishes)
+    from gdbext.qemu import probe
+
+    program = which(argv[0])
+    try:
+        return ProbeFeed(probe.build(program, accelerator=Options(argv).accelerator), wishes)
+    except EnvironmentUnusable as error:
+        if via == "probe":
+            raise EnvironmentUnusable(error.what, error.why, error.todo or "use --via gdbstub") from error
+        feed = _gdbstub(wishes)
+        note(f"watching through GDB's breakpoints, which takes milliseconds an event: {error}")
+        return feed
+
+
+def _gdbstub(wishes: Wishes) -> GdbstubFeed:
+    if wishes.simd:
+        raise EnvironmentUnusable("--simd needs the probe", "GDB's breakpoints capture no SIMD state", "leave it out")
+    return GdbstubFeed(wishes)

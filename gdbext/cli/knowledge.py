@@ -1,0 +1,67 @@
+"""What a profile adds to a live run: the rules' policy, the save areas to watch, the variables to track."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from gdbext.errors import CtxwatchError
+from gdbext.events.row import Batch
+from gdbext.profiles.expression import Expression, Scope
+from gdbext.profiles.profile import Profile
+from gdbext.qemu.images import Symbols
+from gdbext.rules.policy import Policy
+from gdbext.sources.areas import AreaWatcher
+from gdbext.sources.base import Source
+from gdbext.sources.probe import ProbeSource, TrackedVariable
+
+
+class Knowledge:
+    """One profile at work. ``note`` is told, in one line each, what of it cannot be used."""
+
+    def __init__(self, profile: Profile, symbols: Symbols, note: Callable[[str], None]) -> None:
+        self._profile, self._symbols, self._note = profile, symbols, note
+        self._areas: AreaWatcher | None = None
+        self.policy: Policy = profile.policy(symbols.address, note)
+        self._tracked: list[TrackedVariable] = []
+        try:
+            self._tracked = [_tracked(table.address, table.size, symbols) for table in profile.data.tracked]
+        except (CtxwatchError, OSError) as error:
+            note(f"profile {profile.name}: {error}: no variable is tracked")
+            self.policy = replace(self.policy, tracked=())
+
+    @property
+    def wants_stores(self) -> bool:
+        """Whether stores are worth watching, which costs the guest time."""
+        return self._profile.layout is not None or bool(self._tracked)
+
+    def attach(self, source: Source) -> None:
+        """Begin with `source`."""
+        self._areas = AreaWatcher(self._profile, source, self._symbols.address, self._note)
+        if self._tracked:
+            if isinstance(source, ProbeSource):
+                source.set_tracked(self._tracked)
+            else:
+                self._note(f"variables cannot be tracked through {source.name}: the rules that need them are off")
+                self.policy = replace(self.policy, tracked=())
+
+    def add_areas(self, batch: Batch) -> Batch:
+        """`batch` with a row for each save area that its entries let us find."""
+        assert self._areas is not None, "not attached to a source"
+        found = self._areas.look(batch)
+        if not len(found):
+            return batch
+        together = np.concatenate([batch, found])
+        return together[np.argsort(together["seq"], kind="stable")]
+
+
+def _tracked(address: str, size: int, symbols: Symbols) -> TrackedVariable:
+    expression = Expression(address)
+    scope = Scope({"gs_base": 0}, symbols.address, _not_yet)
+    return TrackedVariable(expression.evaluate(scope), size, gs="gs" in expression.names())
+
+
+def _not_yet(address: int, length: int) -> bytes:
+    raise OSError(f"the address of a tracked variable cannot be read from memory ({length} bytes at {address:#x})")

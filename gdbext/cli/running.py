@@ -1,0 +1,131 @@
+"""``ctxwatch run`` and ``demo``: from what was asked to a watched run and its result."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+from gdbext.cli import feeds, session
+from gdbext.cli.knowledge import Knowledge
+from gdbext.cli.session import Outcome, Subject
+from gdbext.cli.view import TerminalView
+from gdbext.errors import UsageError
+from gdbext.profiles import profile as profiles
+from gdbext.qemu import command, guests, images
+from gdbext.qemu.images import Image, Symbols
+from gdbext.report import text
+from gdbext.rules import codes
+
+GENERIC: Final = "generic"
+"""The profile that assumes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What ``ctxwatch run`` was asked to do; the fields are its options."""
+
+    guest: str | None = None
+    qemu: Sequence[str] = ()
+    via: str = "auto"
+    kernel: str | None = None
+    profile: str | None = None
+    halt: bool = False
+    json: str | None = None
+    until: str | None = None
+    timeout: float | None = None
+    max_findings: int = 0
+    simd: bool = False
+    rules: str | None = None
+    stripped: bool = False
+    verbose: bool = False
+
+
+def request(args: argparse.Namespace) -> Request:
+    """The request that the parsed arguments of ``run`` make; raises UsageError where they contradict each other."""
+    if (args.guest is None) == (not args.qemu):
+        both = args.guest is not None
+        what = "both a guest and a QEMU command line are given" if both else "nothing to run"
+        raise UsageError(what, todo="name a bundled guest, or put your QEMU command line after --")
+    if args.stripped and args.guest is None:
+        raise UsageError("--stripped is for bundled guests", todo="leave it out")
+    if args.timeout is not None and args.timeout <= 0:
+        raise UsageError(f"--timeout {args.timeout:g} is not a time", todo="give it seconds")
+    if args.max_findings < 0:
+        raise UsageError(f"--max-findings {args.max_findings} is not a number of findings", todo="give it 1 or more")
+    return Request(**{name: getattr(args, name) for name in Request.__dataclass_fields__})
+
+
+def run(asked: Request) -> int:
+    """Do it, show it, and return the exit status."""
+    with contextlib.ExitStack() as stack:
+        document = stack.enter_context(_output(asked.json)) if asked.json else None
+        view = TerminalView(quiet=asked.json == "-", verbose=asked.verbose)
+        subject, simd, profile = _subject(asked, view)
+        options = session.Options(
+            halt=asked.halt,
+            timeout=asked.timeout,
+            max_findings=asked.max_findings,
+            codes=codes.parse(asked.rules) if asked.rules else None,
+        )
+        symbols = subject.image.symbols if subject.image is not None else Symbols()
+        knowledge = Knowledge(profiles.find(asked.profile or profile or GENERIC), symbols, view.note)
+        kernel = subject.image.path if subject.image is not None else None
+        wishes = feeds.Wishes(asked.halt, asked.simd or simd, knowledge.wants_stores, kernel)
+        feed = feeds.choose(asked.via, subject.argv, wishes, view.note)
+        with view:
+            outcome = session.watch(subject, knowledge, options, feed, view)
+        if document is not None:
+            print(outcome.report.json(), file=document)
+    return _conclude(outcome, quiet=asked.json == "-")
+
+
+def _conclude(outcome: Outcome, quiet: bool) -> int:
+    if not quiet:
+        console = text.console()
+        console.print(text.render_summary(outcome.report))
+    if outcome.failure is not None and outcome.status == outcome.failure.status:
+        raise outcome.failure
+    return outcome.status
+
+
+def _output(name: str) -> contextlib.AbstractContextManager[IO[str]]:
+    """Where the document goes; opened before the run, so that a wrong name is told at once."""
+    if name == "-":
+        return contextlib.nullcontext(sys.stdout)
+    try:
+        return Path(name).open("w", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {name}", error.strerror or str(error)) from error
+
+
+def _subject(asked: Request, view: TerminalView) -> tuple[Subject, bool, str]:
+    """What to watch, whether its SIMD state matters, its profile's name (or "")."""
+    if asked.guest is None:
+        return _own(asked, view), False, ""
+    guest = guests.find(asked.guest)
+    kernel = guests.build(guest, stripped=asked.stripped)
+    image = images.load(Path(asked.kernel) if asked.kernel else kernel)
+    until = guest.until if asked.until is None else asked.until
+    subject = Subject(guest.name, tuple(guest.command(kernel)), image, until, guest.seconds, guest.nmi_ms, ticks=True)
+    return subject, guest.simd, guest.profile
+
+
+def _own(asked: Request, view: TerminalView) -> Subject:
+    options = command.Options(asked.qemu)
+    image: Image | None = None
+    if asked.kernel is not None:
+        image = images.load(Path(asked.kernel))
+    elif options.kernel is not None:
+        try:
+            image = images.load(options.kernel)
+        except UsageError as error:  # not ours to refuse: QEMU boots more than we can read
+            view.detail(f"going on without symbols: {error}")
+    if image is not None and not len(image.symbols):
+        view.detail(f"{image.path} has no symbols: addresses are shown as numbers")
+    kernel = options.kernel
+    return Subject(kernel.name if kernel is not None else options.program, tuple(asked.qemu), image, asked.until or "")

@@ -1,0 +1,293 @@
+"""One watched run, whatever the source: source → batch → engine → findings → view, until there is a reason to end."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Final, Protocol
+
+import numpy as np
+
+from gdbext.cli.feeds import Feed
+from gdbext.cli.knowledge import Knowledge
+from gdbext.errors import CtxwatchError, GuestFailed
+from gdbext.events.row import Batch, Flag, Kind, empty
+from gdbext.qemu.images import Image
+from gdbext.qemu.machine import Ending, Machine
+from gdbext.qemu.qmp import QmpError
+from gdbext.report.document import QemuFacts, RunReport
+from gdbext.rules.codes import ERROR
+from gdbext.rules.engine import Counts, Engine
+from gdbext.rules.finding import Finding
+from gdbext.sources.base import Source
+
+TICK: Final = 0.05
+"""Seconds the source may keep us waiting while serial lines, deadlines and NMIs are due."""
+
+_SILENCE: Final = 5.0
+"""Seconds without an event after which a guest that ticks is taken to hang."""
+
+_FIRST_NMI_AFTER: Final = 50
+"""Entries seen before NMIs are injected: a kernel without an IDT would die of the first."""
+_NMI_EVERY_ENTRIES: Final = 10
+"""Entries between two NMIs at least: a slow source must not spend all of the guest's time in NMIs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is watched.
+
+    ``until``: serial text that ends the run; ``seconds``: what an unwatched run may need, if that is known;
+    ``ticks``: it is interrupted all the time, so that a silence means it hangs.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    image: Image | None = None
+    until: str = ""
+    seconds: float | None = None
+    nmi_ms: int = 0
+    ticks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How it is watched. ``timeout``: seconds, None for the subject's own; ``max_findings``: 0 for all."""
+
+    halt: bool = False
+    timeout: float | None = None
+    max_findings: int = 0
+    codes: frozenset[str] | None = None
+
+
+class View(Protocol):
+    """Shows a run while it goes on."""
+
+    def note(self, text: str) -> None:
+        """Something a person should know, one line."""
+
+    def detail(self, text: str) -> None:
+        """Something only --verbose shows, one line."""
+
+    def serial(self, line: str) -> None:
+        """The guest printed `line` (raw)."""
+
+    def finding(self, finding: Finding) -> None:
+        """The first finding of its kind."""
+
+    def progress(self, counts: Counts, seconds: float) -> None:
+        """Called now and then."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a run went. ``failure``: what the guest or QEMU failed to do; it counts only where nothing was found."""
+
+    report: RunReport
+    failure: GuestFailed | None = None
+    interrupted: bool = False
+
+    @property
+    def status(self) -> int:
+        """The exit status of the contract; 130 after a Ctrl-C."""
+        if self.interrupted:
+            return 128 + signal.SIGINT
+        if self.report.has_errors:
+            return 1
+        return self.failure.status if self.failure is not None else 0
+
+
+def watch(subject: Subject, knowledge: Knowledge, options: Options, feed: Feed, view: View) -> Outcome:
+    """Boot `subject`, watch it through `feed` to its end, and leave nothing behind.
+
+    Raises UsageError, EnvironmentUnusable or GuestFailed where it cannot begin.
+    """
+    with (
+        contextlib.closing(feed),
+        Machine(subject.argv, gdbstub=feed.gdbstub, plugin=feed.plugin) as machine,
+    ):
+        view.detail(f"added to the QEMU command line: {shlex.join(machine.launch.added)}")
+        with contextlib.closing(feed.open(machine)) as source:
+            knowledge.attach(source)
+            return _Run(subject, knowledge, options, feed, view, machine, source).run()
+
+
+class _LiveGuest:
+    """The engine's view of the guest: live memory where it can be had, else what the image holds; the image's names."""
+
+    def __init__(self, machine: Machine, source: Source, image: Image | None) -> None:
+        self._readers: list[Callable[[int, int], bytes]] = [source.read_memory, machine.read_memory]
+        if image is not None:
+            self._readers.append(image.read)
+        self._symbols = image.symbols if image is not None else None
+
+    def read(self, address: int, length: int) -> bytes:
+        for reader in self._readers:
+            with contextlib.suppress(OSError, CtxwatchError):
+                return reader(address, length)
+        raise OSError(f"{address:#x} cannot be read")
+
+    def symbol(self, address: int) -> str | None:
+        return self._symbols.name(address) if self._symbols is not None else None
+
+
+class _Run:
+    def __init__(
+        self,
+        subject: Subject,
+        knowledge: Knowledge,
+        options: Options,
+        feed: Feed,
+        view: View,
+        machine: Machine,
+        source: Source,
+    ) -> None:
+        self.subject, self.knowledge, self.options, self.feed, self.view = subject, knowledge, options, feed, view
+        self.machine, self.source = machine, source
+        guest = _LiveGuest(machine, source, subject.image)
+        self.engine = Engine(knowledge.policy, codes=options.codes, guest=guest)
+        self.started = time.monotonic()
+        self.interrupted = self.halted = self.seen = self.ended = False
+        self._last_seq = 0
+        self._died = False
+        self._last_event = self.started
+        self._next_nmi = (0.0, _FIRST_NMI_AFTER)
+
+    def run(self) -> Outcome:
+        with _on_interrupt(self._interrupt):
+            while not self._over():
+                self._step(TICK)
+            self._drain()
+        ending = self.machine.ending()
+        if ending is not None and ending.died and not self._died:
+            self._judge(self._death())
+        for finding in self.engine.finish():
+            self.view.finding(finding)
+        return Outcome(self._report(), self._failure(ending), self.interrupted)
+
+    def _interrupt(self) -> None:
+        self.interrupted = True
+
+    def _over(self) -> bool:
+        limit = self._limit
+        return (
+            self.interrupted
+            or self.halted
+            or self.seen
+            or self.ended
+            or self.machine.ending() is not None
+            or self._hangs
+            or (limit is not None and time.monotonic() - self.started > limit)
+            or 0 < self.options.max_findings <= len(self.engine.findings)
+        )
+
+    @property
+    def _hangs(self) -> bool:
+        return self.subject.ticks and time.monotonic() - self._last_event > _SILENCE
+
+    @property
+    def _limit(self) -> float | None:
+        if self.options.timeout is not None:
+            return self.options.timeout
+        return self.subject.seconds * self.feed.slowdown if self.subject.seconds is not None else None
+
+    def _step(self, timeout: float) -> bool:
+        """Take what is there; False if nothing was."""
+        batch = self.source.read(timeout)
+        if batch is None:
+            self.ended = True
+        elif len(batch):
+            self._judge(batch)
+            self._last_event = time.monotonic()
+        self._show_serial()
+        self._inject()
+        self.view.progress(self.engine.counts, time.monotonic() - self.started)
+        return batch is not None and len(batch) > 0
+
+    def _judge(self, batch: Batch) -> None:
+        found = self.engine.feed(self.knowledge.add_areas(batch))
+        self._last_seq = max(self._last_seq, int(batch["seq"].max()))
+        self._died = self._died or bool((batch["kind"] == Kind.DIED).any())
+        halt = self.options.halt and any(finding.severity == ERROR for finding in found)
+        for row in np.flatnonzero(batch["flags"] & Flag.WAITING):
+            self.source.release(int(batch["cpu"][row]), halt or self.halted)
+        self.halted = self.halted or halt
+        for finding in found:
+            self.view.finding(finding)
+
+    def _show_serial(self) -> None:
+        for line in self.machine.serial():
+            self.view.serial(line)
+            self.seen = self.seen or bool(self.subject.until and self.subject.until in line)
+        self.seen = self.seen or bool(self.subject.until and self.subject.until in self.machine.console.partial)
+
+    def _inject(self) -> None:
+        if not self.subject.nmi_ms or self.engine.counts.entries < self._next_nmi[1] or not self.machine.running:
+            return
+        now = time.monotonic()
+        if now >= self._next_nmi[0]:
+            with contextlib.suppress(QmpError):  # it may have died this moment, which is told elsewhere
+                self.machine.inject_nmi()
+            self._next_nmi = (now + self.subject.nmi_ms / 1000, self.engine.counts.entries + _NMI_EVERY_ENTRIES)
+
+    def _drain(self) -> None:
+        """Stop the guest and take what is still on its way."""
+        if not self.options.halt:  # else it stands in each doubtful exit until we have spoken, and cannot stop
+            with contextlib.suppress(QmpError):
+                self.machine.stop()
+        deadline = time.monotonic() + 5
+        while not self.ended and time.monotonic() < deadline and self._step(TICK):
+            pass
+
+    def _death(self) -> Batch:
+        row = empty(1)
+        row["seq"], row["time"], row["kind"] = self._last_seq + 1, time.monotonic_ns(), Kind.DIED
+        return row
+
+    def _failure(self, ending: Ending | None) -> GuestFailed | None:
+        if self.interrupted or self.halted or self.seen:
+            return None
+        if ending is not None and ending.how in ("exit", "killed"):
+            return GuestFailed(ending.detail)
+        enough = 0 < self.options.max_findings <= len(self.engine.findings)
+        if self.subject.until and not enough:
+            how = f"{time.monotonic() - self.started:.0f} s have passed"
+            if self._hangs:
+                how = f"it hangs: no interrupt came for {_SILENCE:.0f} s"
+            if ending is not None:
+                how = ending.detail
+            return GuestFailed(f"the guest never printed {self.subject.until!r}", how, "give it more with --timeout")
+        if self.ended and ending is None:
+            return GuestFailed("the source of events ended before the guest did")
+        return None
+
+    def _report(self) -> RunReport:
+        return RunReport(
+            guest=self.subject.name,
+            source=self.feed.name,
+            qemu=QemuFacts(self.machine.version, self.machine.accelerator, self.feed.plugin_api),
+            counts=self.engine.counts,
+            lost=self.source.lost,
+            seconds=time.monotonic() - self.started,
+            findings=self.engine.findings,
+        )
+
+
+@contextlib.contextmanager
+def _on_interrupt(action: Callable[[], None]) -> Iterator[None]:
+    """Let the first Ctrl-C end the run in good order; a second one interrupts whatever is going on."""
+
+    def handle(_signum: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        action()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,154 @@
+"""Linux guests: the distribution's kernels, fetched through apt and kept; an initial RAM file system of our workloads.
+
+Nothing of a kernel is committed: image, configuration and busybox lie in the user's cache, one directory a package.
+Run as a program, this fetches every kernel that the bundled guests name (what set-up does).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import platformdirs
+
+from gdbext.errors import CtxwatchError, EnvironmentUnusable
+from gdbext.qemu import apt, cpio
+
+SOURCES: Final = Path(__file__).parents[2] / "tests" / "linux"
+
+BACKPORTS: Final = "backports"
+"""A release's name: the running release's backports."""
+
+KERNEL, INITRD, CONFIG, BUSYBOX, VERSION = "vmlinuz", "initrd", "config", "busybox", "version"
+_PROGRAMS: Final = ("workloads", "workloads32")
+_DEBIAN_ARCH: Final = {"x86_64": "amd64", "i386": "i386"}
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """Which kernel: Debian's (meta-)package, QEMU's name of the architecture, the release ("": the running one)."""
+
+    package: str
+    arch: str
+    release: str = ""
+
+    @property
+    def directory(self) -> Path:
+        """Where it is kept once it is fetched."""
+        name = f"{self.package}-{_DEBIAN_ARCH[self.arch]}-{self.release or apt.running_release()}"
+        return platformdirs.user_cache_path("ctxwatch") / "linux" / name
+
+
+def fetch(kernel: Kernel) -> Path:
+    """The directory with the kernel's image, configuration and busybox, fetched unless the cache has it.
+
+    Raises EnvironmentUnusable where it cannot be had. Safe against another process fetching the same.
+    """
+    if not kernel.directory.is_dir():
+        kernel.directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=kernel.directory.parent) as scratch:
+            ready = Path(scratch) / "ready"
+            ready.mkdir()
+            _download(kernel, Path(scratch), ready)
+            install(ready, kernel.directory)
+    return kernel.directory
+
+
+def _download(kernel: Kernel, scratch: Path, ready: Path) -> None:
+    backports = kernel.release == BACKPORTS
+    release = None if backports or not kernel.release else kernel.release
+    source = apt.Apt(scratch / "apt", _DEBIAN_ARCH[kernel.arch], release, backports=backports)
+    package = source.candidate(kernel.package, backports=backports)
+    image = source.dependency(package, "linux-image-") or package
+    kernel_files = {r"\./boot/vmlinuz-.*": ready / KERNEL, r"\./boot/config-.*": ready / CONFIG}
+    apt.extract(source.download(image, scratch), kernel_files)
+    busybox = source.download(source.candidate("busybox-static"), scratch)
+    apt.extract(busybox, {r"\./(usr/)?bin/busybox": ready / BUSYBOX})
+    (ready / VERSION).write_text(f"{image.name} {image.version}\n", "utf-8")
+
+
+def build(kernel: Kernel) -> Path:
+    """The directory with the kernel and, beside it, the file system to boot it with.
+
+    Raises EnvironmentUnusable where the kernel cannot be had or the workloads cannot be built.
+    """
+    fetched = fetch(kernel)
+    directory = fetched.with_name(f"{fetched.name}-{_fingerprint(fetched, kernel.arch)}")
+    if not directory.is_dir():
+        with tempfile.TemporaryDirectory(prefix=".build-", dir=directory.parent) as scratch:
+            out, ready = Path(scratch) / "out", Path(scratch) / "ready"
+            _make(kernel.arch, out)
+            ready.mkdir()
+            (ready / INITRD).write_bytes(_file_system(out, fetched / BUSYBOX))
+            os.link(fetched / KERNEL, ready / KERNEL)
+            install(ready, directory)
+    return directory
+
+
+def _file_system(programs: Path, busybox: Path) -> bytes:
+    entries = [cpio.directory("bin"), cpio.directory("dev"), cpio.character_device("dev/console", 5, 1)]
+    entries += [cpio.character_device("dev/null", 1, 3), cpio.character_device("dev/zero", 1, 5)]
+    entries.append(cpio.program("bin/busybox", busybox.read_bytes()))
+    entries += [
+        cpio.program(f"bin/{name}", (programs / name).read_bytes()) for name in _PROGRAMS if (programs / name).exists()
+    ]
+    entries.append(cpio.program("init", (SOURCES / "init").read_bytes()))
+    return cpio.archive(entries)
+
+
+def _fingerprint(fetched: Path, arch: str) -> str:
+    """What the file system and the choice of kernel are made from."""
+    compiler = shutil.which(os.environ.get("CC", "gcc")) or ""
+    digest = hashlib.sha256(repr((arch, (fetched / VERSION).read_text("utf-8"), compiler)).encode())
+    if compiler:
+        digest.update(repr(os.stat(compiler)[stat.ST_SIZE]).encode())
+    for source in sorted(SOURCES.rglob("*")):
+        if source.is_file():
+            digest.update(str(source.relative_to(SOURCES)).encode() + b"\0" + source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _make(arch: str, out: Path) -> None:
+    command = ["make", "-s", "-C", str(SOURCES), f"OUT={out}", f"ARCH={arch}", f"CC={os.environ.get('CC', 'gcc')}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    except OSError as error:
+        raise EnvironmentUnusable("no make here", error.strerror or "", "run scripts/bootstrap") from error
+    if done.returncode:
+        said = next((line for line in done.stderr.splitlines() if "rror" in line), done.stderr.strip()[-200:])
+        raise EnvironmentUnusable(
+            "the Linux guests' workloads cannot be built", said, "`ctxwatch doctor` shows what is missing"
+        )
+
+
+def install(ready: Path, directory: Path) -> None:
+    """Put the complete directory `ready` in its place at once; another process may have been faster with the same."""
+    try:
+        ready.rename(directory)
+    except OSError:
+        if not directory.is_dir():
+            raise
+
+
+def main() -> int:
+    """Fetch and build what the bundled Linux guests need; tells each that cannot be had, and returns 0 all the same."""
+    from gdbext.qemu import guests
+
+    for kernel in dict.fromkeys(guest.linux for guest in map(guests.find, guests.names()) if guest.linux):
+        try:
+            build(kernel)
+        except CtxwatchError as error:
+            print(f"{kernel.package} ({kernel.arch}): {error}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
