@@ -83,12 +83,12 @@ def to_arrow(batch: Batch, schema: pa.Schema) -> pa.RecordBatch:
     """The rows of `batch` as an Arrow record batch."""
     spec = columns(has_simd(schema))
     count = len(batch)
-    views = [_view(batch, column) for column in spec]
-    whole = [np.empty(view.shape, view.dtype) for view in views]
+    strided = [view(batch, column) for column in spec]
+    whole = [np.empty(values.shape, values.dtype) for values in strided]
     for start in range(0, count, CHUNK):
         part = slice(start, start + CHUNK)
-        for values, view in zip(whole, views, strict=True):
-            values[part] = view[part]
+        for target, values in zip(whole, strided, strict=True):
+            target[part] = values[part]
     return pa.record_batch([_array(v, c) for v, c in zip(whole, spec, strict=True)], schema=schema)
 
 
@@ -99,16 +99,16 @@ def from_arrow(record: pa.RecordBatch) -> Batch:
     pairs = []
     for array, column in zip(record.columns, columns(simd), strict=True):
         flat = array.flatten() if column.length > 1 else array
-        view = _view(batch, column)
-        pairs.append((view, flat.to_numpy(zero_copy_only=True).reshape(view.shape)))
+        target = view(batch, column)
+        pairs.append((target, flat.to_numpy(zero_copy_only=True).reshape(target.shape)))
     for start in range(0, record.num_rows, CHUNK):
         part = slice(start, start + CHUNK)
-        for view, values in pairs:
-            view[part] = values[part]
+        for target, values in pairs:
+            target[part] = values[part]
     return batch
 
 
-def _view(batch: Batch, column: Column) -> npt.NDArray[Any]:
+def view(batch: Batch, column: Column) -> npt.NDArray[Any]:
     """The column inside the rows, not copied: one value a row, or (rows, length)."""
     shape = (len(batch), column.length)[: 1 + (column.length > 1)]
     if not len(batch):

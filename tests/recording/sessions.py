@@ -58,6 +58,8 @@ def busy(rounds: int = 400, *, simd: bool = False, bugs: bool = True) -> Batch:
             part = [entry(ctx, How.EXCEPTION), swaps[0], swaps[1], exit_(after)]
         for row in part:
             row["cpu"] = n % 2
+            for name in ("gs_base", "kernel_gs_base"):
+                row[name][row[name] == BASE] = BASE + n % 2 * 0x1000
         rows += part
     whole = stamp(batch(*rows))
     whole["time"] = 10**12 + np.cumsum(whole["seq"] % 7 * 900 + 100, dtype=np.uint64)
