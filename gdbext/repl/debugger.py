@@ -66,7 +66,7 @@ class Gdb:
         self._tokens = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._logged = False
-        self._closing = False
+        self._ready = self._closing = False
         self.alive = True
         self._reader: asyncio.Task[None] | None = None
 
@@ -115,6 +115,7 @@ class Gdb:
             raise EnvironmentUnusable("GDB cannot load the extension", why or error.what) from error
         finally:
             self._record = record
+        self._ready = True
 
     async def ask(self, command: str) -> dict[str, Any]:
         """See :class:`Debugger`."""
@@ -129,7 +130,7 @@ class Gdb:
             self._process.stdin.write(f"{token}{command}\n".encode())
             return await answer
         except OSError as error:
-            raise GdbGone("GDB is gone", error.strerror or str(error)) from error
+            raise GdbGone("GDB is gone", await asyncio.to_thread(self._how)) from error
         finally:
             self._waiting.pop(token, None)
 
@@ -171,7 +172,7 @@ class Gdb:
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(GdbGone("GDB is gone", how))
-        if not self._closing:
+        if self._ready and not self._closing:
             self._ended(how)
 
     def _how(self) -> str:

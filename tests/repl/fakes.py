@@ -17,7 +17,7 @@ from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output.vt100 import Vt100_Output
 
 from gdbext.repl.config import Config
-from gdbext.repl.debugger import GdbGone, Refused
+from gdbext.repl.debugger import GdbGone, Refused, Starter
 from gdbext.repl.mi import Record
 from gdbext.repl.prompt import Prompt
 from gdbext.repl.screen import TerminalScreen
@@ -232,8 +232,9 @@ async def terminal(
     config: Config | None = None,
     history: History | None = None,
     setup: Callable[[FakeGdb], None] = lambda gdb: None,
+    start: Starter | None = None,
 ) -> AsyncIterator[Terminal]:
-    """A REPL with fake GDBs on a pyte terminal; it is left at the end if it was not before."""
+    """A REPL on a pyte terminal, with fake GDBs unless `start` starts others; it is left at the end."""
     view = pyte.Screen(COLUMNS, ROWS)
     gdbs = FakeGdbs(setup)
     with contextlib.ExitStack() as stack:
@@ -241,7 +242,7 @@ async def terminal(
         output = Vt100_Output(_Stream(view, pipe.send_text), lambda: Size(ROWS, COLUMNS), term="xterm")  # type: ignore[arg-type]
         stack.enter_context(create_app_session(input=pipe, output=output))
         screen = TerminalScreen()
-        session = Session(screen, config, gdbs.start, lambda question: prompt.ask(question))
+        session = Session(screen, config, start or gdbs.start, lambda question: prompt.ask(question))
         prompt = Prompt(session, screen, history or InMemoryHistory(), pipe, output)
         ready = Terminal(pipe, view, session, prompt, gdbs)
         ready.task = asyncio.ensure_future(prompt.loop(first))

@@ -1,0 +1,258 @@
+"""The session over a real GDB and real guests: connecting, being refused, losing one or the other."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gdbext.qemu import guests
+from gdbext.qemu.machine import Machine
+from gdbext.repl.connection import State
+from gdbext.repl.debugger import Gdb
+from gdbext.repl.links import BundledLink
+from gdbext.repl.session import Session
+from tests.repl.fakes import MemoryScreen, terminal
+
+pytestmark = [pytest.mark.gdb, pytest.mark.guest]
+
+
+def scenario(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 100))
+
+    return run
+
+
+@asynccontextmanager
+async def session() -> AsyncIterator[tuple[Session, MemoryScreen]]:
+    screen = MemoryScreen()
+    opened = Session(screen)
+    try:
+        yield opened, screen
+    finally:
+        await opened.close()
+
+
+async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.02)
+
+
+def shown(screen: MemoryScreen) -> str:
+    return "".join(text + ("" if kind in ("gdb", "log") else "\n") for kind, text in screen.lines)
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    guest = guests.find("nrk-rflags")
+    with Machine(guest.command(guests.build(guest)), gdbstub=True) as machine:
+        yield machine
+
+
+@scenario
+async def test_a_bundled_guest_is_booted_run_and_stopped() -> None:
+    async with session() as (repl, screen):
+        assert await repl.run("boot nrk-rflags")
+        assert repl.live.connection.state is State.STOPPED
+        assert await repl.run("ctx watch\ncontinue")
+        await until(lambda: "guest: start nrk" in screen.of("serial"))
+        await until(lambda: len(repl.live.findings) >= 1)
+        assert repl.live.connection.state is State.RUNNING
+        assert await repl.run("ctx findings"), "commands that need no stopped guest work while it runs"
+        repl.live.interrupt()
+        await until(lambda: repl.live.connection.state is State.STOPPED)
+        await until(lambda: repl.live.facts.cpl is not None)
+        assert repl.live.facts.events > 20
+        assert await repl.run("x/2i $pc\ninfo registers rip")
+        assert "rip " in shown(screen)
+        link = repl.live.link
+        assert isinstance(link, BundledLink)
+        assert link._machine is not None
+        pid = link._machine.pid
+    assert not Path(f"/proc/{pid}").exists(), "a guest of ours ends with the REPL"
+
+
+@scenario
+async def test_somebodys_guest_goes_on_without_us(machine: Machine) -> None:
+    async with session() as (repl, screen):
+        assert await repl.run(f"connect {machine.gdb}")
+        assert await repl.run("break *0x1234567\ncontinue")
+        repl.live.interrupt()
+        await until(lambda: repl.live.connection.state is State.STOPPED)
+    status = machine.qmp.execute("query-status")
+    assert status["running"] is True, shown(screen)
+
+
+@scenario
+async def test_a_gdbstub_that_has_a_client_is_told_in_one_line(machine: Machine) -> None:
+    async with session() as (first, _), session() as (second, screen):
+        assert await first.run(f"connect {machine.gdb}")
+        assert not await second.run(f"connect {machine.gdb}")
+        (error,) = screen.of("error")
+        assert "does not answer: another debugger has it" in error
+        assert second.live.connection.state is State.IDLE
+        assert await first.run("info registers rip"), "the first one is not disturbed"
+
+
+def listener(answer: bytes | None) -> tuple[socket.socket, int]:
+    """A server that says `answer` to everybody, or nothing at all."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        held = []
+        while True:
+            try:
+                peer, _ = server.accept()
+            except OSError:
+                return
+            held.append(peer)
+            if answer is not None:
+                peer.sendall(answer)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return server, int(server.getsockname()[1])
+
+
+@scenario
+async def test_what_speaks_no_gdb_protocol_is_told_in_one_line() -> None:
+    for answer in (None, b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"):
+        server, port = listener(answer)
+        with server:
+            async with session() as (repl, screen):
+                begun = time.monotonic()
+                assert not await repl.run(f"connect 127.0.0.1:{port}")
+                (error,) = screen.of("error")
+                assert "does not answer" in error or "does not speak GDB's protocol" in error
+                assert "\n" not in error
+                assert repl.live.connection.state is State.IDLE
+                assert time.monotonic() - begun < 12
+
+
+@scenario
+async def test_nobody_there_is_told_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    async with session() as (repl, screen):
+        begun = time.monotonic()
+        assert not await repl.run(f"connect localhost:{port}")
+        assert screen.of("error") == [f"nobody listens at localhost:{port}: Connection refused; start QEMU with -gdb"]
+        assert time.monotonic() - begun < 5
+        assert repl.live.connection.state is State.IDLE
+
+
+@scenario
+async def test_gdb_killed_and_begun_anew() -> None:
+    async with session() as (repl, screen):
+        assert await repl.run("boot nrk-rflags\nctx watch\ncontinue")
+        await until(lambda: len(repl.live.findings) >= 1)
+        kept = len(repl.live.findings)
+        os.kill(repl.live.debugger._process.pid, signal.SIGKILL)  # type: ignore[union-attr]
+        await until(lambda: repl.live.connection.state is State.DEAD)
+        assert "GDB is gone: killed by SIGKILL; findings and history are kept" in screen.of("error")[-1]
+        assert not await repl.run("info registers")
+        assert await repl.run("reconnect")
+        assert repl.live.connection.state is State.STOPPED
+        assert len(repl.live.findings) == kept
+        assert await repl.run("info registers rip")
+
+
+@scenario
+async def test_qemu_killed_and_booted_anew() -> None:
+    async with session() as (repl, screen):
+        assert await repl.run("boot nrk-rflags\ncontinue")
+        await until(lambda: screen.of("serial"))
+        os.kill(repl.live.link._machine.pid, signal.SIGKILL)  # type: ignore[union-attr]
+        await until(lambda: repl.live.connection.state is State.DEAD)
+        assert len(screen.of("error")) == 1
+        await asyncio.sleep(0.3)
+        assert await repl.run("reconnect"), shown(screen)
+        assert repl.live.connection.state is State.STOPPED
+        assert await repl.run("info registers rip")
+
+
+@scenario
+async def test_qemu_killed_while_the_guest_stands_still() -> None:
+    async with session() as (repl, screen):
+        assert await repl.run("boot nrk-rflags")
+        os.kill(repl.live.link._machine.pid, signal.SIGKILL)  # type: ignore[union-attr]
+        await until(lambda: repl.live.connection.state is State.DEAD)
+        assert "nrk-rflags is gone: QEMU was killed by signal 9" in screen.of("error")[0]
+        assert await repl.run("reconnect"), shown(screen)
+
+
+@scenario
+async def test_blocks_reach_gdb_whole() -> None:
+    async with session() as (repl, screen):
+        assert await repl.run("define twice\necho one\\n\necho two\\n\nend\ntwice")
+        assert "one\ntwo\n" in shown(screen)
+        assert screen.of("log") == []
+        assert await repl.run("python\nfor n in range(3):\n  print('n', n)\nend")
+        assert "n 2" in shown(screen)
+
+
+@scenario
+async def test_hostile_names_of_a_kernel_do_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    (tmp_path / "a.s").write_text('.globl "evil\\033[2Jname"\n"evil\\033[2Jname": nop\n')
+    subprocess.run(["as", "-o", "a.o", "a.s"], cwd=tmp_path, check=True)
+    subprocess.run(["ld", "-e", "0", "-o", "a.elf", "a.o"], cwd=tmp_path, check=True)
+    async with terminal(start=Gdb.start) as repl:
+        repl.type(f"file {tmp_path}/a.elf\r")
+        await repl.until("Reading symbols")
+        repl.type("info functions evil\r")
+        await repl.until("Reading symbols", r"evil\033[2Jname")
+
+
+NO_PYTHON = r"""#!/bin/sh
+while read -r line; do
+  case $line in
+    *python*) echo "${line%%-*}^error,msg=\"Scripting in the \\\"Python\\\" language is not supported.\"" ;;
+    *) echo "${line%%-*}^done" ;;
+  esac
+done
+"""
+FAKES = {
+    "silent": ("#!/bin/sh\nexit 3\n", "GDB does not start: it ended with status 3"),
+    "no python": (NO_PYTHON, "this GDB has no Python"),
+}
+
+
+@pytest.mark.parametrize("which", list(FAKES))
+def test_a_gdb_that_will_not_do(which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, said = FAKES[which]
+    (tmp_path / "gdb").write_text(text)
+    (tmp_path / "gdb").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    async def run() -> None:
+        async with session() as (repl, screen):
+            assert not await repl.run("info threads")
+            assert said in screen.of("error")[0]
+
+    asyncio.run(run())
+
+
+def test_no_gdb_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    async def run() -> None:
+        async with session() as (repl, screen):
+            assert not await repl.run("info threads")
+            assert screen.of("error") == ["there is no gdb: it is not in PATH; install the package gdb"]
+
+    asyncio.run(run())
