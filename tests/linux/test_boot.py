@@ -1,0 +1,50 @@
+"""The Linux guests by themselves, unwatched: they boot, and the workloads' checks of themselves pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+
+import pytest
+
+from gdbext.errors import EnvironmentUnusable
+from gdbext.qemu import guests
+
+WORKLOADS = "default,forks,signals,restart,tracing,bases,extable,traps,simd,futex,segments,rseq,spin"
+IA32 = ",".join(f"{name}32" for name in WORKLOADS.split(",")[1:])
+
+LINUX = [name for name in guests.names() if guests.find(name).linux]
+
+
+def boot(name: str, workload: str, *extra: str) -> str:
+    """Boot a Linux guest to its end and return what it printed."""
+    guest = dataclasses.replace(guests.find(name), workload=workload)
+    try:
+        kernel = guests.build(guest)
+    except EnvironmentUnusable as error:
+        pytest.skip(str(error))
+    command = [*guest.command(kernel), "-serial", "stdio", "-monitor", "none", "-no-reboot", *extra]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=280, check=True)
+    return done.stdout.decode("utf-8", "replace")
+
+
+@pytest.mark.guest
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LINUX)
+def test_every_workload_passes(name: str) -> None:
+    workload = WORKLOADS if guests.find(name).arch == "i386" else f"{WORKLOADS},{IA32}"
+    said = boot(name, workload)
+    results = re.findall(r"^workload (\S+) (.*?)\r?$", said, re.MULTILINE)
+    assert [f"{name} {result}" for name, result in results if result != "ok"] == []
+    assert len(results) == len(workload.split(",")) + 1, said  # `default` tells of two
+    assert "guest: done" in said
+    assert "LOC:" in said or "timer" in said
+
+
+@pytest.mark.guest
+@pytest.mark.slow
+def test_a_failing_check_is_told() -> None:
+    said = boot("linux-amd64", "nosuch,spin")
+    assert "workload nosuch FAILED there is none of that name" in said
+    assert "workload spin ok" in said

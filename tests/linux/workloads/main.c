@@ -1,0 +1,105 @@
+/* workloads NAME...: run each beside a spinning process for each CPU, so that the timer preempts it; say how it went.
+ *
+ * Prints `workload NAME ok` or `workload NAME FAILED what`.
+ */
+#include "check.h"
+
+#include <sys/auxv.h>
+
+#define WORKLOADS(each)                                                                                               \
+    each(files) each(forks) each(signals) each(restart) each(tracing) each(bases) each(extable) each(traps)           \
+        each(simd) each(futex) each(segments) each(rseq) each(spin)
+
+#define DECLARE(name) void workload_##name(void);
+WORKLOADS(DECLARE)
+
+static const struct {
+    const char *name;
+    void (*body)(void);
+} workloads[] = {
+#define ENTRY(name) {#name, workload_##name},
+    WORKLOADS(ENTRY)};
+
+enum { MOST_CPUS = 8 };
+
+static void (*current)(void);
+
+static void run_current(int index)
+{
+    (void)index;
+    current();
+}
+
+static void burn(int index)
+{
+    (void)index;
+    for (;;)
+        __asm__ volatile("");
+}
+
+static int run(unsigned number)
+{
+    char said[256] = "";
+    int length = 0, got, status, pipe_ends[2];
+    int cpus = sysconf(_SC_NPROCESSORS_ONLN);
+    pid_t child, burners[MOST_CPUS];
+
+    if (cpus > MOST_CPUS)
+        cpus = MOST_CPUS;
+    for (int i = 0; i < cpus; i++)
+        burners[i] = start(burn, i);
+    if (pipe(pipe_ends) < 0)
+        return 1;
+    child = fork();
+    if (child == 0) {
+        close(pipe_ends[0]);
+        dup2(pipe_ends[1], 1);
+        close(pipe_ends[1]);
+        current = workloads[number].body;
+        reap(start(run_current, 0)); /* a death by signal is told like any failure */
+        _exit(0);
+    }
+    close(pipe_ends[1]);
+    while (length < (int)sizeof said - 1 && (got = read(pipe_ends[0], said + length, sizeof said - 1 - length)) > 0)
+        length += got;
+    close(pipe_ends[0]);
+    waitpid(child, &status, 0);
+    for (int i = 0; i < cpus; i++) {
+        kill(burners[i], SIGKILL);
+        waitpid(burners[i], NULL, 0);
+    }
+    said[strcspn(said, "\n")] = 0;
+    if (status == 0 && !said[0])
+        printf("workload %s ok\n", workloads[number].name);
+    else
+        printf("workload %s FAILED %s\n", workloads[number].name, said[0] ? said : "without a word");
+    fflush(stdout);
+    return status != 0;
+}
+
+int main(int argc, char **argv)
+{
+    int failed = 0;
+
+    if (argc == 3 && strcmp(argv[1], "--child") == 0) /* what `forks` executes */
+        return atoi(argv[2]);
+    if (getenv("rounds"))
+        rounds = atoi(getenv("rounds"));
+#ifndef __x86_64__
+    extern unsigned long native_call;
+    if (getauxval(AT_SYSINFO))
+        native_call = getauxval(AT_SYSINFO);
+#endif
+    for (int i = 1; i < argc; i++) {
+        unsigned number = 0;
+        while (number < sizeof workloads / sizeof *workloads && strcmp(argv[i], workloads[number].name))
+            number++;
+        if (number == sizeof workloads / sizeof *workloads) {
+            printf("workload %s FAILED there is none of that name\n", argv[i]);
+            failed = 1;
+        } else {
+            failed |= run(number);
+        }
+    }
+    return failed;
+}

@@ -1,0 +1,30 @@
+/* Restartable sequences: a section that is preempted ends at its abort address, every other register kept. */
+#include "check.h"
+
+#include <sys/rseq.h>
+
+extern const char op_rseq_end[], op_rseq_abort[];
+void op_rseq(void);
+
+void workload_rseq(void)
+{
+    static struct rseq_cs __attribute__((aligned(32))) section;
+    volatile struct rseq *registered = (void *)((char *)__builtin_thread_pointer() + __rseq_offset);
+    int aborted = 0;
+
+    check(__rseq_size != 0, "the C library has registered nothing");
+    section.start_ip = (uintptr_t)op_rseq;
+    section.post_commit_offset = op_rseq_end - (const char *)op_rseq;
+    section.abort_ip = (uintptr_t)op_rseq_abort;
+    for (unsigned i = 0; i < 80u * rounds || (aborted < 6 && i < 5000); i++) {
+        struct regs in, out;
+        regs_fill(&in, i);
+        in.reg[CX] = 1000000;
+        registered->rseq_cs = (uintptr_t)&section;
+        regs_run(&in, &out, op_rseq);
+        registered->rseq_cs = 0;
+        regs_check("after the section", &out, &in, 1u << CX);
+        aborted += out.reg[CX] != 0;
+    }
+    check(aborted > 5, "only %d sections were aborted", aborted);
+}
