@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from contextlib import nullcontext
 from dataclasses import replace
 
-import numpy as np
-
 from gdbext.errors import CtxwatchError
-from gdbext.events.row import Batch
+from gdbext.events.row import Batch, concat
 from gdbext.profiles.expression import Expression, Scope
 from gdbext.profiles.profile import Profile
 from gdbext.qemu.images import Symbols
+from gdbext.rules.guest import GuestView
 from gdbext.rules.policy import Policy
 from gdbext.sources.areas import AreaWatcher
 from gdbext.sources.base import Source
@@ -22,6 +23,7 @@ class Knowledge:
     """One profile at work. ``note`` is told, in one line each, what of it cannot be used."""
 
     def __init__(self, profile: Profile, symbols: Symbols, note: Callable[[str], None]) -> None:
+        self.name = profile.name
         self._profile, self._symbols, self._note = profile, symbols, note
         self._areas: AreaWatcher | None = None
         self.policy: Policy = profile.policy(symbols.address, note)
@@ -33,13 +35,14 @@ class Knowledge:
             self.policy = replace(self.policy, tracked=())
 
     @property
-    def wants_stores(self) -> bool:
-        """Whether stores are worth watching, which costs the guest time."""
-        return self._profile.layout is not None or bool(self._tracked)
+    def profile(self) -> str:
+        """The profile's name."""
+        return self._profile.name
 
-    def attach(self, source: Source) -> None:
-        """Begin with `source`."""
-        self._areas = AreaWatcher(self._profile, source, self._symbols.address, self._note)
+    def attach(self, source: Source, code: Callable[[int, int], bytes]) -> None:
+        """Begin with `source`; `code` reads the guest's code bytes."""
+        still = source.still if isinstance(source, ProbeSource) else nullcontext
+        self._areas = AreaWatcher(self._profile, source, self._symbols.address, self._note, code, still)
         if self._tracked:
             if isinstance(source, ProbeSource):
                 source.set_tracked(self._tracked)
@@ -48,13 +51,10 @@ class Knowledge:
                 self.policy = replace(self.policy, tracked=())
 
     def add_areas(self, batch: Batch) -> Batch:
-        """`batch` with a row for each save area that its entries let us find."""
+        """`batch`, in front of it a row for each save area and each learnt slot that its entries let us find."""
         assert self._areas is not None, "not attached to a source"
         found = self._areas.look(batch)
-        if not len(found):
-            return batch
-        together = np.concatenate([batch, found])
-        return together[np.argsort(together["seq"], kind="stable")]
+        return concat([found, batch]) if len(found) else batch
 
 
 def _tracked(address: str, size: int, symbols: Symbols) -> TrackedVariable:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Final, Protocol
 
@@ -20,11 +22,18 @@ from gdbext.events.row import Batch, Flag, Kind, empty
 from gdbext.qemu.images import Image
 from gdbext.qemu.machine import Ending, Machine
 from gdbext.qemu.qmp import QmpError
+from gdbext.recording.header import Header
+from gdbext.recording.writer import Recorder
+from gdbext.recording.header import Header
+from gdbext.recording.writer import Recorder
 from gdbext.report.document import QemuFacts, RunReport
 from gdbext.rules.codes import ERROR
 from gdbext.rules.engine import Counts, Engine
 from gdbext.rules.finding import Finding
-from gdbext.sources.base import Source
+from gdbext.rules.guest import GuestView
+from gdbext.rules.guest import GuestView
+from gdbext.sources.base import Capability, Source
+from gdbext.sources.probe import ProbeSource
 
 TICK: Final = 0.05
 """Seconds the source may keep us waiting while serial lines, deadlines and NMIs are due."""
@@ -57,12 +66,16 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How it is watched. ``timeout``: seconds, None for the subject's own; ``max_findings``: 0 for all."""
+    """How it is watched.
+
+    ``timeout``: seconds, None for the subject's own; ``max_findings``: 0 for all; ``record``: the recording to make.
+    """
 
     halt: bool = False
     timeout: float | None = None
     max_findings: int = 0
     codes: frozenset[str] | None = None
+    record: Path | None = None
 
 
 class View(Protocol):
@@ -113,7 +126,6 @@ def watch(subject: Subject, knowledge: Knowledge, options: Options, feed: Feed, 
     ):
         view.detail(f"added to the QEMU command line: {shlex.join(machine.launch.added)}")
         with contextlib.closing(feed.open(machine)) as source:
-            knowledge.attach(source)
             return _Run(subject, knowledge, options, feed, view, machine, source).run()
 
 
@@ -136,27 +148,31 @@ class _LiveGuest:
         return self._symbols.name(address) if self._symbols is not None else None
 
 
+@dataclass(slots=True)
 class _Run:
-    def __init__(
-        self,
-        subject: Subject,
-        knowledge: Knowledge,
-        options: Options,
-        feed: Feed,
-        view: View,
-        machine: Machine,
-        source: Source,
-    ) -> None:
-        self.subject, self.knowledge, self.options, self.feed, self.view = subject, knowledge, options, feed, view
-        self.machine, self.source = machine, source
-        guest = _LiveGuest(machine, source, subject.image)
-        self.engine = Engine(knowledge.policy, codes=options.codes, guest=guest)
-        self.started = time.monotonic()
-        self.interrupted = self.halted = self.seen = self.ended = False
-        self._last_seq = 0
-        self._died = False
-        self._last_event = self.started
-        self._next_nmi = (0.0, _FIRST_NMI_AFTER)
+    """A run under way."""
+
+    subject: Subject
+    knowledge: Knowledge
+    options: Options
+    feed: Feed
+    view: View
+    machine: Machine
+    source: Source
+    engine: Engine
+    recorder: Recorder | None
+    started: float = field(default_factory=time.monotonic)
+    interrupted: bool = False
+    halted: bool = False
+    seen: bool = False
+    """``until`` was printed."""
+    ended: bool = False
+    """The source has no more events."""
+    died: bool = False
+    last_seq: int = 0
+    last_event: float = field(default_factory=time.monotonic)
+    next_nmi: tuple[float, int] = (0.0, _FIRST_NMI_AFTER)
+    """Not before this time, nor before so many entries."""
 
     def run(self) -> Outcome:
         with _on_interrupt(self._interrupt):
@@ -164,11 +180,23 @@ class _Run:
                 self._step(TICK)
             self._drain()
         ending = self.machine.ending()
-        if ending is not None and ending.died and not self._died:
+        if ending is not None and ending.died and not self.died:
             self._judge(self._death())
         for finding in self.engine.finish():
             self.view.finding(finding)
-        return Outcome(self._report(), self._failure(ending), self.interrupted)
+        report = self._report()
+        if self.recorder is not None:
+            self.recorder.close(report.document())
+        return Outcome(report, self._failure(ending), self.interrupted)
+
+    @contextlib.contextmanager
+    def _still(self) -> Iterator[None]:
+        """Hold the guest for a moment. Not beside a debugger, which takes a stop for its own."""
+        self.machine.stop()
+        try:
+            yield
+        finally:
+            self.machine.cont()
 
     def _interrupt(self) -> None:
         self.interrupted = True
@@ -188,7 +216,7 @@ class _Run:
 
     @property
     def _hangs(self) -> bool:
-        return self.subject.ticks and time.monotonic() - self._last_event > _SILENCE
+        return self.subject.ticks and time.monotonic() - self.last_event > _SILENCE
 
     @property
     def _limit(self) -> float | None:
@@ -203,16 +231,19 @@ class _Run:
             self.ended = True
         elif len(batch):
             self._judge(batch)
-            self._last_event = time.monotonic()
+            self.last_event = time.monotonic()
         self._show_serial()
         self._inject()
         self.view.progress(self.engine.counts, time.monotonic() - self.started)
         return batch is not None and len(batch) > 0
 
     def _judge(self, batch: Batch) -> None:
-        found = self.engine.feed(self.knowledge.add_areas(batch))
-        self._last_seq = max(self._last_seq, int(batch["seq"].max()))
-        self._died = self._died or bool((batch["kind"] == Kind.DIED).any())
+        rows = self.knowledge.add_areas(batch)
+        found = self.engine.feed(rows)
+        if self.recorder is not None:
+            self.recorder.write(rows)
+        self.last_seq = max(self.last_seq, int(batch["seq"].max()))
+        self.died = self.died or bool((batch["kind"] == Kind.DIED).any())
         halt = self.options.halt and any(finding.severity == ERROR for finding in found)
         for row in np.flatnonzero(batch["flags"] & Flag.WAITING):
             self.source.release(int(batch["cpu"][row]), halt or self.halted)
@@ -227,26 +258,26 @@ class _Run:
         self.seen = self.seen or bool(self.subject.until and self.subject.until in self.machine.console.partial)
 
     def _inject(self) -> None:
-        if not self.subject.nmi_ms or self.engine.counts.entries < self._next_nmi[1] or not self.machine.running:
+        if not self.subject.nmi_ms or self.engine.counts.entries < self.next_nmi[1] or not self.machine.running:
             return
         now = time.monotonic()
-        if now >= self._next_nmi[0]:
+        if now >= self.next_nmi[0]:
             with contextlib.suppress(QmpError):  # it may have died this moment, which is told elsewhere
                 self.machine.inject_nmi()
-            self._next_nmi = (now + self.subject.nmi_ms / 1000, self.engine.counts.entries + _NMI_EVERY_ENTRIES)
+            self.next_nmi = (now + self.subject.nmi_ms / 1000, self.engine.counts.entries + _NMI_EVERY_ENTRIES)
 
     def _drain(self) -> None:
         """Stop the guest and take what is still on its way."""
         if not self.options.halt:  # else it stands in each doubtful exit until we have spoken, and cannot stop
-            with contextlib.suppress(QmpError):
-                self.machine.stop()
+            with contextlib.suppress(CtxwatchError):
+                self.source.pause() if isinstance(self.source, ProbeSource) else self.machine.stop()
         deadline = time.monotonic() + 5
         while not self.ended and time.monotonic() < deadline and self._step(TICK):
             pass
 
     def _death(self) -> Batch:
         row = empty(1)
-        row["seq"], row["time"], row["kind"] = self._last_seq + 1, time.monotonic_ns(), Kind.DIED
+        row["seq"], row["time"], row["kind"] = self.last_seq + 1, time.monotonic_ns(), Kind.DIED
         return row
 
     def _failure(self, ending: Ending | None) -> GuestFailed | None:
@@ -266,16 +297,40 @@ class _Run:
             return GuestFailed("the source of events ended before the guest did")
         return None
 
+    @property
+    def _qemu(self) -> QemuFacts:
+        return QemuFacts(self.machine.version, self.machine.accelerator, self.feed.plugin_api)
+
+    def _header(self) -> Header:
+        identity = {"command": shlex.join(self.subject.argv)}
+        if self.subject.image is not None:
+            identity |= {"kernel": str(self.subject.image.path), "sha256": _digest(self.subject.image.path)}
+        return Header(
+            guest=self.subject.name,
+            source=self.feed.name,
+            qemu=asdict(self._qemu),
+            identity=identity,
+            profile=self.knowledge.profile,
+            policy=self.knowledge.policy,
+            codes=self.options.codes,
+            started=time.time(),
+        )
+
     def _report(self) -> RunReport:
         return RunReport(
             guest=self.subject.name,
             source=self.feed.name,
-            qemu=QemuFacts(self.machine.version, self.machine.accelerator, self.feed.plugin_api),
+            qemu=self._qemu,
             counts=self.engine.counts,
             lost=self.source.lost,
             seconds=time.monotonic() - self.started,
             findings=self.engine.findings,
         )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
