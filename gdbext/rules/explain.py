@@ -65,7 +65,11 @@ class Explainer:
         elif seen and not said and finding.code == "CW101":
             extra.append(_stale(finding, f"{fields[0]} was not stored by this save"))
         if not extra and self._overwritten(finding, entry, row, fields):
-            extra.append(_overwritten(finding, fields))
+            draft = _overwritten(finding, fields)
+            if set(fields) <= {"rip", "rsp"}:  # no register was lost: this says all of it
+                finding.code, finding.cause, finding.look_at = draft.code, draft.cause, draft.look_at
+            else:
+                extra.append(draft)
         return extra
 
     def _add_path(self, finding: Finding, statements: list[Statement], fields: list[str]) -> bool:
