@@ -2,7 +2,7 @@
 #include "kernel.h"
 
 #define SAME(offset, type, field) _Static_assert((offset) == offsetof(type, field), #field)
-SAME(SLOT_EBP, struct save_area, ebp);
+SAME(SLOT_EBP, struct save_area, rbp);
 SAME(SLOT_ERROR, struct save_area, error);
 SAME(SLOT_SS, struct save_area, ss);
 SAME(SLOT_GS, struct save_area, gs);
@@ -105,6 +105,25 @@ const char *const register_names[] = {
     "xmm", "fs base", "gs base", "result", "eip", "ds", "es", "fs", "gs",
 };
 const u32 register_count = sizeof register_names / sizeof *register_names;
+
+#ifdef STYLE_SEL4
+/* A thread that has never run looks like one that was interrupted just before its first instruction. */
+void init_context(struct thread *t, void (*entry)(void), u32 argument, int user)
+{
+    struct save_area *a = &t->area;
+    a->rip = (u32)entry;
+    a->rax = argument;
+    a->rflags = 0x2 | RFLAGS_IF;
+    a->cs = user ? USER_CS : KERNEL_CS;
+    a->ss = a->ds = a->es = user ? USER_SS : KERNEL_SS;
+    a->fs = user ? TLS_A : 0;
+    a->gs = user ? TLS_B : 0;
+    a->rsp = user ? USER_STACK + USER_STACK_SIZE : t->kstack;
+    a->fs_base = t->fs_base;
+    a->gs_base = t->gs_base;
+    init_fpu(a->fxsave);
+}
+#endif
 
 /* Make `next` this CPU's thread, as far as both styles do it alike. Interrupts are off. */
 void activate(struct cpu *cpu, struct thread *next)

@@ -43,7 +43,7 @@ saved:  movl %eax, SLOT_DS(%edi)
         pushl %esi
         pushl %ebx
         call sel4_interrupt
-        jmp restore_context
+        jmp resume
 
 from_kernel:
         cmpl $0, kernel_depth
@@ -95,7 +95,7 @@ nested_exception:
         call sel4_nested
         addl $12, %esp
         testl %eax, %eax
-        jnz restore_context                     /* the system call is over */
+        jnz resume                              /* the system call is over */
         popl %eax
         popl %ebx
         popl %ecx
@@ -136,11 +136,12 @@ sysenter_entry:
         jmp interrupt_entry
         .size sysenter_entry, . - sysenter_entry
 
-/* Resume what is saved at EAX. Interrupts are off. */
+/* void restore_context(struct save_area *area): resume what is saved there. Interrupts are off. */
         .globl restore_context
         .type restore_context, @function
 restore_context:
-        fxrstor SLOT_FXSAVE(%eax)
+        movl 4(%esp), %eax
+resume: fxrstor SLOT_FXSAVE(%eax)
         movw SLOT_ES(%eax), %es
         movw SLOT_FS(%eax), %fs
         movw SLOT_GS(%eax), %gs
@@ -224,7 +225,7 @@ kthread_sleep:
         movl cpus+CPU_STACK, %esp
         pushl %ecx
         call sel4_sleep
-        jmp restore_context
+        jmp resume
         .size kthread_sleep, . - kthread_sleep
 
 /*

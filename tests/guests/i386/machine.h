@@ -6,11 +6,13 @@
 
 /* A whole context; slots as in layout.h. The osdev style uses the last two members only. */
 struct save_area {
-    u32 eax, ebx, ecx, edx, esi, edi, ebp, fault_ip;
+    u32 rax, rbx, rcx, rdx, rsi, rdi, rbp, fault_ip;
     u32 error, rip, cs, rflags, rsp, ss, fs_base, gs_base;
     u32 ds, es, fs, gs;
     u8 fxsave[512];
 } __attribute__((aligned(16)));
+
+#define SYSCALL_ARGUMENTS(area) (area)->rbx, (area)->rsi, (area)->rdi
 
 /* SDM vol. 3, 8.2.1; only what an entry from user mode needs. */
 struct tss {
@@ -35,6 +37,7 @@ struct cpu {
 extern struct cpu cpus[MAX_CPUS];
 static inline struct cpu *this_cpu(void) { return &cpus[0]; }
 static inline struct thread *current_thread(void) { return cpus[0].current; }
+static inline void set_entry_stack(struct cpu *cpu, u32 top) { cpu->tss.esp0 = top; }
 static inline int is_user_address(u32 address) { return address < KERNEL_BASE; }
 static inline void wrmsr(u32 msr, u32 value) { __asm__ volatile("wrmsr" ::"c"(msr), "a"(value), "d"(0) : "memory"); }
 

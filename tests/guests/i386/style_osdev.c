@@ -6,7 +6,7 @@ const char style_name[] = "osdev";
 /* What interrupt_entry leaves on the stack, lowest address first. */
 struct trap {
     u32 gs, fs, es, ds;
-    u32 edi, esi, ebp, unused, ebx, edx, ecx, eax;
+    u32 rdi, rsi, rbp, unused, rbx, rdx, rcx, rax;
     u32 vector, error;
     u32 rip, cs, rflags;
     u32 rsp, ss; /* only from user mode */
@@ -37,7 +37,7 @@ void init_context(struct thread *t, void (*entry)(void), u32 argument, int user)
         .es = user ? USER_SS : KERNEL_SS,
         .fs = user ? TLS_A : 0,
         .gs = user ? TLS_B : 0,
-        .eax = argument,
+        .rax = argument,
     };
     if (user) {
         trap->rsp = USER_STACK + USER_STACK_SIZE;
@@ -58,7 +58,7 @@ void reschedule(void)
     if (next == old)
         return;
     activate(cpu, next);
-    cpu->tss.esp0 = next->kstack;
+    set_entry_stack(cpu, next->kstack);
     __asm__ volatile("fxsave %0" : "=m"(old->area.fxsave));
     __asm__ volatile("fxrstor %0" ::"m"(next->area.fxsave));
     taskswitch_asm(old, next);
@@ -68,7 +68,7 @@ void osdev_interrupt(struct trap *trap)
 {
     if ((u8)trap->vector == VECTOR_SYSCALL) {
         count_calls++;
-        trap->eax = trap->eax < SYS_COUNT ? syscall_table[trap->eax](trap->ebx, trap->esi, trap->edi) : (u32)-EFAULT;
+        trap->rax = trap->rax < SYS_COUNT ? syscall_table[trap->rax](SYSCALL_ARGUMENTS(trap)) : (u32)-EFAULT;
     } else {
         handle_trap((u8)trap->vector, trap->error, &trap->rip, trap->cs);
     }

@@ -5,7 +5,9 @@
 SAME(SLOT_RSP, struct save_area, rsp);
 SAME(SLOT_R15, struct save_area, r15);
 SAME(SLOT_RIP, struct save_area, rip);
+#ifndef STYLE_SEL4
 SAME(SLOT_BY_SYSCALL, struct save_area, by_syscall);
+#endif
 SAME(SLOT_FXSAVE, struct save_area, fxsave);
 #ifdef STYLE_OSDEV
 SAME(AREA_SIZE, struct thread, ksp);

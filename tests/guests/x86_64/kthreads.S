@@ -56,9 +56,14 @@
         .globl idle_loop
         .type idle_loop, @function
 idle_loop:
-        sti
+#ifdef BUG_SEL4_IDLE
+        /* BUG: what a compiler makes of C code if it does not leave out the prologue. There is no stack here. */
+        pushq %rbp
+        movq %rsp, %rbp
+#endif
+1:      sti
         hlt
-        jmp idle_loop
+        jmp 1b
         .size idle_loop, . - idle_loop
 
 #ifdef BUG_STACK_OVERFLOW_NEIGHBOUR

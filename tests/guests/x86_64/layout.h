@@ -42,6 +42,10 @@
 #define MSR_GS_BASE 0xc0000101
 #define MSR_KERNEL_GS_BASE 0xc0000102
 
+#ifdef STYLE_SEL4 /* this style has no need of GS in its entries */
+#define NO_SWAPGS
+#endif
+
 /*
  * How GS is used. NO_SWAPGS: the kernel's base is active all the time. EQUAL_GS: both MSRs hold the
  * kernel's base, SWAPGS is executed where it belongs but changes nothing. In both cases programs have
@@ -61,6 +65,37 @@
 #define IST_NMI 2
 #define IST_DEBUG 3
 
+#ifdef STYLE_SEL4
+/*
+ * Slots of a save area: as on ia32 (see i386/layout.h), with the other registers between RBP and FaultIP.
+ * Between FAULT_IP and SS lies what the CPU and the stubs push, in their order; the CPU aligns its stack to
+ * 16 bytes, and so is FRAME_END.
+ */
+#define SLOT_RAX (0 * 8)
+#define SLOT_RBX (1 * 8)
+#define SLOT_RCX (2 * 8)
+#define SLOT_RDX (3 * 8)
+#define SLOT_RSI (4 * 8)
+#define SLOT_RDI (5 * 8)
+#define SLOT_RBP (6 * 8)
+#define SLOT_R8 (7 * 8)
+#define SLOT_R9 (8 * 8)
+#define SLOT_R10 (9 * 8)
+#define SLOT_R11 (10 * 8)
+#define SLOT_R12 (11 * 8)
+#define SLOT_R13 (12 * 8)
+#define SLOT_R14 (13 * 8)
+#define SLOT_R15 (14 * 8)
+#define SLOT_FAULT_IP (15 * 8) /* where the stubs push the vector; then: RIP of the last entry */
+#define SLOT_ERROR (16 * 8)
+#define SLOT_RIP (17 * 8)
+#define SLOT_CS (18 * 8)
+#define SLOT_RFLAGS (19 * 8)
+#define SLOT_RSP (20 * 8)
+#define SLOT_SS (21 * 8)
+#define SLOT_FS_BASE (22 * 8)
+#define FRAME_END (SLOT_SS + 8)
+#else
 /*
  * Slots of a save area. 0-15 are the general registers; the CPU's own order is not used, so that
  * nothing works by accident. The x87/SSE image is 16-byte aligned as FXSAVE demands.
@@ -91,6 +126,7 @@
 #define SLOT_CS (20 * 8)
 #endif
 #define SLOT_BY_SYSCALL (21 * 8) /* nonzero: saved at a SYSCALL, may be resumed by SYSRET */
+#endif
 #define SLOT_FXSAVE (24 * 8)
 #define AREA_SIZE (24 * 8 + 512)
 

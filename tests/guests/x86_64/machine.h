@@ -5,6 +5,13 @@
 #define MAX_CPUS 4
 
 /* A whole context; slots as in layout.h. */
+#ifdef STYLE_SEL4
+struct save_area {
+    u64 rax, rbx, rcx, rdx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15, fault_ip;
+    u64 error, rip, cs, rflags, rsp, ss, fs_base, gs_base;
+    u8 fxsave[512];
+} __attribute__((aligned(16)));
+#else
 struct save_area {
     u64 rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8, r9, r10, r11, r12, r13, r14, r15;
     u64 rip, rflags, ss;
@@ -19,6 +26,8 @@ struct save_area {
     u64 by_syscall, unused[2];
     u8 fxsave[512];
 } __attribute__((aligned(16)));
+#endif
+#define SYSCALL_ARGUMENTS(area) (area)->rdi, (area)->rsi, (area)->rdx
 
 struct tss {
     u32 reserved0;
@@ -70,6 +79,7 @@ static inline struct thread *current_thread(void)
     __asm__ volatile("movq %%gs:%c1, %0" : "=r"(thread) : "i"(CPU_CURRENT));
     return thread;
 }
+static inline void set_entry_stack(struct cpu *cpu, u64 top) { cpu->tss.rsp0 = top; }
 static inline int is_user_address(u64 address) { return !(address >> 47); }
 
 #endif

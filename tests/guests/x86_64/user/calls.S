@@ -8,9 +8,9 @@
         PATTERN_RUN want, PAUSE_TURNS, calls_failed
         PATTERN_MAKE want
         movq $\rdi, %rax
-        movq %rax, want+SLOT_RDI(%rip)
+        movq %rax, want+WANT_RDI(%rip)
         movq $\rsi, %rax
-        movq %rax, want+SLOT_RSI(%rip)
+        movq %rax, want+WANT_RSI(%rip)
         PATTERN_LOAD want
         movl $\number, %eax
         \instruction

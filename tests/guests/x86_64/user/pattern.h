@@ -1,9 +1,24 @@
 /*
  * Registers full of known values, for programs and kernel threads that check themselves. WANT is a
- * place of 24 words: 16 register values (slot order; RSP's is unused), the flags, MXCSR, the round.
+ * place of 24 words: 16 register values (by the numbers that SYS_CORRUPT gets; RSP's is unused), the flags, MXCSR, the round.
  */
 #include "layout.h"
 
+#define WANT_RAX (0 * 8)
+#define WANT_RBX (1 * 8)
+#define WANT_RCX (2 * 8)
+#define WANT_RDX (3 * 8)
+#define WANT_RSI (4 * 8)
+#define WANT_RDI (5 * 8)
+#define WANT_RBP (6 * 8)
+#define WANT_R8 (8 * 8)
+#define WANT_R9 (9 * 8)
+#define WANT_R10 (10 * 8)
+#define WANT_R11 (11 * 8)
+#define WANT_R12 (12 * 8)
+#define WANT_R13 (13 * 8)
+#define WANT_R14 (14 * 8)
+#define WANT_R15 (15 * 8)
 #define WANT_FLAGS (16 * 8)
 #define WANT_MXCSR (17 * 8)
 #define WANT_ROUND (18 * 8)
@@ -36,21 +51,21 @@
 
 /* All general registers but RSP. */
 .macro PATTERN_LOAD want
-        movq \want+SLOT_RAX(%rip), %rax
-        movq \want+SLOT_RBX(%rip), %rbx
-        movq \want+SLOT_RCX(%rip), %rcx
-        movq \want+SLOT_RDX(%rip), %rdx
-        movq \want+SLOT_RSI(%rip), %rsi
-        movq \want+SLOT_RDI(%rip), %rdi
-        movq \want+SLOT_RBP(%rip), %rbp
-        movq \want+SLOT_R8(%rip), %r8
-        movq \want+SLOT_R9(%rip), %r9
-        movq \want+SLOT_R10(%rip), %r10
-        movq \want+SLOT_R11(%rip), %r11
-        movq \want+SLOT_R12(%rip), %r12
-        movq \want+SLOT_R13(%rip), %r13
-        movq \want+SLOT_R14(%rip), %r14
-        movq \want+SLOT_R15(%rip), %r15
+        movq \want+WANT_RAX(%rip), %rax
+        movq \want+WANT_RBX(%rip), %rbx
+        movq \want+WANT_RCX(%rip), %rcx
+        movq \want+WANT_RDX(%rip), %rdx
+        movq \want+WANT_RSI(%rip), %rsi
+        movq \want+WANT_RDI(%rip), %rdi
+        movq \want+WANT_RBP(%rip), %rbp
+        movq \want+WANT_R8(%rip), %r8
+        movq \want+WANT_R9(%rip), %r9
+        movq \want+WANT_R10(%rip), %r10
+        movq \want+WANT_R11(%rip), %r11
+        movq \want+WANT_R12(%rip), %r12
+        movq \want+WANT_R13(%rip), %r13
+        movq \want+WANT_R14(%rip), %r14
+        movq \want+WANT_R15(%rip), %r15
 .endm
 
 /* XMM0-15, both halves, and MXCSR. */
