@@ -52,7 +52,7 @@ class Recorder:
     Raises UsageError where the file cannot be made.
     """
 
-    def __init__(self, path: Path, header: Header, guest: GuestView, note: Note, *, simd: bool = False) -> None:
+    def __init__(self, path: Path, header: Header, guest: GuestView, note: Note) -> None:
         self.path = path
         self.partial = path.with_name(path.name + ".incomplete")
         self.guest = RememberingGuest(guest)
@@ -64,12 +64,9 @@ class Recorder:
         self._rows = 0
         self._since = 0.0
         self._ending = False
-        self._schema = columns.schema(simd, header.metadata())
-        self._simd = simd
-        try:
-            self._file = _File(_create(path, self.partial), self._schema)
-        except OSError as error:
-            raise UsageError(f"cannot record to {path}", error.strerror or str(error)) from error
+        self._header = header
+        self._simd: bool | None = None
+        self._file = _File(_create(path, self.partial))
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
         self._thread.start()
 
@@ -82,6 +79,8 @@ class Recorder:
             self._learnt[1].update(names)
             if self._file.failed or not len(batch):
                 return
+            if self._simd is None:
+                self._begin("simd" in (batch.dtype.names or ()))
             if not self._rows:
                 self._since = time.monotonic()
             self._waiting.append(batch.copy())
@@ -92,6 +91,8 @@ class Recorder:
     def close(self, end: dict[str, Any]) -> bool:
         """Finish the recording with the run's report `end` and give it its name; False if it stays incomplete."""
         self._stop()
+        if self._simd is None:
+            self._begin(simd=False)
         memory, names = self.guest.take()
         last = Mark(memory=self._learnt[0] | memory, names=self._learnt[1] | names, end=end)
         self._put(lambda: self._file.finish(last))
@@ -112,6 +113,11 @@ class Recorder:
         self, _kind: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
     ) -> None:
         self.abandon()
+
+    def _begin(self, simd: bool) -> None:
+        """The first event tells whether there is SIMD state."""
+        self._simd = simd
+        self._put(lambda: self._file.begin(columns.schema(simd, self._header.metadata())))
 
     def _stop(self) -> None:
         with self._changed:
@@ -140,12 +146,12 @@ class Recorder:
             part = rows[start : start + ROWS]
             seq = part["seq"]
             mark = Mark(len(part), int(seq.min()), int(seq.max()), memory, self._names.of(part) | names)
-            self._file.append(columns.to_arrow(part, self._schema), mark)
+            self._file.append(part, mark)
             memory, names = {}, {}
 
     def _fit(self, batch: Batch) -> Batch:
         """Rows without SIMD state among those with it, as the row of a machine that died."""
-        wanted = empty(0, self._simd).dtype
+        wanted = empty(0, bool(self._simd)).dtype
         if batch.dtype == wanted:
             return batch
         fitted = np.zeros(len(batch), wanted)
@@ -198,20 +204,25 @@ class _Names:
 class _File:
     """The stream: units of a batch and its mark, each written whole or not at all."""
 
-    def __init__(self, fd: int, schema: pa.Schema) -> None:
+    def __init__(self, fd: int) -> None:
         self._fd = fd
         self._good = 0
-        self._sum = zlib.crc32(_head(schema))
+        self._sum = 0
         self.failed = False
         self._pieces = _Pieces()
+
+    def begin(self, schema: pa.Schema) -> None:
+        """Write the schema; raises OSError."""
+        self._schema = schema
+        self._sum = zlib.crc32(_head(schema))
         options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", _LEVEL), use_threads=False)
         self._writer = pa.ipc.new_stream(pa.PythonFile(self._pieces, mode="w"), schema, options=options)
         self._nothing = columns.to_arrow(empty(0, columns.has_simd(schema)), schema)
         self._append_mark(Mark())
 
-    def append(self, record: pa.RecordBatch, mark: Mark) -> None:
+    def append(self, rows: Batch, mark: Mark) -> None:
         """Write a batch and its mark; raises OSError, having taken back what was written of them."""
-        self._writer.write_batch(record)
+        self._writer.write_batch(columns.to_arrow(rows, self._schema))
         self._append_mark(mark)
 
     def finish(self, mark: Mark) -> None:

@@ -99,7 +99,7 @@ def record(path: Path, rows: Batch, *, size: int = 64, finish: bool = True, **ch
     """Judge and record `rows` in batches of `size` as a live run does; return what was found."""
     about = header(**changes)
     notes: list[str] = []
-    with Recorder(path, about, FakeGuest(), notes.append, simd="simd" in (rows.dtype.names or ())) as recorder:
+    with Recorder(path, about, FakeGuest(), notes.append) as recorder:
         engine = Engine(about.policy, codes=about.codes, guest=recorder.guest)
         for part in cuts(rows, size):
             engine.feed(part)
