@@ -19,14 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the source is to do besides delivering events.
-
-    ``stores``: see stores into save areas, where the source can; ``kernel``: the guest's ELF file, if there is one.
-    """
+    """What the source is to do besides delivering events. ``kernel``: the guest's ELF file, if there is one."""
 
     halt: bool = False
     simd: bool = False
-    stores: bool = False
     kernel: Path | None = None
 
 
@@ -96,7 +92,7 @@ class ProbeFeed:
         path = directory / "ring"
         self._ring = RingFile.create(path)
         wishes = self._wishes
-        return plugin_args(self._build, path, simd=wishes.simd, halt=wishes.halt, watch=wishes.stores)
+        return plugin_args(self._build, path, simd=wishes.simd, halt=wishes.halt, watch=True)
 
     def open(self, machine: Machine) -> Source:
         """Join the ring that QEMU has laid out, and let the guest run."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -12,7 +11,6 @@ from gdbext.events.row import Batch, concat
 from gdbext.profiles.expression import Expression, Scope
 from gdbext.profiles.profile import Profile
 from gdbext.qemu.images import Symbols
-from gdbext.rules.guest import GuestView
 from gdbext.rules.policy import Policy
 from gdbext.sources.areas import AreaWatcher
 from gdbext.sources.base import Source
@@ -33,11 +31,6 @@ class Knowledge:
         except (CtxwatchError, OSError) as error:
             note(f"profile {profile.name}: {error}: no variable is tracked")
             self.policy = replace(self.policy, tracked=())
-
-    @property
-    def profile(self) -> str:
-        """The profile's name."""
-        return self._profile.name
 
     def attach(self, source: Source, code: Callable[[int, int], bytes]) -> None:
         """Begin with `source`; `code` reads the guest's code bytes."""

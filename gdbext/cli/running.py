@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
-from gdbext.cli import feeds, session
+from gdbext.cli import feeds, output, session
 from gdbext.cli.knowledge import Knowledge
 from gdbext.cli.session import Outcome, Subject
 from gdbext.cli.view import TerminalView
@@ -36,6 +35,7 @@ class Request:
     profile: str | None = None
     halt: bool = False
     json: str | None = None
+    record: str | None = None
     until: str | None = None
     timeout: float | None = None
     max_findings: int = 0
@@ -63,7 +63,7 @@ def request(args: argparse.Namespace) -> Request:
 def run(asked: Request) -> int:
     """Do it, show it, and return the exit status."""
     with contextlib.ExitStack() as stack:
-        document = stack.enter_context(_output(asked.json)) if asked.json else None
+        document = stack.enter_context(output.document(asked.json)) if asked.json else None
         view = TerminalView(quiet=asked.json == "-", verbose=asked.verbose)
         subject, simd, profile = _subject(asked, view)
         options = session.Options(
@@ -71,11 +71,12 @@ def run(asked: Request) -> int:
             timeout=asked.timeout,
             max_findings=asked.max_findings,
             codes=codes.parse(asked.rules) if asked.rules else None,
+            record=Path(asked.record) if asked.record else None,
         )
         symbols = subject.image.symbols if subject.image is not None else Symbols()
         knowledge = Knowledge(profiles.find(asked.profile or profile or GENERIC), symbols, view.note)
         kernel = subject.image.path if subject.image is not None else None
-        wishes = feeds.Wishes(asked.halt, asked.simd or simd, knowledge.wants_stores, kernel)
+        wishes = feeds.Wishes(asked.halt, asked.simd or simd, kernel)
         feed = feeds.choose(asked.via, subject.argv, wishes, view.note)
         with view:
             outcome = session.watch(subject, knowledge, options, feed, view)
@@ -91,16 +92,6 @@ def _conclude(outcome: Outcome, quiet: bool) -> int:
     if outcome.failure is not None and outcome.status == outcome.failure.status:
         raise outcome.failure
     return outcome.status
-
-
-def _output(name: str) -> contextlib.AbstractContextManager[IO[str]]:
-    """Where the document goes; opened before the run, so that a wrong name is told at once."""
-    if name == "-":
-        return contextlib.nullcontext(sys.stdout)
-    try:
-        return Path(name).open("w", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write {name}", error.strerror or str(error)) from error
 
 
 def _subject(asked: Request, view: TerminalView) -> tuple[Subject, bool, str]:

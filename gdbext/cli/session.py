@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Final, Protocol
@@ -24,15 +23,12 @@ from gdbext.qemu.machine import Ending, Machine
 from gdbext.qemu.qmp import QmpError
 from gdbext.recording.header import Header
 from gdbext.recording.writer import Recorder
-from gdbext.recording.header import Header
-from gdbext.recording.writer import Recorder
 from gdbext.report.document import QemuFacts, RunReport
 from gdbext.rules.codes import ERROR
 from gdbext.rules.engine import Counts, Engine
 from gdbext.rules.finding import Finding
 from gdbext.rules.guest import GuestView
-from gdbext.rules.guest import GuestView
-from gdbext.sources.base import Capability, Source
+from gdbext.sources.base import Source
 from gdbext.sources.probe import ProbeSource
 
 TICK: Final = 0.05
@@ -125,8 +121,36 @@ def watch(subject: Subject, knowledge: Knowledge, options: Options, feed: Feed, 
         Machine(subject.argv, gdbstub=feed.gdbstub, plugin=feed.plugin) as machine,
     ):
         view.detail(f"added to the QEMU command line: {shlex.join(machine.launch.added)}")
-        with contextlib.closing(feed.open(machine)) as source:
-            return _Run(subject, knowledge, options, feed, view, machine, source).run()
+        with contextlib.closing(feed.open(machine)) as source, contextlib.ExitStack() as stack:
+            guest: GuestView = _LiveGuest(machine, source, subject.image)
+            knowledge.attach(source, guest.read)
+            recorder = None
+            if options.record is not None:
+                header = _header(subject, knowledge, options, feed, machine)
+                recorder = stack.enter_context(Recorder(options.record, header, guest, view.note))
+                guest = recorder.guest
+            engine = Engine(knowledge.policy, codes=options.codes, guest=guest)
+            return _Run(subject, knowledge, options, feed, view, machine, source, engine, recorder).run()
+
+
+def _header(subject: Subject, knowledge: Knowledge, options: Options, feed: Feed, machine: Machine) -> Header:
+    identity = {"command": shlex.join(subject.argv)}
+    if subject.image is not None:
+        identity |= {"kernel": str(subject.image.path), "sha256": subject.image.digest}
+    return Header(
+        guest=subject.name,
+        source=feed.name,
+        qemu=asdict(_qemu_facts(machine, feed)),
+        identity=identity,
+        profile=knowledge.name,
+        policy=knowledge.policy,
+        codes=options.codes,
+        started=time.time(),
+    )
+
+
+def _qemu_facts(machine: Machine, feed: Feed) -> QemuFacts:
+    return QemuFacts(machine.version, machine.accelerator, feed.plugin_api)
 
 
 class _LiveGuest:
@@ -188,15 +212,6 @@ class _Run:
         if self.recorder is not None:
             self.recorder.close(report.document())
         return Outcome(report, self._failure(ending), self.interrupted)
-
-    @contextlib.contextmanager
-    def _still(self) -> Iterator[None]:
-        """Hold the guest for a moment. Not beside a debugger, which takes a stop for its own."""
-        self.machine.stop()
-        try:
-            yield
-        finally:
-            self.machine.cont()
 
     def _interrupt(self) -> None:
         self.interrupted = True
@@ -297,40 +312,16 @@ class _Run:
             return GuestFailed("the source of events ended before the guest did")
         return None
 
-    @property
-    def _qemu(self) -> QemuFacts:
-        return QemuFacts(self.machine.version, self.machine.accelerator, self.feed.plugin_api)
-
-    def _header(self) -> Header:
-        identity = {"command": shlex.join(self.subject.argv)}
-        if self.subject.image is not None:
-            identity |= {"kernel": str(self.subject.image.path), "sha256": _digest(self.subject.image.path)}
-        return Header(
-            guest=self.subject.name,
-            source=self.feed.name,
-            qemu=asdict(self._qemu),
-            identity=identity,
-            profile=self.knowledge.profile,
-            policy=self.knowledge.policy,
-            codes=self.options.codes,
-            started=time.time(),
-        )
-
     def _report(self) -> RunReport:
         return RunReport(
             guest=self.subject.name,
             source=self.feed.name,
-            qemu=self._qemu,
+            qemu=_qemu_facts(self.machine, self.feed),
             counts=self.engine.counts,
             lost=self.source.lost,
             seconds=time.monotonic() - self.started,
             findings=self.engine.findings,
         )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

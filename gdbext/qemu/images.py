@@ -61,6 +61,11 @@ class Symbols:
     def __len__(self) -> int:
         return len(self._symbols)
 
+    @property
+    def addresses(self) -> list[int]:
+        """The guest virtual addresses that have names, ascending."""
+        return [start + self.slide for start in self._starts]
+
     def name(self, address: int) -> str | None:
         """``function+0x12`` for the guest virtual `address`, None where no symbol reaches."""
         linked = (address - self.slide) & MASK64
@@ -80,10 +85,15 @@ class Symbols:
 
 
 class Image:
-    """A kernel file. ``bits``: 32 or 64; ``symbols``: empty for a stripped one; ``entry``: its entry address."""
+    """A kernel file.
 
-    def __init__(self, path: Path, elf: Any) -> None:
+    ``digest``: the file's SHA-256; ``bits``: 32 or 64; ``symbols``: empty for a stripped one; ``entry``: its entry
+    address.
+    """
+
+    def __init__(self, path: Path, digest: str, elf: Any) -> None:
         self.path = path
+        self.digest = digest
         self.bits = int(elf.elfclass)
         self.entry = int(elf.entry)
         self.symbols = Symbols(_symbols(elf))
@@ -92,6 +102,11 @@ class Image:
             for segment in elf.iter_segments()
             if segment.header.p_type == "PT_LOAD"
         ]
+
+    @property
+    def segments(self) -> list[tuple[int, bytes]]:
+        """What is loaded: guest virtual address (as linked) and bytes."""
+        return list(self._segments)
 
     def read(self, address: int, length: int) -> bytes:
         """The file's bytes for guest virtual `address`; raises OSError where it holds none.
@@ -109,9 +124,9 @@ def load(path: Path) -> Image:
     """Read the kernel file `path`: an ELF file or a Linux bzImage. Raises UsageError for anything else."""
     data = _contents(path)
     if data.startswith(b"\x7fELF"):
-        return _load_elf(path, path)
+        return _load_elf(path, data, path)
     if bzimage.is_bzimage(data):
-        return _load_elf(path, _unpacked(path, data))
+        return _load_elf(path, data, _unpacked(path, data))
     raise UsageError(f"{path} is not a kernel that can be read", "it is neither an ELF file nor a Linux bzImage")
 
 
@@ -122,7 +137,7 @@ def _contents(path: Path) -> bytes:
         raise UsageError(f"cannot read the kernel {path}", error.strerror or str(error)) from error
 
 
-def _load_elf(shown: Path, path: Path) -> Image:
+def _load_elf(shown: Path, data: bytes, path: Path) -> Image:
     child.silence()
     from pwnlib.elf.elf import ELF
 
@@ -131,7 +146,7 @@ def _load_elf(shown: Path, path: Path) -> Image:
         with contextlib.closing(elf):
             if elf.arch not in ("amd64", "i386"):
                 raise UsageError(f"{shown} is a kernel for {elf.arch}", "only x86 guests can be watched")
-            return Image(shown, elf)
+            return Image(shown, hashlib.sha256(data).hexdigest(), elf)
     except UsageError:
         raise
     except Exception as error:  # a damaged ELF file can make the parser fail in any way

@@ -7,10 +7,11 @@ the general registers, cs, cr3 and the stack; stores rsp, cs, cr3. What is not t
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -146,12 +147,28 @@ class ProbeSource:
         if self._monitor is None:
             raise NotCapable("halting the guest", "there is no QMP connection", "give QEMU a -qmp socket")
         target = self._targets.get(cpu)
-        self._stop()
+        self.pause()
         if target is not None and self._retry:
             self._retry_halt(cpu, target)
 
-    def _stop(self) -> None:
-        """Stop the guest, letting those vCPUs go that stand in the probe: QEMU waits for all of them."""
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """Hold the guest meanwhile; it goes on afterwards if it ran before."""
+        ran = bool(self._execute("query-status")["running"])
+        if ran:
+            self.pause()
+        try:
+            yield
+        finally:
+            if ran:
+                with contextlib.suppress(CtxwatchError):  # it may have ended
+                    self._execute("cont")
+
+    def pause(self) -> None:
+        """Stop the guest, letting those vCPUs go that stand in the probe: QEMU waits for all of them.
+
+        Raises GuestFailed when QEMU does not stop; needs a monitor.
+        """
         failed: list[CtxwatchError] = []
 
         def stop() -> None:
@@ -193,7 +210,7 @@ class ProbeSource:
                 if caught is None:
                     return
                 cpu = caught
-                self._stop()
+                self.pause()
         finally:
             header["catch"] = 0
             header["halt"] = halt

@@ -65,7 +65,7 @@ def test_every_command_has_help_with_an_example(command: declarations.Command) -
     assert done.returncode == 0
     assert f"ctxwatch {command.name}" in done.stdout
     assert "example:" in done.stdout
-    assert command.example.splitlines()[0].startswith(f"ctxwatch {command.name}")
+    assert any(line.startswith(f"ctxwatch {command.name}") for line in command.example.splitlines())
     assert "\x1b" not in done.stdout
 
 

@@ -19,6 +19,7 @@ ARGUMENTS = (
     argument("--profile", metavar="NAME|FILE", help="what is known of this kernel; the default assumes nothing"),
     argument("--halt", action="store_true", help="stop the guest on the first instruction of the first wrong context"),
     argument("--json", metavar="FILE|-", help="write the result as JSON; - prints it, and nothing else"),
+    argument("--record", metavar="FILE", help="record the events; `ctxwatch replay FILE` judges them again"),
     argument("--until", metavar="TEXT", help="end the run when the guest prints TEXT on its serial port"),
     argument("--timeout", metavar="SECONDS", type=float, help="end the run after this time"),
     argument("--max-findings", metavar="N", type=int, default=0, help="end the run after N different findings"),
