@@ -22,7 +22,6 @@
 #define TLS_A 0x33    /* thread-local storage: the bases differ from thread to thread; */
 #define TLS_B 0x3b    /* FS has one of the two, GS the other */
 #define TSS_SELECTOR 0x40
-#define ABSENT_SS 0x4b /* not in use here */
 
 #define MSR_SYSENTER_CS 0x174
 #define MSR_SYSENTER_ESP 0x175

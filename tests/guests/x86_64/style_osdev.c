@@ -79,7 +79,7 @@ static __attribute__((noinline)) void enter_thread(struct cpu *cpu, struct threa
     activate(cpu, next);
     cpu->stack = next->kstack;
 #ifdef BUG_RSP0_STALE /* BUG: forgotten when a thread gives up the CPU of its own accord */
-    if (cpu->resched)
+    if (cpu->resched || !ticks)
 #endif
         cpu->tss.rsp0 = cpu->stack;
 #ifdef BUG_TRIPLE_FAULT /* BUG: the stack is gone, and #DF has none of its own (cpu.c): nothing can be delivered */
@@ -115,7 +115,7 @@ void osdev_interrupt(struct trap *trap)
     handle_trap((u8)trap->vector, trap->error, &trap->rip, trap->cs);
     cpu = this_cpu();
 #ifdef BUG_FRAME_OVERWRITTEN
-    if (ticks % 32 == 0 && trap->cs & 3)
+    if (ticks % 16 == 0 && trap->cs & 3)
         stamp_stack(cpu->current);
 #endif
     if (cpu->resched) {

@@ -1,6 +1,7 @@
 /*
- * Registers full of known values, for programs and kernel threads that check themselves. WANT is a
- * place of 24 words: 16 register values (by the numbers that SYS_CORRUPT gets; RSP's is unused), the flags, MXCSR, the round.
+ * Registers full of known values, for programs and kernel threads that check themselves. WANT is a place of
+ * 24 words: 16 register values (by the numbers that SYS_CORRUPT gets; RSP's is unused), the flags, MXCSR,
+ * the round, the seed, the initial RSP.
  */
 #include "layout.h"
 
