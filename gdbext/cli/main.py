@@ -79,7 +79,8 @@ def _run(words: list[str]) -> int:
     command: Command = args.command
     if unknown:
         raise UsageError(f"unknown argument {unknown[0]!r}", todo=f"see `ctxwatch {command.name} --help`")
-    args.qemu = qemu
+    if command.qemu:
+        args.qemu = qemu
     return command.run(args)
 
 

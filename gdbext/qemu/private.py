@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 from pathlib import Path
@@ -27,6 +28,25 @@ def _parent() -> str:
         return _MEMORY
     usual = tempfile.gettempdir()
     return usual if len(usual) <= _LONGEST else "/tmp"
+
+
+def runtime_directory() -> Path:
+    """A directory of the user's, for rings and sockets that outlive a command; raises EnvironmentUnusable.
+
+    ``$XDG_RUNTIME_DIR/ctxwatch``, failing that one in memory. It is refused where it is somebody else's.
+    """
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    path = Path(runtime) / "ctxwatch" if runtime else Path(_MEMORY) / f"ctxwatch-{os.getuid()}"
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.lstat()
+    except OSError as error:
+        raise EnvironmentUnusable(f"cannot make {path}", error.strerror or "", "set XDG_RUNTIME_DIR") from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise EnvironmentUnusable(
+            f"{path} is not a private directory of yours", todo="remove it, or set XDG_RUNTIME_DIR"
+        )
+    return path
 
 
 class PrivateDirectory:

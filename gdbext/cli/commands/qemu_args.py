@@ -1,0 +1,39 @@
+"""``ctxwatch qemu-args``: the words that load the probe into one's own QEMU."""
+
+from __future__ import annotations
+
+import argparse
+
+from gdbext.cli.command import Command, argument
+
+
+def _run(args: argparse.Namespace) -> int:
+    import shlex
+
+    from gdbext.qemu import probe
+    from gdbext.qemu.machine import which
+    from gdbext.qemu.private import runtime_directory
+
+    directory = runtime_directory()
+    built = probe.build(which(args.qemu))
+    words = probe.plugin_args(built, directory / f"{args.name}.ring", simd=args.simd, watch=True)
+    words += ["-qmp", f"unix:{directory / args.name}.qmp,server=on,wait=off"]
+    print(shlex.join(words))
+    return 0
+
+
+COMMAND = Command(
+    name="qemu-args",
+    summary="print what to add to your own QEMU command line",
+    details="Print the options that load the probe into a QEMU that you start yourself, from a script of yours for\n"
+    "example. Its events then wait in a ring, the latest ones kept; `ctx watch` in a GDB attached to that guest finds\n"
+    "it, and `ctxwatch replay RING` reads what is in it after the guest has died. The probe is built first if needed.",
+    example="ctxwatch qemu-args\nqemu-system-x86_64 -kernel kernel.elf -s $(ctxwatch qemu-args)",
+    arguments=(
+        argument("--qemu", metavar="PROGRAM", default="qemu-system-x86_64", help="the QEMU it is for"),
+        argument("--name", metavar="NAME", default="guest", help="names the ring and the socket, for several guests"),
+        argument("--simd", action="store_true", help="capture XMM, MXCSR and x87 state too"),
+    ),
+    run=_run,
+    order=55,
+)
