@@ -64,8 +64,8 @@ def _explained(address: str, error: Refused) -> CtxwatchError:
     if said == "Quit" or "timeout" in said:
         return CtxwatchError(
             f"{address} does not answer",
-            "another debugger has it (QEMU serves one at a time), or it is no gdbstub",
-            "end the other one's session first",
+            "it is no gdbstub, or another debugger has it (QEMU serves one at a time)",
+            "end the other one's session",
         )
     return CtxwatchError(f"what listens at {address} does not speak GDB's protocol", said, "is it QEMU's -gdb?")
 

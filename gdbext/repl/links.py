@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from gdbext.errors import CtxwatchError, UsageError
+from gdbext.repl import peers
 
 if TYPE_CHECKING:
     from gdbext.qemu.machine import Machine
@@ -65,6 +66,12 @@ class AddressLink:
 
     async def open(self) -> Endpoint:
         """See :class:`Link`."""
+        if peers.taken(self._endpoint.address):
+            raise CtxwatchError(
+                f"{self.title} has a client already",
+                "QEMU serves one debugger at a time",
+                "end the other one's session",
+            )
         return self._endpoint
 
     async def poll(self) -> News:

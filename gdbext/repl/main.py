@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import signal
 import sys
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from gdbext.errors import CtxwatchError, printable
 from gdbext.repl import config
@@ -18,6 +20,10 @@ from gdbext.repl.session import Session
 
 if TYPE_CHECKING:
     from prompt_toolkit.history import History
+
+
+_LEAVING: Final = 15.0
+"""Seconds that leaving a guest in good order may take; children that are left then end with us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +56,23 @@ async def _main(request: Request, settings: config.Config) -> int:
 
 
 async def _finally_closed(session: Session, screen: TerminalScreen, work: Coroutine[Any, Any, int]) -> int:
+    """Do `work`, leave everything in good order whatever ends it, and return the exit status."""
+    signals: list[int] = []
+    task = asyncio.ensure_future(work)
+
+    def end(signum: int) -> None:
+        signals.append(signum)
+        task.cancel()
+
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(signum, end, signum)
     try:
-        return await work
+        return await task
+    except asyncio.CancelledError:
+        return 128 + signals[0] if signals else 128 + signal.SIGINT
     finally:
-        await session.close()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(session.close(), _LEAVING)
         screen.flush()
 
 

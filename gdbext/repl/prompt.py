@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import time
 from typing import Final
@@ -76,7 +75,7 @@ class Prompt:
                     text = await self._read()
                 except EOFError:
                     what = self._session.something_runs
-                    if not what or await self._put(f"{what[0].upper()}{what[1:]}. Leave?"):
+                    if not what or await self._put(f"{what[0].upper()}{what[1:]}. Leave?", at_end=True):
                         break
                     continue
                 if text == _ASKED:
@@ -124,13 +123,16 @@ class Prompt:
             answer.set_result(await self._put(question))
             del self._questions[0]
 
-    async def _put(self, question: str) -> bool:
-        """Ask now; no is the answer to Ctrl-C and Ctrl-D."""
+    async def _put(self, question: str, at_end: bool = False) -> bool:
+        """Ask now. Ctrl-C answers no, and Ctrl-D, or a terminal that is gone, `at_end`."""
         self._screen.flush()
-        with contextlib.suppress(EOFError, KeyboardInterrupt):
+        try:
             answer = await self._question.prompt_async(f"{printable(question)} (y or n) ")
-            return answer.strip().lower() in ("y", "yes")
-        return False
+        except KeyboardInterrupt:
+            return False
+        except EOFError:
+            return at_end
+        return answer.strip().lower() in ("y", "yes")
 
     def _block_open(self) -> bool:
         return self._session.recorded is None and blocks.depth(self._prompt.default_buffer.text) > 0

