@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the source is to do besides delivering events. ``kernel``: the guest's ELF file, if there is one."""
+    """What the source is to do besides delivering events.
+
+    ``simd``: capture SIMD state where the source can; ``insist``: or fail; ``kernel``: the guest's ELF file.
+    """
 
     halt: bool = False
     simd: bool = False
+    insist: bool = False
     kernel: Path | None = None
 
 
@@ -116,7 +120,7 @@ def choose(via: str, argv: Sequence[str], wishes: Wishes, note: Callable[[str], 
     is refused with EnvironmentUnusable.
     """
     if via == "gdbstub":
-        return _gdbstub(wishes)
+        return _gdbstub(wishes, note)
     from gdbext.qemu import probe
 
     program = which(argv[0])
@@ -125,12 +129,14 @@ def choose(via: str, argv: Sequence[str], wishes: Wishes, note: Callable[[str], 
     except EnvironmentUnusable as error:
         if via == "probe":
             raise EnvironmentUnusable(error.what, error.why, error.todo or "use --via gdbstub") from error
-        feed = _gdbstub(wishes)
+        feed = _gdbstub(wishes, note)
         note(f"watching through GDB's breakpoints, which takes milliseconds an event: {error}")
         return feed
 
 
-def _gdbstub(wishes: Wishes) -> GdbstubFeed:
-    if wishes.simd:
+def _gdbstub(wishes: Wishes, note: Callable[[str], None]) -> GdbstubFeed:
+    if wishes.insist:
         raise EnvironmentUnusable("--simd needs the probe", "GDB's breakpoints capture no SIMD state", "leave it out")
+    if wishes.simd:
+        note("SIMD state is not compared: GDB's breakpoints do not capture it")
     return GdbstubFeed(wishes)

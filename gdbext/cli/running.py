@@ -76,7 +76,7 @@ def run(asked: Request) -> int:
         symbols = subject.image.symbols if subject.image is not None else Symbols()
         knowledge = Knowledge(profiles.find(asked.profile or profile or GENERIC), symbols, view.note)
         kernel = subject.image.path if subject.image is not None else None
-        wishes = feeds.Wishes(asked.halt, asked.simd or simd, kernel)
+        wishes = feeds.Wishes(asked.halt, asked.simd or simd, asked.simd, kernel)
         feed = feeds.choose(asked.via, subject.argv, wishes, view.note)
         with view:
             outcome = session.watch(subject, knowledge, options, feed, view)

@@ -1,0 +1,92 @@
+"""Every bundled guest, watched: the bugs are named, by both sources and without symbols; the clean ones stay silent."""
+
+from __future__ import annotations
+
+import pytest
+
+from gdbext.qemu import guests
+from gdbext.qemu.guests import Guest
+from tests.guests_live.watching import Watched, watch
+
+pytestmark = pytest.mark.guest
+
+OURS = [guest for guest in map(guests.find, guests.names()) if guest.linux is None]
+BUGGY = [guest for guest in OURS if guest.codes]
+CLEAN = [guest for guest in OURS if not guest.codes]
+
+PROBE_ONLY = {"CW105": "GDB's breakpoints capture no SIMD state"}
+"""Codes that the gdbstub source cannot lead to, with the reason."""
+
+ENOUGH = 2000
+"""Interrupts that a clean guest must be checked for."""
+
+
+def name(guest: Guest) -> str:
+    return guest.name
+
+
+def expect_bug(guest: Guest, run: Watched) -> None:
+    assert run.status == 1, run.evidence
+    assert run.codes[0] == guest.codes[0], run.evidence
+    assert set(guest.codes) <= set(run.codes), run.evidence
+    first = run.document["findings"][0]
+    if guest.field:
+        assert guest.field in first["field"].split(","), run.evidence
+    assert first["severity"] == "error", run.evidence
+    assert first["cause"], run.evidence
+    assert first["look_at"], run.evidence
+
+
+def expect_silence(run: Watched) -> None:
+    assert run.status == 0, run.evidence
+    assert run.document["findings"] == [], run.evidence
+    assert run.document["events"]["lost"] == 0, run.evidence
+    assert "CORRUPT" not in run.said, run.evidence
+
+
+@pytest.mark.parametrize("guest", BUGGY, ids=name)
+def test_bug_by_probe(guest: Guest) -> None:
+    run = watch(guest.name, "--via", "probe")
+    expect_bug(guest, run)
+    assert run.document["events"]["lost"] == 0, run.evidence
+    assert run.document["source"] == "probe"
+
+
+@pytest.mark.parametrize("guest", BUGGY, ids=name)
+def test_bug_by_probe_without_symbols(guest: Guest) -> None:
+    run = watch(guest.name, "--via", "probe", "--stripped", "--max-findings", str(2 + len(guest.codes)))
+    expect_bug(guest, run)
+    assert all(finding["interrupted"]["symbol"] is None for finding in run.document["findings"]), run.evidence
+
+
+@pytest.mark.parametrize("guest", BUGGY, ids=name)
+def test_bug_by_gdbstub(guest: Guest) -> None:
+    if guest.codes[0] in PROBE_ONLY:
+        pytest.skip(PROBE_ONLY[guest.codes[0]])
+    run = watch(guest.name, "--via", "gdbstub", "--max-findings", str(1 + len(guest.codes)))
+    expect_bug(guest, run)
+    assert run.document["source"] == "gdbstub"
+
+
+@pytest.mark.parametrize("guest", CLEAN, ids=name)
+def test_clean_by_probe(guest: Guest) -> None:
+    run = watch(guest.name, "--via", "probe")
+    expect_silence(run)
+    assert run.document["events"]["identical"] >= ENOUGH, run.evidence
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guest", CLEAN, ids=name)
+def test_clean_by_gdbstub(guest: Guest) -> None:
+    run = watch(guest.name, "--via", "gdbstub", seconds=600)
+    expect_silence(run)
+    assert run.document["events"]["entries"] >= ENOUGH, run.evidence
+
+
+def test_the_named_symbols_are_the_kernels() -> None:
+    """With symbols, the finding names where the context was interrupted and which instruction gave it back wrong."""
+    run = watch("nrk-rflags", "--max-findings", "1")
+    finding = run.document["findings"][0]
+    assert finding["interrupted"]["symbol"], run.evidence
+    assert finding["slot"], run.evidence
+    assert int(finding["expected"], 16) != int(finding["actual"], 16), run.evidence
