@@ -8,10 +8,13 @@ area is reached, what the exits load from it, and where the two disagree. Live e
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from gdbext.arch import vectors
+from gdbext.arch.registers import GPR64
 from gdbext.code.compare import Kind as Fact
 from gdbext.code.compare import Statement, compare, pairs
 from gdbext.code.disasm import Code
@@ -19,8 +22,7 @@ from gdbext.code.graph import Graph
 from gdbext.code.paths import Entry, Gateway, Limits, Reach, explore
 from gdbext.code.savemap import RestoreMap, SaveMap, restore_maps, save_maps, switch_maps
 from gdbext.code.values import FRAME, Loaded, Place
-from gdbext.events.row import Batch
-from gdbext.profiles.expression import Expression, Scope
+from gdbext.events.row import Batch, Flag, Kind
 from gdbext.profiles.schema import FXSAVE, REGISTERS, ProfileFile, parse
 
 LIMITS = Limits(instructions=40_000, calls=6)
@@ -134,7 +136,8 @@ def _restores(code: Code, reach: Reach) -> list[RestoreMap]:
 
 
 def _take(learnt: Learnt, saves: Sequence[SaveMap]) -> SaveMap | None:
-    """Take the layout with the most registers, and of several the one that most ways share; return one that has it."""
+    """Take the layout with the most registers, off the stack if there is one, and of several the one that most ways
+    share; return one that has it."""
     votes: Counter[tuple[tuple[str, int], ...]] = Counter()
     examples: dict[tuple[tuple[str, int], ...], SaveMap] = {}
     for save in saves:
@@ -144,7 +147,9 @@ def _take(learnt: Learnt, saves: Sequence[SaveMap]) -> SaveMap | None:
             examples.setdefault(layout, save)
     if not votes:
         return None
-    layout = max(votes, key=lambda slots: (len(slots), votes[slots]))
+    layout = max(
+        votes, key=lambda slots: (not examples[slots].on_stack, len(dict(slots).keys() - {"error"}), votes[slots])
+    )
     save = examples[layout]
     learnt.slots = dict(layout)
     learnt.simd = save.layout["simd"] - _start(save) if "simd" in save.layout else None
@@ -233,29 +238,31 @@ def _switches(learnt: Learnt, code: Code, reach: Reach) -> None:
                 learnt.statements.append((Entry(function.entry), statement))
 
 
-def confirm(learnt: Learnt, contexts: Batch, scope: Callable[[Batch], Scope]) -> None:
-    """Hold the learnt area against suspended contexts (batches of one each): does it contain them?
+def confirm(learnt: Learnt, rows: Batch) -> None:
+    """Hold the learnt layout against live saves: `rows` in order of ``seq``, with the areas found and the stores seen.
 
-    scope: for a context, the registers and memory in which ``current`` is to be evaluated.
+    A save counts if at least FEW slots of one area were stored between an entry and the CPU's next entry or exit; it
+    confirms the layout if each held the interrupted register's value first.
     """
-    if not learnt.current:
-        return
-    where = Expression(learnt.current)
-    word = learnt.bits // 8
-    for index in range(len(contexts)):
-        context = contexts[index : index + 1]
-        here = scope(context)
-        try:
-            start = where.evaluate(here)
-            held = {
-                slot: int.from_bytes(here.read(start + at, word), "little")
-                for slot, at in learnt.slots.items()
-                if slot in ("rip", "rsp", "rbx", "rbp")
-            }
-        except OSError:
+    starts = [int(at) for at in rows["addr"][rows["kind"] == Kind.AREA]]
+    slots = {start + at: name for start in starts for name, at in learnt.slots.items() if name in _COMPARED}
+    saving: dict[int, tuple[Batch, dict[int, int]]] = {}
+    for index in np.flatnonzero(np.isin(rows["kind"], (Kind.ENTRY, Kind.EXIT, Kind.STORE))):
+        row = rows[index : index + 1]
+        cpu = int(row["cpu"][0])
+        if row["kind"][0] == Kind.STORE:
+            if cpu in saving and int(row["addr"][0]) in slots:
+                saving[cpu][1].setdefault(int(row["addr"][0]), int(row["value"][0]))
             continue
-        learnt.tried += 1
-        learnt.confirmed += bool(held) and all(value == int(context[slot][0]) for slot, value in held.items())
+        context, stored = saving.pop(cpu, (row, {}))
+        if len(stored) >= FEW:
+            learnt.tried += 1
+            learnt.confirmed += all(value == int(context[slots[at]][0]) for at, value in stored.items())
+        if row["kind"][0] == Kind.ENTRY and not row["flags"][0] & Flag.UNREADABLE:
+            saving[cpu] = row, {}
+
+
+_COMPARED = frozenset({*GPR64, "rip", "rflags"})
 
 
 def describe(entry: Entry) -> str:

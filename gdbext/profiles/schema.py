@@ -18,6 +18,9 @@ REGISTERS = SLOT_NAMES
 FXSAVE = 512
 """Bytes of the FXSAVE image (Intel SDM vol. 1, 10.5.1)."""
 
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+"""A profile's name."""
+
 _RULE = re.compile(r"(user|kernel)_mode\(cs\)\s*=>\s*(\w+)\s*(==|!=)\s*(0[xX][0-9a-fA-F]+|\d+)\s*$")
 
 
@@ -132,7 +135,7 @@ class TrackedTable(_Strict):
 class ProfileFile(_Strict):
     """One profile file."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    name: str = Field(pattern=f"^{NAME.pattern}$")
     title: str
     bits: Literal[32, 64] = 64
     sources: list[str] = []
