@@ -20,10 +20,13 @@ Read = Callable[[int, int], bytes]
 
 MAX_TABLE: Final = 256 * 16
 _BEGINNING: Final = re.compile(
-    rb"(?:\xf3\x0f\x1e\xfa)?(?:\x0f\x01\xf8.{0,8}?)?(?:\x65\x48\x89\x24\x25|\x65\x48\x89\x25|\x48\x89\x25)", re.DOTALL
+    rb"(?=(?:\xf3\x0f\x1e\xfa)?(?:\x0f\x01\xf8.{0,8}?)?(?:\x65\x48\x89\x24\x25|\x65\x48\x89\x25|\x48\x89\x25))",
+    re.DOTALL,
 )
 """How a system call's entry begins: ``endbr64`` or not, ``swapgs`` or not, and RSP put away at a fixed address."""
 _MOV_LSTAR: Final = b"\xb9" + MSR_LSTAR.to_bytes(4, "little")
+_PREAMBLE: Final = 24
+"""Bytes of an entry up to where RSP is put away, at most."""
 _LOOK: Final = Limits(instructions=4_000, calls=1)
 
 
@@ -92,7 +95,8 @@ def syscall_entries(read: Read, image: Iterable[tuple[int, bytes]], bits: int) -
         for candidates in (_by_constant(code, start, data), _by_beginning(start, data)):
             good = [address for address in sorted(candidates) if _reaches_exit(code, address)]
             if good:
-                return good
+                # What follows the first instructions of an entry looks like the beginning of one.
+                return [a for a in good if not any(a - _PREAMBLE <= before < a for before in good)]
     return []
 
 

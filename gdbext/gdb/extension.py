@@ -37,6 +37,7 @@ class Extension:
         self.engine: Engine | None = None
         self.interrupts = Interrupts()
         self.profile: Profile | None = None
+        self.areas: Areas | None = None
         self._lines: list[str] = []
 
     # What commands ask for
@@ -158,7 +159,10 @@ class Extension:
         return f"{named(address)}" + (f": {listing.text(insn)}" if insn else "")
 
     def _on_exit(self, event: Any) -> None:
-        self._lost("QEMU has ended (to see what ended it, start it with -action reboot=shutdown,shutdown=pause)")
+        if hasattr(event, "exit_code"):
+            self._lost("QEMU has ended (to see what ended it, start it with -action reboot=shutdown,shutdown=pause)")
+        else:
+            self._lost("the connection to the guest is closed")
 
     def _on_connection_removed(self, event: Any) -> None:
         if self.watch is not None and event.connection is self.watch.target.connection:

@@ -30,9 +30,9 @@ class ParityFunction(gdb.Function):  # type: ignore[misc]  # GDB's classes have 
 
 
 class WindowFunction(gdb.Function):  # type: ignore[misc]  # GDB's classes have no types
-    """$ctx_window(PC): the reason code of the window that PC lies in, or "" outside.
+    """$ctx_window(PC): the reason code of the window that PC lies in, or "none".
 
-    A breakpoint condition may use it: break foo if $_streq($ctx_window($pc), "").
+    A breakpoint condition may use it: break foo if $_streq($ctx_window($pc), "none").
     """
 
     def __init__(self, extension: Extension) -> None:
@@ -43,7 +43,7 @@ class WindowFunction(gdb.Function):  # type: ignore[misc]  # GDB's classes have 
         """Called by GDB's expressions."""
         watch = self._extension.watch
         window = find(watch.machine.windows, int(pc) & ((1 << 64) - 1)) if watch else None
-        return window.reason.value if window else ""
+        return window.reason.value if window else "none"
 
 
 def parity_name(kernel: bool | None) -> str:

@@ -1,0 +1,114 @@
+"""The extension in a GDB without a guest: loading it, its help, what it refuses, what it leaves alone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.gdb.conftest import EXTENSION, bug_free, run_gdb
+
+pytestmark = pytest.mark.gdb
+
+COMMANDS = sorted(path.stem for path in (EXTENSION.parent / "gdb" / "commands").glob("*.py") if path.stem != "__init__")
+
+
+def test_sourcing_prints_nothing_and_twice_is_harmless() -> None:
+    assert run_gdb() == ""
+    text = run_gdb(f"source {EXTENSION}", "ctx status")
+    assert text == "Not watching.\n"
+
+
+def test_no_setting_changes() -> None:
+    def settings(extension: bool) -> list[str]:
+        shown = run_gdb("info set", extension=extension).splitlines()
+        return [line for line in shown if "$ctx_" not in line and "$_any_caller" not in line]
+
+    before, after = settings(False), settings(True)
+    assert len(before) > 100
+    assert before == after
+
+
+def test_the_path_is_only_added_to_at_its_end() -> None:
+    text = run_gdb("python import sys; print([p for p in sys.path if 'site-packages' in p or p.endswith('main')])")
+    show = "python import sys; print(sys.path)"
+    before = run_gdb(show, extension=False).strip()
+    after = run_gdb(show).strip()
+    assert after.startswith(before.rstrip("]")), text
+
+
+def test_no_thread_of_numpy_takes_signals() -> None:
+    text = run_gdb("python import threading, os; print(len(os.listdir('/proc/self/task')))")
+    before = run_gdb("python import os; print(len(os.listdir('/proc/self/task')))", extension=False)
+    assert text == before
+
+
+def test_a_gdb_without_the_packages_says_how_to_get_them(tmp_path: Path) -> None:
+    lonely = tmp_path / "gdbext"
+    lonely.mkdir()
+    copy = lonely / "ctxwatch.py"
+    copy.write_text(EXTENSION.read_text("utf-8"), "utf-8")
+    text = run_gdb(f"source {copy}", "ctx status", extension=False)
+    assert text.startswith("ctxwatch: the Python 3.")
+    assert "no numpy and no capstone" in text
+    assert "CTXWATCH_VENV" in text
+    assert "Traceback" not in text
+
+
+def test_a_virtual_environment_can_be_named(tmp_path: Path) -> None:
+    named = {"CTXWATCH_VENV": str(tmp_path / "nowhere")}
+    assert "nowhere" in run_gdb(environment=named)
+    named = {"CTXWATCH_VENV": str(EXTENSION.parents[1] / ".venv")}
+    assert run_gdb(environment=named) == ""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_usage_and_example(name: str) -> None:
+    text = run_gdb(f"help ctx {name}")
+    assert re.search(rf"^Usage: ctx {name}", text, re.MULTILINE)
+    assert re.search(rf"^  \(gdb\) .*ctx {name}", text, re.MULTILINE)
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_prefix_lists_the_commands() -> None:
+    text = run_gdb("ctx")
+    for name in COMMANDS:
+        assert f"ctx {name} -- " in text
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("ctx watch", "no guest: GDB is not connected to one; use target remote HOST:PORT"),
+        ("ctx watch off", "nothing is watched; use ctx watch first"),
+        ("ctx watch on", "ctx watch: what is 'on'?"),
+        ("ctx watch --sideways", "unrecognized arguments: --sideways"),
+        ("ctx watch --rules CW999", "no guest"),
+        ("ctx findings", "nothing was watched yet; use ctx watch first"),
+        ("ctx explain CW999", "there is no finding code 'CW999'"),
+        ("ctx profile no-such", "no profile 'no-such'"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(command: str, says: str) -> None:
+    text = run_gdb(command)
+    assert says in text
+    assert len(text.splitlines()) == 1
+    bug_free(text)
+
+
+def test_functions_answer_without_a_watch() -> None:
+    text = run_gdb("print $ctx_parity()", "print $ctx_window(0x1000)")
+    assert text == '$1 = "unknown"\n$2 = "none"\n'
+
+
+def test_explain_prints_the_page() -> None:
+    assert "flags-not-restored" in run_gdb("ctx explain cw102")
+    assert "CW901" in run_gdb("ctx explain")
+
+
+def test_a_profile_is_chosen_and_dropped() -> None:
+    text = run_gdb("ctx profile", "ctx profile nrk", "ctx profile none")
+    assert text.count("No profile") == 2
+    assert "save area of 704 bytes" in text
+    bug_free(text)
