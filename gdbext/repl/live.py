@@ -60,6 +60,7 @@ class Live:
         self._holding = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._refreshing: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
         self._new_findings = False
         self._tells = True
         self.connection.watch(self._changed)
@@ -97,7 +98,9 @@ class Live:
             self.doing, self._quiet = "", False
             self.link = link
         self.connection.move(State.STOPPED)
-        self._spawn(self._follow(link))
+        if self._following is not None:
+            self._following.cancel()
+        self._following = self._spawn(self._follow(link))
 
     async def reconnect(self) -> None:
         """Start what is gone again, GDB or QEMU, and connect to the same guest."""
@@ -318,15 +321,17 @@ class Live:
         await asyncio.sleep(_SETTLE)
         while self.debugger is not None and self.debugger.alive and self._tells and self.connection.connected:
             if not self._one_at_a_time.locked():
-                await self._ask_state()
+                await self.ask_state()
                 if self.facts.findings and (self._new_findings or self.facts.findings != len(self.findings.current)):
                     await self.gather_findings()
             if self.connection.state is not State.RUNNING and not self._one_at_a_time.locked():
                 return
             await asyncio.sleep(REFRESH)
 
-    async def _ask_state(self) -> None:
-        assert self.debugger is not None
+    async def ask_state(self) -> None:
+        """Take over the guest's state as of now, as far as the extension can be asked."""
+        if self.debugger is None or not self.debugger.alive or self._one_at_a_time.locked() or not self._tells:
+            return
         try:
             self.facts.take(await self.debugger.ask("-ctx-state"))
         except Refused as error:

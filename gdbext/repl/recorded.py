@@ -18,7 +18,7 @@ from gdbext.rules.parity import KERNEL, UNKNOWN
 
 _PARITY: Final = {UNKNOWN: "unknown", KERNEL: "kernel"}
 _STOPS: Final = re.compile(r"(?:h?br?e?a?k?|tb(?:r\w*)?|thb(?:r\w*)?|hb(?:r\w*)?|a?r?watch|cat(?:ch)?)(?![\w-])")
-_ALIASES: Final = {"pc": "rip", "sp": "rsp", "fp": "rbp", "eflags": "rflags"}
+_ALIASES: Final = {"sp": "rsp", "fp": "rbp", "eflags": "rflags"}
 
 
 class Recorded:
@@ -76,7 +76,7 @@ class Recorded:
         if line.startswith(("info ", "i ")):
             return ("registers",)
         if "$" in line:
-            return [f"${register.name}" for register in self.walk.registers()]
+            return ["$pc", *(f"${register.name}" for register in self.walk.registers())]
         return () if " " in line else ("info registers", "x", "print", "ctx")
 
     def here(self) -> None:
@@ -162,6 +162,8 @@ class Recorded:
             self.screen.gdb(line + "\n")
 
     def _register(self, name: str) -> int | None:
+        if name == "pc":  # the instruction that is about to run; rip is the context's
+            return int(self.walk.row["pc"][0])
         registers = self.walk.registers()
         try:
             wanted = _column(name, registers)

@@ -15,6 +15,7 @@ async def run(session: Session, args: argparse.Namespace) -> None:
         await session.recorded.run("status")
         return
     live, facts = session.live, session.live.facts
+    await live.ask_state()
     title = live.link.title if live.link is not None else "no guest"
     state = live.connection
     session.screen.text(f"{title}: {state.state.value}" + (f" ({state.reason})" if state.reason else ""))
