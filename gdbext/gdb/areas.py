@@ -3,6 +3,7 @@ watchpoints."""
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
@@ -73,7 +74,8 @@ class Areas:
     points: dict[tuple[int, str], SlotPoint] = field(default_factory=dict)
 
     def known(self, profile: Profile, target: Target) -> tuple[list[int], list[str]]:
-        """(start addresses: the current one first, then the profile's list, then those added; what cannot be used)."""
+        """(start addresses: the current one first, then the profile's list, those added, those shown before; what of
+        the profile cannot be used)."""
         scope, notes = scope_at(target, profile), list[str]()
         found: list[int] = []
         try:
@@ -82,7 +84,7 @@ class Areas:
         except (OSError, UsageError) as error:
             notes.append(f"[area] current = {profile.current!r}: {error}")
         found += profile.areas(scope, notes.append)
-        return list(dict.fromkeys([*found, *self.added])), notes
+        return list(dict.fromkeys([*found, *self.added, *self.shown])), notes
 
     def add(self, text: str, profile: Profile, target: Target) -> int:
         """Add the area at the address that the expression `text` gives; raises UsageError if it is no area."""
@@ -101,10 +103,8 @@ class Areas:
         before, now = self.shown.get(start, {}), dict[str, int]()
         rows = []
         for name, at in sorted(layout.slots.items(), key=lambda item: item[1]):
-            try:
+            with contextlib.suppress(OSError):
                 now[name] = int.from_bytes(target.read(start + at, layout.word), "little")
-            except OSError:
-                pass
             rows.append(Slot(name, start + at, now.get(name), before.get(name)))
         self.shown[start] = now
         return rows

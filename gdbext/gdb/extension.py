@@ -26,6 +26,7 @@ from gdbext.rules.engine import Engine
 from gdbext.rules.finding import Finding
 
 if TYPE_CHECKING:
+    from gdbext.gdb.areas import Areas
     from gdbext.profiles.profile import Profile
 
 
@@ -124,7 +125,7 @@ class Extension:
         if hasattr(gdb.events, "gdb_exiting"):
             gdb.events.gdb_exiting.connect(self._on_exiting)
         else:
-            atexit.register(self.end)
+            atexit.register(self._forget_all)
 
     def _on_continue(self, event: Any) -> None:
         if self.watch is not None:
@@ -149,7 +150,12 @@ class Extension:
         self.flush()
 
     def _on_exiting(self, event: Any) -> None:
+        self._forget_all()
+
+    def _forget_all(self) -> None:
         self.end()
+        if self.areas is not None:
+            self.areas.unwatch()
 
     def _instruction(self, address: int) -> str:
         """``0xffffffff801029f5 <restore_context+0x86>: iretq``."""
