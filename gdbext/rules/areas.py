@@ -16,7 +16,6 @@ import numpy as np
 
 from gdbext.arch import flags as rf
 from gdbext.arch import vectors
-from gdbext.arch.addresses import is_canonical
 from gdbext.arch.frames import word_size, words_pushed
 from gdbext.arch.registers import GPR64
 from gdbext.events.columns import Columns
@@ -173,7 +172,7 @@ class AreaJudge:
             drafts.append(self._foreign(row, area, offset, why))
         name = self._layout.slot_at(offset) if self._layout else None
         if name is not None and self._layout is not None and size == self._layout.word:
-            why = implausible(name, value, 64 if self._layout.word == 8 else 32)
+            why = implausible(name, value)
             if why:
                 drafts.append(self._implausible(row, name, value, why))
         area.writes.setdefault(offset, []).append(Write(int(row["seq"][0]), int(row["cpu"][0]), pc, value))
@@ -227,16 +226,17 @@ class AreaJudge:
         return Draft("CW403", cause, look, (Difference(name, 0, value),), slot=f"slot {name}", writer=pc)
 
 
-def implausible(name: str, value: int, bits: int) -> str:
-    """Why `value` cannot be a `bits`-bit register `name`; "" if it can. Zero is what cleared memory holds."""
+def implausible(name: str, value: int) -> str:
+    """Why `value` cannot be what a register `name` holds; "" if it can. Zero is what cleared memory holds.
+
+    A RIP that is not canonical is not judged here: user code may ask for one, and the return to it is (CW601).
+    """
     if value == 0:
         return ""
     if name in ("cs", "ss", "ds", "es", "fs", "gs") and value > 0xFFFF:
         return "a selector has 16 bits"
     if name == "rflags" and (value & rf.RESERVED or not value & rf.ALWAYS_ONE):
         return "reserved bits of RFLAGS are not as they always are"
-    if name == "rip" and bits == 64 and not is_canonical(value):
-        return "it is not canonical"
     return ""
 
 

@@ -86,8 +86,8 @@ class LandingJudge:
     def _landlord(self, thread: Thread, own: _Own | None, frame: int) -> Thread | None:
         """The other thread whose stack this is, if both have a stack of their own; else None."""
         owner = self._owner.get(frame)
-        if own is None or own.count < STEADY or owner is None or owner == thread:
-            return None
+        if own is None or own.count < STEADY or owner is None or owner[0] == thread[0]:
+            return None  # (one address space: it may be the thread itself, under another FS base)
         theirs = self._own.get(owner)
         if self._owner.get(own.frame) != thread or theirs is None or theirs.frame != frame or theirs.count < STEADY:
             return None
