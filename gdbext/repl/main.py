@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from gdbext.errors import CtxwatchError, printable
-from gdbext.repl import config
+from gdbext.repl import blocks, config
 from gdbext.repl.debugger import Gdb
 from gdbext.repl.screen import TerminalScreen
 from gdbext.repl.session import Session
@@ -45,7 +45,7 @@ def run(request: Request) -> int:
 async def _main(request: Request, settings: config.Config) -> int:
     screen = TerminalScreen()
     start = functools.partial(Gdb.start, arguments=() if settings.gdbinit else ("-nx",))
-    if not sys.stdin.isatty():
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
         session = Session(screen, settings, start)
         return await _finally_closed(session, screen, _script(session, request.first))
     from gdbext.repl.prompt import Prompt
@@ -77,10 +77,21 @@ async def _finally_closed(session: Session, screen: TerminalScreen, work: Corout
 
 
 async def _script(session: Session, first: str) -> int:
-    """Without a terminal: every line in turn, each after the guest stands; the first refusal ends it, status 2."""
+    """Without a terminal: every line as it comes, each after the guest stands; the first refusal ends it, status 2."""
     loop = asyncio.get_running_loop()
-    text = await loop.run_in_executor(None, sys.stdin.read)
-    done = await session.run(f"{first}\n{text}")
+    loop.add_signal_handler(signal.SIGINT, session.live.interrupt)
+    done = not first or await session.run(first)
+    held = ""
+    while done and not session.leaving:
+        line = await loop.run_in_executor(None, sys.stdin.readline)
+        held += line
+        if line and blocks.depth(held):
+            continue
+        await session.live.stopped()
+        done = not held.strip() or await session.run(held)
+        held = ""
+        if not line:
+            break
     await session.live.stopped()
     return 0 if done else CtxwatchError.status
 

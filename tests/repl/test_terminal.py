@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 from gdbext.qemu import guests
 from gdbext.qemu.machine import Machine
+from tests.repl.processes import children_of, wait_until_gone
 from tests.repl.tmux import Tmux
 
 pytestmark = [
@@ -115,14 +115,7 @@ def test_a_killed_repl_leaves_nothing_behind(tmp_path: Path) -> None:
         repl.until("stopped │")
         repl.line("continue")
         repl.until("(ctx running)")
-        children = _children_of(repl)
-        assert len(children) >= 2
-    deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() for pid in children):
-        assert time.monotonic() < deadline, "GDB or QEMU outlived the terminal"
-        time.sleep(0.05)
-
-
-def _children_of(repl: Tmux) -> list[int]:
-    children = Path(f"/proc/{repl.pid}/task/{repl.pid}/children").read_text().split()
-    return [repl.pid, *map(int, children)]
+        children = children_of(repl.pid)
+        assert len(children) >= 3, "GDB, QEMU and the watchdog of its directory"
+        children.append(repl.pid)
+    wait_until_gone(children)

@@ -1,0 +1,116 @@
+"""``ctxwatch repl`` without a terminal: lines on standard input, an exit status, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gdbext.qemu import guests
+from tests.recording.sessions import busy, record
+from tests.repl.processes import children_of, wait_until_gone
+
+REPL = [sys.executable, "-c", "import sys; from gdbext.cli.main import main; sys.exit(main())", "repl"]
+
+
+def repl(*words: str, typed: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*REPL, *words], input=typed, capture_output=True, text=True, timeout=100, check=False)
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    record(tmp_path / "run.arrow", busy(50))
+    return tmp_path / "run.arrow"
+
+
+def test_a_script_over_a_recording(recording: Path) -> None:
+    done = repl(str(recording), typed="goto 7\n\n# a comment\np $rsp\nstatus\n")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "event 7, CPU" in done.stdout
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout, "no colours where there is no terminal"
+
+
+def test_the_first_refusal_ends_a_script(recording: Path) -> None:
+    done = repl(str(recording), typed="goto 7\ncontinue\ngoto 9\n")
+    assert done.returncode == 2
+    assert "continue: a recording cannot run" in done.stdout
+    assert "event 9" not in done.stdout
+
+
+def test_quit_ends_a_script(recording: Path) -> None:
+    done = repl(str(recording), typed="goto 7\nquit\ngoto 9\n")
+    assert done.returncode == 0
+    assert "event 9" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("nrk-rflag",), "no bundled guest is called 'nrk-rflag'; did you mean nrk-rflags"),
+        (("nrk-rflags", "--connect", "localhost:1"), "both something to open and --connect are given"),
+        (("--kernel", "x"), "--kernel goes with --connect"),
+        (("--keys", "ed"), "invalid choice: 'ed'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(words: tuple[str, ...], said: str) -> None:
+    done = repl(*words, typed="")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_wrong_settings_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "ctxwatch").mkdir()
+    (tmp_path / "ctxwatch" / "repl.toml").write_text("keys = 'ed'\n")
+    done = repl(typed="")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "repl.toml: keys is 'ed'; allowed: emacs, vi" in done.stderr
+
+
+@pytest.mark.parametrize(("name", "said"), [("empty", "it is empty"), ("text", "cannot be read"), ("", "directory")])
+def test_what_is_no_recording(tmp_path: Path, name: str, said: str) -> None:
+    if name:
+        (tmp_path / name).write_text("" if name == "empty" else "hello " * 100)
+    done = repl(f"{tmp_path}/{name}", typed="")
+    assert done.returncode == 2
+    assert said in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.guest
+@pytest.mark.gdb
+def test_a_script_over_a_guest() -> None:
+    guests.build(guests.find("nrk-rflags"))
+    typed = "ctx watch --halt\ncontinue\ninfo registers rip\ndefine foo\necho from foo\\n\nend\nfoo\nfindings\n"
+    done = repl("nrk-rflags", typed=typed)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "CW102 flags-not-restored" in done.stdout
+    assert "rip  " in done.stdout, "it waits for where the guest stops"
+    assert "from foo" in done.stdout
+    assert "look at" in done.stdout
+
+
+@pytest.mark.guest
+@pytest.mark.gdb
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_signal_leaves_nothing_behind(signum: int) -> None:
+    guests.build(guests.find("nrk-rflags"))
+    child = subprocess.Popen([*REPL, "nrk-rflags"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write("continue\n")
+    child.stdin.flush()
+    while "guest: start" not in child.stdout.readline():
+        pass
+    children = children_of(child.pid)
+    assert len(children) >= 3, "GDB, QEMU and the watchdog of its directory"
+    os.kill(child.pid, signum)
+    child.communicate(timeout=30)
+    assert child.returncode == (-signum if signum == signal.SIGKILL else 128 + signum)
+    wait_until_gone(children)
