@@ -83,7 +83,22 @@ def finding_document(finding: Finding) -> dict[str, Any]:
         "writer": None if writer is None else {"rip": hex(writer.rip), "symbol": writer.symbol},
         "cause": finding.cause,
         "look_at": finding.look_at,
-    }
+    } | _area(finding)
+
+
+def _area(finding: Finding) -> dict[str, Any]:
+    """The save area as it is beside the area un-shifted, where a finding has one (CW402)."""
+    if not finding.table:
+        return {}
+    rows = [
+        {"slot": name, "holds": _hex(holds), "unshifted": _hex(should), "value_of": whose}
+        for name, holds, should, whose in finding.table
+    ]
+    return {"area": rows}
+
+
+def _hex(value: int | None) -> str | None:
+    return None if value is None else hex(value)
 
 
 def _joined(values: Sequence[int]) -> str | None:

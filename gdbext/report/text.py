@@ -83,8 +83,8 @@ def _contexts(rows: list[ContextRow], full: bool) -> RenderableType:
 
 def _area(finding: Finding) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("slot", "holds", "should hold", ""):
-        table.add_column(heading, no_wrap=heading != "")
+    for heading in ("slot", "holds", "un-shifted", "it is that of"):
+        table.add_column(heading, no_wrap=heading != "it is that of")
     for name, holds, should, whose in finding.table:
         style = "" if holds == should else "bold"
         values = ["?" if value is None else f"{value:#x}" for value in (holds, should)]

@@ -28,6 +28,8 @@ from gdbext.rules.policy import Layout, Policy
 MAX_AREAS: Final = 4096
 MAX_OFFSET: Final = 1 << 16
 """Bytes; slots beyond it are not believed."""
+SAMPLE: Final = 6
+"""Slots that a sentence names; the table has all."""
 LIKE: Final = 4
 """Slots that must agree before an area is taken for a context's."""
 NOWHERE: Final = 0
@@ -249,7 +251,8 @@ def _shifted(row: Batch, layout: Layout, shift: int, area: Area, push: Write | N
         own, held = _value(row, name), _value(row, belongs) if belongs else None
         table.append((name, held, own, belongs))
     words = f"{abs(shift)} word{'s' * (abs(shift) > 1)} {'down' if shift < 0 else 'up'}"
-    sample = "; ".join(f"{name} will hold {belongs}" for name, _, _, belongs in table if belongs)[:160]
+    moved = [f"{name} will hold {belongs}'s" for name, _, _, belongs in table if belongs]
+    sample = ", ".join(moved[-SAMPLE:])
     what = vectors.name(int(row["vector"][0]))
     cause = (
         f"the frame of {what} landed in the save area at {area.start:#x}, but {words} from its slots: "

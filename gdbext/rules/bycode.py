@@ -120,41 +120,48 @@ class CodeJudge:
     def _first_use(self, rip: int, spared: int, alias: bool) -> Insn | None:
         """The first instruction ahead of `rip` that reads below RSP what was stored there before the interrupt.
 
-        spared: bytes between RSP and the aligned address at which the CPU began to push.  alias: RBP equals RSP.
+        spared: bytes between RSP and the aligned address at which the CPU began to push.  alias: RBP equals RSP.  An
+        indexed access may reach above RSP after all; it counts only where the function then returns with RSP as it
+        is, so that it has no frame of its own.
         """
         code = self._codes[64]
-        work = deque([(rip, frozenset[int]())])
-        seen: set[int] = set()
+        work: deque[tuple[int, frozenset[int], Insn | None]] = deque([(rip, frozenset(), None)])
+        seen: set[tuple[int, bool]] = set()
         for _ in range(AHEAD):
             if not work:
                 break
-            address, written = work.popleft()
+            address, written, indexed = work.popleft()
             insn = code.insn(address)
-            if insn is None or address in seen:
+            if insn is None or (address, indexed is None) in seen:
                 continue
-            seen.add(address)
+            seen.add((address, indexed is None))
             mem = insn.memory
-            below = mem is not None and _below_rsp(mem, alias)
-            if below and mem is not None and -mem.disp > spared and not _only_orders(insn):
-                if not _only_writes(insn):
-                    if mem.disp not in written:
-                        return insn
-                else:
+            if mem is not None and _below_rsp(mem, alias) and -mem.disp > spared and not _only_orders(insn):
+                if _only_writes(insn):
                     written |= {mem.disp}
-            if insn.flow in (Flow.CALL, Flow.RETURN, Flow.EXIT, Flow.STOP) or insn.writes_register("rsp"):
-                continue
-            if alias and insn.writes_register("rbp"):
-                continue
-            if insn.flow in (Flow.BRANCH, Flow.JUMP) and insn.target is not None:
-                work.append((insn.target, written))
-            if insn.flow in (Flow.NEXT, Flow.BRANCH) and not insn.name.startswith(("push", "pop")):
-                work.append((insn.end, written))
+                elif mem.disp not in written:
+                    if not mem.index:
+                        return insn
+                    indexed = indexed or insn
+            if insn.flow is Flow.RETURN and indexed is not None:
+                return indexed
+            work += [(then, written, indexed) for then in _ahead(insn, alias)]
         return None
+
+
+def _ahead(insn: Insn, alias: bool) -> list[int]:
+    """Where the same function goes on with RSP (and RBP, where it stands for RSP) as it is."""
+    if insn.writes_register("rsp") or insn.name.startswith(("push", "pop")):
+        return []
+    if alias and insn.writes_register("rbp"):
+        return []
+    branch = [insn.target] if insn.flow in (Flow.BRANCH, Flow.JUMP) and insn.target is not None else []
+    return branch + ([insn.end] if insn.flow in (Flow.NEXT, Flow.BRANCH) else [])
 
 
 def _below_rsp(mem: Mem, alias: bool) -> bool:
     base = mem.base in ("rsp", "rbp") if alias else mem.base == "rsp"
-    return base and not mem.index and not mem.segment and -RED_ZONE <= mem.disp < 0
+    return base and not mem.segment and -RED_ZONE <= mem.disp < 0
 
 
 def _only_orders(insn: Insn) -> bool:
