@@ -70,6 +70,13 @@ def test_red_zone_through_rbp(tmp_path: Path) -> None:
     assert found(in_kernel(0, rsp=rsp, rbp=rsp + 64), guest=guest) == []
 
 
+def test_indexed_use_of_the_red_zone(tmp_path: Path) -> None:
+    loop = "1: mov -64(%rsp,%rax,8),%rcx\n add $1,%rax\n cmp $8,%rax\n jne 1b\n "
+    assert found(in_kernel(0), guest=Bytes(loop + "ret", tmp_path)) == ["CW305"]
+    assert found(in_kernel(5), guest=Bytes(loop + "ret", tmp_path)) == ["CW305"]
+    assert found(in_kernel(0), guest=Bytes(loop + "add $64,%rsp\n ret", tmp_path)) == []
+
+
 def test_memory_barrier_is_no_use_of_the_red_zone(tmp_path: Path) -> None:
     guest = Bytes("nop\n lock addl $0,-4(%rsp)\n ret", tmp_path)
     assert found(in_kernel(0), guest=guest) == []
