@@ -1,0 +1,182 @@
+"""Areas found and learnt while a guest runs: what the rules then know, with a source made of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gdbext.arch.descriptors import Gate
+from gdbext.errors import NotCapable
+from gdbext.events.row import ROW, SLOT_NAMES, Batch, Kind, concat
+from gdbext.profiles.profile import Profile, find
+from gdbext.profiles.schema import parse
+from gdbext.rules.engine import Engine
+from gdbext.sources.areas import FXSAVE_WRITES, AreaWatcher
+from gdbext.sources.base import Capability
+from gdbext.sources.learning import sample
+from tests.code.conftest import Assemble
+from tests.code.test_code_nrk import COPY_WORD, NRK_RESTORE, NRK_SAVE
+from tests.rules.rows import KERNEL_BASE, How, batch, context, entry, exit_, stamp
+
+AREA = 0xFFFFFFFF80500000
+WHOLE = "".join(COPY_WORD.format(word=w, slot=s) for w, s in ((4, 17), (6, 18), (3, 20)))
+
+
+class Memory:
+    """A source of nothing but memory: `words` at their addresses, and any number of zeroed areas."""
+
+    name = "memory"
+    capabilities = Capability.MEMORY | Capability.STORES
+    lost = 0
+
+    def __init__(self, words: dict[int, int], mapped: Sequence[range] = ()) -> None:
+        self.words, self.mapped = words, mapped
+        self.watched: list[tuple[int, int]] = []
+
+    def read(self, timeout: float) -> Batch | None:
+        return None
+
+    def release(self, cpu: int, halt: bool) -> None:
+        raise NotCapable("releasing")
+
+    def read_memory(self, address: int, length: int, cpu: int = 0) -> bytes:
+        if address in self.words:
+            return self.words[address].to_bytes(length, "little")
+        if any(address in area and address + length <= area.stop for area in self.mapped):
+            return bytes(length)
+        raise OSError(f"{address:#x} is unmapped")
+
+    def set_watch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        self.watched = list(ranges)
+
+    def close(self) -> None:
+        pass
+
+
+def watcher(profile: Profile | None, source: Memory, code: object = None) -> tuple[AreaWatcher, list[str]]:
+    notes: list[str] = []
+    return AreaWatcher(profile, source, {"table": AREA}.get, notes.append, code), notes  # type: ignore[arg-type]
+
+
+def test_current_area_is_found_by_the_kernels_gs_base() -> None:
+    source = Memory({KERNEL_BASE + 8: AREA}, [range(AREA, AREA + 704)])
+    found, notes = watcher(find("nrk"), source)
+    user, kernel = entry(context()), entry(context(user=False))
+    (row,) = found.look(batch(user))
+    assert (row["kind"], row["addr"], row["value"]) == (Kind.AREA, AREA, 704)
+    assert source.watched == [(AREA, AREA + 192), (AREA + 192 + FXSAVE_WRITES, AREA + 704)]
+    assert len(found.look(batch(kernel))) == 0
+    assert notes == []
+
+
+def test_rows_come_before_what_they_explain() -> None:
+    found, _ = watcher(find("nrk"), Memory({KERNEL_BASE + 8: AREA}, [range(AREA, AREA + 704)]))
+    rows = stamp(batch(entry(context()), exit_(context())))
+    rows["seq"] += 10
+    assert found.look(rows)["seq"].tolist() == [10]
+
+
+def test_what_cannot_be_watched_is_told_once() -> None:
+    found, notes = watcher(find("nrk"), Memory({}))
+    for _ in range(3):
+        assert len(found.look(batch(entry(context())))) == 0
+    assert len(notes) == 1
+    assert "[area] current = '[gs:8]'" in notes[0]
+    assert "not watched" in notes[0]
+
+
+def test_an_area_outside_memory_costs_that_area_alone() -> None:
+    text = (
+        "name = 'two'\ntitle = 'two areas'\n[area]\nsize = 16\n[area.slots]\nrip = 0\n"
+        "[areas]\nkind = 'array'\nbase = 'table'\ncount = 2\nstride = 4096\n"
+    )
+    found, notes = watcher(Profile(parse(text, "two.toml")), Memory({}, [range(AREA, AREA + 16)]))
+    assert found.look(batch(entry(context())))["addr"].tolist() == [AREA]
+    assert len(notes) == 1
+    assert f"area at {AREA + 4096:#x} is not watched" in notes[0]
+
+
+def test_areas_on_the_stack_are_not_watched() -> None:
+    source = Memory({}, [range(1 << 64)])
+    found, _ = watcher(find("linux-amd64"), source)
+    assert len(found.look(batch(entry(context())))) == 0
+    assert source.watched == []
+
+
+def test_layout_is_learnt_from_the_first_entry(assemble: Assemble) -> None:
+    snippet = assemble(NRK_SAVE.format(more=WHOLE) + NRK_RESTORE.format(cs=20).replace("restore:", "", 1))
+
+    def code(address: int, length: int) -> bytes:
+        offset = address - snippet.base
+        if not 0 <= offset < len(snippet.data):
+            raise OSError("unmapped")
+        return snippet.data[offset : offset + length]
+
+    source = Memory({KERNEL_BASE + 8: AREA}, [range(AREA, AREA + 704)])
+    found, notes = watcher(None, source, code)
+    rows = found.look(batch(entry(context(), pc=snippet["entry"])))
+    slots = rows[rows["kind"] == Kind.SLOT]
+    learnt = {SLOT_NAMES[int(row["value"])]: int(row["addr"]) for row in slots}
+    assert learnt == find("nrk").layout.slots  # type: ignore[union-attr]
+    assert rows["addr"][rows["kind"] == Kind.AREA].tolist() == [AREA]
+    assert notes == []
+
+
+def slot(name: str, offset: int) -> Batch:
+    row = np.zeros(1, ROW)
+    row["kind"], row["addr"], row["value"], row["size"] = Kind.SLOT, offset, SLOT_NAMES.index(name), 8
+    return row
+
+
+def area_row() -> Batch:
+    row = np.zeros(1, ROW)
+    row["kind"], row["addr"], row["value"] = Kind.AREA, AREA, 704
+    return row
+
+
+def store(offset: int, value: int) -> Batch:
+    row = np.zeros(1, ROW)
+    row["kind"], row["mode"], row["addr"], row["value"], row["size"] = Kind.STORE, 64, AREA + offset, value, 8
+    row["pc"], row["rsp"] = 0xFFFFFFFF80001000 + offset, 0xFFFFFFFF80600000
+    return row
+
+
+def test_learnt_slots_name_a_writer_even_if_the_first_finding_came_too_early() -> None:
+    layout = find("nrk").layout
+    assert layout is not None
+    before, now = context(rflags=0x202), context(rip=0x400180, rflags=0x246)
+
+    def save(ctx: dict[str, int], skip: str = "") -> list[Batch]:
+        return [store(at, ctx[name]) for name, at in layout.slots.items() if name in ctx and name != skip]
+
+    slots = [slot(name, at) for name, at in layout.slots.items()]
+    wrong = now | {"rflags": 0x202}
+    early = [entry(now), exit_(wrong)]
+    call = [entry(before, How.SYSCALL), *save(before), exit_(before, How.SYSRET)]
+    late = [entry(now), *save(now, "rflags"), exit_(wrong)]
+    engine = Engine()
+    engine.feed(stamp(concat([*early, *slots, area_row(), *call, *late])))
+    flags = next(finding for finding in engine.findings if finding.code == "CW102")
+    assert flags.count == 2
+    assert flags.slot == "slot 17"
+    assert flags.writer is not None
+    assert "last written by the system call path" in flags.cause
+
+
+def test_five_words_of_a_three_word_frame() -> None:
+    from gdbext.events.row import Flag
+
+    ctx = context(user=False, cs=8, ss=0x10, mode=32)
+    words = [ctx["rip"], 8, ctx["rflags"], 0xC0103207, 0x1234, 0, 0, 0]
+    came = entry(ctx, stack=[words], flags=Flag.NO_STACK)
+    engine = Engine()
+    engine.feed(stamp(batch(came, exit_(ctx | {"rsp": 0xC0103207}))))
+    found = {finding.code: finding for finding in engine.findings}
+    assert found["CW403"].slot == "slot rsp"
+    assert "the word above the frame" in found["CW403"].cause
+
+
+def test_gates_worth_a_look() -> None:
+    gates = [Gate(v, 0x1000 + v, 8, 1 if v in (2, 8) else 0, 3 if v in (3, 128) else 0, False) for v in range(256)]
+    assert [gate.vector for gate in sample(gates)] == [0, 14, 32, 128]
