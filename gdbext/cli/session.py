@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
@@ -21,8 +21,6 @@ from gdbext.events.row import Batch, Flag, Kind, empty
 from gdbext.qemu.images import Image
 from gdbext.qemu.machine import Ending, Machine
 from gdbext.qemu.qmp import QmpError
-from gdbext.recording.header import Header
-from gdbext.recording.writer import Recorder
 from gdbext.report.document import QemuFacts, RunReport
 from gdbext.rules.codes import ERROR
 from gdbext.rules.engine import Counts, Engine
@@ -30,6 +28,10 @@ from gdbext.rules.finding import Finding
 from gdbext.rules.guest import GuestView
 from gdbext.sources.base import Source
 from gdbext.sources.probe import ProbeSource
+
+if TYPE_CHECKING:
+    from gdbext.recording.header import Header
+    from gdbext.recording.writer import Recorder
 
 TICK: Final = 0.05
 """Seconds the source may keep us waiting while serial lines, deadlines and NMIs are due."""
@@ -121,11 +123,13 @@ def watch(subject: Subject, knowledge: Knowledge, options: Options, feed: Feed, 
         Machine(subject.argv, gdbstub=feed.gdbstub, plugin=feed.plugin) as machine,
     ):
         view.detail(f"added to the QEMU command line: {shlex.join(machine.launch.added)}")
-        with contextlib.closing(feed.open(machine)) as source, contextlib.ExitStack() as stack:
+        with contextlib.closing(_open(feed, machine)) as source, contextlib.ExitStack() as stack:
             guest: GuestView = _LiveGuest(machine, source, subject.image)
             knowledge.attach(source, guest.read)
             recorder = None
             if options.record is not None:
+                from gdbext.recording.writer import Recorder
+
                 header = _header(subject, knowledge, options, feed, machine)
                 recorder = stack.enter_context(Recorder(options.record, header, guest, view.note))
                 guest = recorder.guest
@@ -133,7 +137,20 @@ def watch(subject: Subject, knowledge: Knowledge, options: Options, feed: Feed, 
             return _Run(subject, knowledge, options, feed, view, machine, source, engine, recorder).run()
 
 
+def _open(feed: Feed, machine: Machine) -> Source:
+    """The source, or what became of QEMU meanwhile: that is then why it cannot be had."""
+    try:
+        return feed.open(machine)
+    except CtxwatchError:
+        ending = machine.ending()
+        if ending is None:
+            raise
+        raise GuestFailed(ending.detail) from None
+
+
 def _header(subject: Subject, knowledge: Knowledge, options: Options, feed: Feed, machine: Machine) -> Header:
+    from gdbext.recording.header import Header
+
     identity = {"command": shlex.join(subject.argv)}
     if subject.image is not None:
         identity |= {"kernel": str(subject.image.path), "sha256": subject.image.digest}
