@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from gdbext.code.compare import Kind
+from gdbext.code.compare import Kind as Fact
 from gdbext.code.disasm import Code
 from gdbext.code.paths import Entry, Gateway
-from gdbext.profiles.learn import Learnt, learn
+from gdbext.events.row import ROW, Batch, Kind, concat
+from gdbext.profiles.learn import Learnt, confirm, learn
+from gdbext.profiles.offline import find_entries
 from gdbext.profiles.profile import find
 from gdbext.qemu import images
 from gdbext.qemu.images import Image
 from tests.code.conftest import Assemble
 from tests.code.test_code_nrk import NRK_RESTORE, NRK_SAVE
+from tests.rules.rows import context, entry, exit_
 
 GUESTS = Path(__file__).parents[1] / "guests"
 
@@ -76,8 +81,8 @@ def test_the_printed_nrk_paths(assemble: Assemble) -> None:
     snippet = assemble(NRK_SAVE.format(more="") + NRK_RESTORE.format(cs=19).replace("restore:", "", 1))
     found = learn(snippet.code, [Entry(snippet["entry"])])
     told = {(s.kind, s.fields, s.word) for _, s in found.statements}
-    assert (Kind.NEVER_STORED, ("rflags",), 17) in told
-    assert (Kind.CLASH, ("cs", "fs_base"), 19) in told
+    assert (Fact.NEVER_STORED, ("rflags",), 17) in told
+    assert (Fact.CLASH, ("cs", "fs_base"), 19) in told
     assert found.current == "[gs:8]"
     assert found.slots["rflags"] == 17 * 8
     assert "cs" not in found.slots  # its slot is the FS base's
@@ -105,3 +110,80 @@ def test_code_that_saves_nothing(code: bytes) -> None:
     found = learn(Code(read, 64), [Entry(0x1000)])
     assert not found.found
     assert "[area]" not in found.profile_text("nothing")
+
+
+@pytest.mark.parametrize("defines", ["", "BUG_NRK_RFLAGS"])
+def test_entries_are_found_in_a_stripped_image(tmp_path: Path, defines: str) -> None:
+    build("nrk", defines, tmp_path)
+    image = images.load(tmp_path / "kernel-stripped.elf")
+    code = Code(image.read, image.bits)
+    entries = find_entries(code, image.segments, image.symbols.addresses)
+    assert {entry.gateway for entry in entries} == {Gateway.INTERRUPT, Gateway.SYSCALL}
+    assert {entry.error_code for entry in entries if entry.gateway is Gateway.INTERRUPT} == {False, True}
+    found = learn(code, entries)
+    shipped = find("nrk").layout
+    assert shipped is not None
+    assert found.slots == shipped.slots
+    assert set(found.never) == ({"rflags"} if defines else set())
+
+
+def test_a_file_without_entries() -> None:
+    assert find_entries(Code(lambda _, length: bytes(length), 64), [(0x1000, bytes(64) + b"\x48\xcf")], ()) == []
+
+
+def test_live_saves_confirm_or_refute(tmp_path: Path) -> None:
+    learnt = Learnt(64, {"rax": 0, "rbx": 8, "rcx": 16, "rdx": 24, "rsi": 32, "rip": 40})
+    ctx = context()
+
+    def save(wrong: str = "") -> list[Batch]:
+        rows = []
+        for name, at in learnt.slots.items():
+            row = np.zeros(1, ROW)
+            row["kind"], row["addr"], row["value"] = Kind.STORE, 0x8000 + at, ctx[name] + (name == wrong)
+            rows.append(row)
+        return rows
+
+    area = np.zeros(1, ROW)
+    area["kind"], area["addr"] = Kind.AREA, 0x8000
+    rows = [area, entry(ctx), *save(), exit_(ctx), entry(ctx), *save("rdx"), exit_(ctx), entry(ctx), exit_(ctx)]
+    confirm(learnt, concat(rows))
+    assert (learnt.confirmed, learnt.tried) == (1, 2)
+    assert "confirmed on 1 of 2 live contexts" in learnt.profile_text("it")
+
+
+def ctxwatch(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(Path(sys.executable).with_name("ctxwatch")), *words], capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.guest
+def test_learn_from_a_running_guest(tmp_path: Path) -> None:
+    out = tmp_path / "mine.toml"
+    done = ctxwatch("learn", "nrk-rflags", "-o", str(out), "--name", "mine")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "never stores RFLAGS" in done.stderr
+    mine = find(str(out))
+    assert mine.name == "mine"
+    assert mine.layout == find("nrk").layout
+    assert mine.current == "[gs:8]"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "what is to be learnt from is not clear; name one"),
+        (["clean-nrk", "--kernel", "x"], "not clear"),
+        (["--kernel", "/dev/null"], "neither an ELF file nor"),
+        (["--kernel", "/nowhere"], "cannot read the kernel /nowhere"),
+        (["no-such-guest"], "no bundled guest"),
+        (["clean-nrk", "--name", "No Name"], "is no name for a profile"),
+        (["clean-nrk", "--entries", "0"], "must be more than 0"),
+    ],
+)
+def test_learn_refuses_in_one_line(words: list[str], says: str) -> None:
+    done = ctxwatch("learn", *words)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1

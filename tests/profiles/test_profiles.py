@@ -125,3 +125,15 @@ def test_array_and_fixed() -> None:
         0x2080,
     ]
     assert areas("[areas]\nkind = 'fixed'\naddresses = ['current', '1']\noffset = 4\n", {})[0] == [0x2004, 5]
+
+
+def test_every_shipped_profile_has_a_page() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    assert sorted(page.stem for page in (docs / "profiles").glob("*.md")) == shipped_names()
+    text = (docs / "profiles.md").read_text("utf-8")
+    assert all(f"profiles/{name}.md" in text for name in shipped_names())
+
+
+def test_an_image_that_reaches_beyond_the_area() -> None:
+    with pytest.raises(UsageError, match="FXSAVE image at 8 ends beyond"):
+        parse(HEAD + "[area]\nsize = 64\nsimd = 8\n[area.slots]\nrax = 0\n", "mine.toml")
