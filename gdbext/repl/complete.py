@@ -45,20 +45,15 @@ class ReplCompleter(Completer):
     async def get_completions_async(
         self, document: Document, complete_event: CompleteEvent
     ) -> AsyncGenerator[Completion, None]:
-        """All of it, GDB's after ours."""
-        seen = set()
-        for completion in self.get_completions(document, complete_event):
-            seen.add(completion.text)
-            yield completion
+        """All of it: what GDB can complete, too."""
+        found = {completion.text: completion for completion in self.get_completions(document, complete_event)}
         line = document.current_line_before_cursor.lstrip()
-        if self._session.recorded is not None or not line:
-            return
         ours = self._session.command(line) if " " in line else None
-        if ours is not None and ours[0].name != "help":
-            return
-        for completion in [c async for c in self._gdb(line)][:MOST]:
-            if completion.text not in seen:
-                yield completion
+        if line and self._session.recorded is None and (ours is None or ours[0].name == "help"):
+            for completion in [c async for c in self._gdb(line)][:MOST]:
+                found.setdefault(completion.text, completion)
+        for completion in found.values():
+            yield _ended(completion) if len(found) == 1 else completion
 
     def _arguments(
         self, name: str, word: str, document: Document, complete_event: CompleteEvent
@@ -94,6 +89,13 @@ def _words(words: Iterable[str], start: str, length: int | None = None) -> Itera
     for word in sorted(set(words)):
         if word.startswith(start):
             yield Completion(word, -(len(start) if length is None else length))
+
+
+def _ended(completion: Completion) -> Completion:
+    """The only completion there is, with the space that follows a whole word (and not a directory)."""
+    if completion.text.endswith("/") or completion.display_text.endswith("/"):
+        return completion
+    return Completion(completion.text + " ", completion.start_position, display=completion.display)
 
 
 def _matched(pattern: re.Pattern[str], line: str) -> str:

@@ -33,7 +33,9 @@ def instruction(line: str) -> Fragments | None:
 
 def _code(text: str) -> Fragments:
     from prompt_toolkit.styles.pygments import pygments_token_to_classname
-    from pygments.lexers.asm import GasLexer
+    from pygments.lexers.asm import GasLexer, NasmLexer
 
-    tokens = GasLexer(stripnl=False, ensurenl=False).get_tokens(text)
+    # AT&T's way of writing marks registers and constants; the other one is Intel's.
+    lexer = GasLexer if "%" in text or "$" in text else NasmLexer
+    tokens = lexer(stripnl=False, ensurenl=False).get_tokens(text)
     return [(f"class:{pygments_token_to_classname(kind)}", part) for kind, part in tokens]

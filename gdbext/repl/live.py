@@ -145,6 +145,9 @@ class Live:
         if self._connecting is not None:
             await asyncio.wait((self._connecting,))
         running = self.connection.state is State.RUNNING
+        if running and command.strip() == "interrupt":
+            await self._halt()  # GDB's own may be lost
+            return
         if self._one_at_a_time.locked() and running:
             raise CtxwatchError(f"GDB waits for the guest in {self.doing!r}", todo="Ctrl-C interrupts it")
         await self._permit(command)

@@ -75,7 +75,7 @@ class Prompt:
                     text = await self._read()
                 except EOFError:
                     what = self._session.something_runs
-                    if not what or await self._put(f"{what[0].upper()}{what[1:]}. Leave?", at_end=True):
+                    if not what or await self._put(f"{what}. Leave?", at_end=True):
                         break
                     continue
                 if text == _ASKED:

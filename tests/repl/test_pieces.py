@@ -254,6 +254,7 @@ def test_a_gdbstub_that_has_a_client(tmp_path: Path, address: str, taken: bool) 
         "   0x0000000000401402 <+12>:\t48 89 c3\tmov    %rax,%rbx",
         "0xfff0:\tadd    %al,(%rax)",
         "   0x10:\t(bad)",
+        "   0x1 <f>:\tmov rax, qword ptr gs:[rdi + 8]",
     ],
 )
 def test_instructions_are_coloured_and_not_changed(line: str) -> None:

@@ -197,7 +197,7 @@ async def test_ctrl_d_asks_when_something_is_there() -> None:
     async with terminal(CONNECT) as repl:
         await repl.until("stopped │")
         repl.type("\x04")
-        await repl.until("Localhost:1234 is stopped. Leave? (y or n)")
+        await repl.until("localhost:1234 is stopped. Leave? (y or n)")
         repl.type("n\r")
         await repl.until("(ctx) ", "stopped │")
         repl.type("\x04")
