@@ -69,6 +69,10 @@ def space(batch: Rows) -> U64:
 
 def keys(batch: Rows) -> U64:
     """One hash per context of (RIP, RSP, address space): equal contexts have equal keys."""
+    return batch.memo("keys", lambda: _keys(batch)) if isinstance(batch, Columns) else _keys(batch)
+
+
+def _keys(batch: Rows) -> U64:
     with np.errstate(over="ignore"):
         key: U64 = batch["rip"] * np.uint64(0x9E3779B97F4A7C15)
         key ^= (batch["rsp"] + np.uint64(0x7F4A7C15)) * np.uint64(0xC2B2AE3D27D4EB4F)

@@ -20,10 +20,11 @@ class Pending:
         self._rows: Batch = np.zeros(0, ROW)
         self._key_of: list[int | None] = []
         self._slots: dict[int, list[int]] = {}
+        self._taken: dict[int, None] = {}  # a dict keeps the order of insertion
         self._next = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._slots.values()))
+        return len(self._taken)
 
     def add(self, key: int, row: Batch) -> None:
         """Remember the entry `row` (a batch of one)."""
@@ -36,6 +37,7 @@ class Pending:
             self._forget(old, slot)
         self._rows[slot] = row[0]
         self._key_of[slot] = key
+        self._taken[slot] = None
         self._slots.setdefault(key, []).append(slot)
 
     def find(self, key: int) -> list[int]:
@@ -54,11 +56,7 @@ class Pending:
 
     def all(self) -> Batch:
         """Every pending row, oldest first."""
-        slots = sorted((slot for group in self._slots.values() for slot in group), key=self._age)
-        return self._rows[slots]
-
-    def _age(self, slot: int) -> int:
-        return (slot - self._next) % self._capacity
+        return self._rows[list(self._taken)]
 
     def _forget(self, key: int, slot: int) -> None:
         group = self._slots[key]
@@ -66,10 +64,12 @@ class Pending:
         if not group:
             del self._slots[key]
         self._key_of[slot] = None
+        del self._taken[slot]
 
     def _grow(self, row: Batch) -> None:
         """Allocate for this dtype; a source never changes its row in mid-stream."""
         self._rows = np.zeros(self._capacity, row.dtype)
         self._key_of = [None] * self._capacity
         self._slots.clear()
+        self._taken.clear()
         self._next = 0

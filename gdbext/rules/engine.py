@@ -97,7 +97,7 @@ class Engine:
         if not len(batch):
             return []
         columns = Columns(np.ascontiguousarray(batch))
-        self.history.begin(columns.rows)
+        self.history.begin(columns)
         self._count(columns)
         judged = [item for judge in self._judges for item in judge.feed(columns)]
         judged += death.judge(columns, self.history)

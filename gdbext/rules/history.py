@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Final
 
 import numpy as np
 
+from gdbext.events.columns import Columns
 from gdbext.events.row import ROW, Batch, Kind, concat
-from gdbext.ledger.compare import is_user, space
+from gdbext.ledger.compare import U64, is_call, is_user, keys, space
 
 CAPACITY: Final = 2048
 
@@ -17,25 +17,34 @@ class History:
     """The last CAPACITY rows before the batch at hand, and the part of it already judged."""
 
     def __init__(self) -> None:
-        self._past: deque[Batch] = deque()
-        self._kept = 0
-        self._now: Batch = np.zeros(0, ROW)
+        self._past: Batch = np.zeros(0, ROW)
+        self._past_keys = np.zeros(0, np.uint64)
+        self._end = 0
+        self._now = Columns(self._past)
 
-    def begin(self, batch: Batch) -> None:
+    def begin(self, batch: Columns) -> None:
         """`batch` is about to be judged; the one before becomes past."""
         if len(self._now):
-            self._past.append(self._now[-CAPACITY:].copy())
-            self._kept += len(self._past[-1])
-        while self._past and self._kept - len(self._past[0]) >= CAPACITY:
-            self._kept -= len(self._past.popleft())
+            self._keep(self._now.rows[-CAPACITY:], keys(self._now)[-CAPACITY:])
         self._now = batch
 
     def before(self, seq: int) -> Batch:
         """The rows with an event number below `seq`, oldest first, CAPACITY at most."""
-        parts = [*self._past, self._now]
-        kept = [part[part["seq"] < seq] for part in parts if len(part) and part["seq"][0] < seq]
-        rows = concat(kept) if kept else self._now[:0]
-        return rows[-CAPACITY:]
+        end = self._judged(seq)
+        now = self._now.rows[max(end - CAPACITY, 0) : end]
+        past = self._past[self._end - min(self._end, CAPACITY - len(now)) : self._end]
+        past = past[: np.searchsorted(past["seq"], seq)]
+        return concat((past, now)) if len(past) and len(now) else now if len(now) else past
+
+    def last_interrupted(self, key: int, seq: int) -> Batch | None:
+        """The last context with this key that was interrupted before event `seq` (not by a system call), or None."""
+        end = self._judged(seq)
+        start = max(end - CAPACITY, 0)
+        found = _last(self._now.rows, keys(self._now), start, end, key, seq)
+        if found is None:
+            start = self._end - min(self._end, CAPACITY - (end - start))
+            found = _last(self._past, self._past_keys, start, self._end, key, seq)
+        return found
 
     def entries_between(self, after: int, upto: int) -> int:
         """How many entries have event numbers above `after` and up to `upto` (within the rows kept)."""
@@ -54,3 +63,29 @@ class History:
         mine = (rows[field] == np.uint64(value)) & (space(rows) == space(row)) & (is_user(rows) == is_user(row))
         hits = np.flatnonzero(mine)
         return rows[hits[-1:]] if len(hits) else None
+
+    def _judged(self, seq: int) -> int:
+        """How many rows of the batch at hand come before event `seq`."""
+        return int(np.searchsorted(self._now["seq"], seq))
+
+    def _keep(self, rows: Batch, known: U64) -> None:
+        """Append to the past: an array of twice the rows kept, moved to its front when it is full."""
+        if self._past.dtype != rows.dtype or not len(self._past):
+            self._past, self._end = np.zeros(2 * CAPACITY, rows.dtype), 0
+            self._past_keys = np.zeros(2 * CAPACITY, np.uint64)
+        if self._end + len(rows) > 2 * CAPACITY:
+            kept = slice(self._end - min(self._end, CAPACITY), self._end)
+            self._end = kept.stop - kept.start
+            self._past[: self._end] = self._past[kept].copy()
+            self._past_keys[: self._end] = self._past_keys[kept].copy()
+        self._past[self._end : self._end + len(rows)] = rows
+        self._past_keys[self._end : self._end + len(rows)] = known
+        self._end += len(rows)
+
+
+def _last(rows: Batch, known: U64, start: int, end: int, key: int, seq: int) -> Batch | None:
+    for at in np.flatnonzero(known[start:end] == key)[::-1].tolist():
+        row = rows[start + at : start + at + 1]
+        if row["kind"][0] == Kind.ENTRY and row["seq"][0] < seq and not is_call(row)[0]:
+            return row
+    return None

@@ -117,6 +117,7 @@ class ResumeJudge:
         if again:
             yield again[0], row, again[1]
             return
+        live = self._with_owner_of_rsp(row, live)
         near = self._nearest(row, live)
         if near:
             entry, mask, match = near
@@ -126,6 +127,22 @@ class ResumeJudge:
             for draft in returns.judge_exit(row, near[0] if near else None, self._policy):
                 yield draft, row, near[0] if near else None
 
+    def _with_owner_of_rsp(self, row: Batch, live: Batch) -> Batch:
+        """`live`, and the last system call of another address space that was made with the RSP resumed here.
+
+        Only where a system call waits to be resumed at this RIP with another RSP: its return may have taken the RSP
+        that somebody else's call left in per-CPU scratch, and that call may long be over.
+        """
+        if not len(live) or not bool(is_user(row)[0]):
+            return live
+        waits = is_call(live) & (live["rip"] == row["rip"]) & (live["rsp"] != row["rsp"]) & (space(live) == space(row))
+        if not waits.any() or (live["rsp"] == row["rsp"]).any():
+            return live
+        past = self._history.before(int(row["seq"][0]))
+        past = past[(past["kind"] == Kind.ENTRY) & (past["rsp"] == row["rsp"])]
+        past = past[is_call(past) & (space(past) != space(row))][-1:]
+        return concat((live, past)) if len(past) else live
+
     def _nearest(self, row: Batch, live: Batch) -> tuple[Batch, int, str] | None:
         """The live context that `row` resumes wrongly, the mask of what differs, and the kind of match; or None.
 
@@ -134,15 +151,19 @@ class ResumeJudge:
         live = live[is_user(live) == is_user(row)] if len(live) else live
         if not len(live):
             return None
+        equal, telling = agreement(live, row)
+        like = equal >= STRONG_EQUAL
+        if not like.any():
+            return None
+        other_rsp = _rsp_of_another(row, live)[like]
+        live, equal, telling = live[like], equal[like], telling[like]
         exits = np.repeat(row, len(live))
-        equal, telling = agreement(live, exits)
-        strong = (equal >= STRONG_EQUAL) & (telling >= STRONG_TELLING)
+        strong = telling >= STRONG_TELLING
         call = is_call(live)
         same_space = space(live) == space(row)
         same_rip, same_rsp = live["rip"] == row["rip"], live["rsp"] == row["rsp"]
         masks = differences(live, exits, self._law)
-        restarted = call & same_space & same_rsp & (live["rip"] - row["rip"] == 2) & (equal >= STRONG_EQUAL)
-        other_rsp = _rsp_of_another(row, live, same_space)
+        restarted = call & same_space & same_rsp & (live["rip"] - row["rip"] == 2)
         moved = same_space & same_rip & ~same_rsp & strong & (~call | other_rsp)
         jumped = same_space & same_rsp & ~same_rip & strong & ~call & ~self._may_redirect(live, row)
         foreign = ~same_space & same_rip & same_rsp & strong & (equal == 15) & ~call
@@ -172,8 +193,11 @@ class ResumeJudge:
         return allowed | (user & self._policy.user_redirects)
 
 
-def _rsp_of_another(row: Batch, live: Batch, same_space: compare.Bools) -> compare.Bools:
-    """True for each live context if the resumed RSP is that of a live context with another RSP than its own."""
-    owners = same_space & (live["rsp"] == row["rsp"])
+def _rsp_of_another(row: Batch, live: Batch) -> compare.Bools:
+    """True for each live context if the resumed RSP is that of a live context with another RSP than its own.
+
+    (A clone's new thread begins on a stack of its choice, but deeper than where any call is made on one.)
+    """
+    owners = live["rsp"] == row["rsp"]
     result: compare.Bools = np.full(len(live), bool(owners.any())) & ~owners
     return result

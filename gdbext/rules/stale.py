@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gdbext.events.row import Batch, Kind
+from gdbext.events.row import Batch
 from gdbext.ledger.compare import agreement, gprs, is_call, is_user, keys, space
 from gdbext.rules.draft import Draft
 from gdbext.rules.finding import Difference
@@ -23,12 +23,10 @@ def resumed_again(row: Batch, live: Batch, history: History) -> tuple[Draft, Bat
     again since: there is a pending context of the same address space and FS base that is newer. A pending system
     call does not count: it may be the last one of a process whose page tables are in use again.
     """
-    past = history.before(int(row["seq"][0]))
-    if not len(past) or not len(live):
+    if not len(live):
         return None
-    same = (past["kind"] == Kind.ENTRY) & (keys(past) == keys(row)) & ~is_call(past)
-    old = past[same][-1:]
-    if not len(old):
+    old = history.last_interrupted(int(keys(row)[0]), int(row["seq"][0]))
+    if old is None:
         return None
     equal, telling = agreement(old, row)
     mine = (space(live) == space(row)) & (live["fs_base"] == row["fs_base"]) & (is_user(live) == is_user(row))

@@ -57,14 +57,14 @@ def drafts(policy: Policy, entry: Batch, row: Batch, mask: int, match: str, live
 def _owner_of(row: Batch, others: Batch, fields: list[str]) -> Batch | None:
     """The other suspended context whose registers were resumed instead, or None.
 
-    Four or more registers that all are another context's, or an RSP that is another's in the same address space.
+    Four or more registers that all are another context's, or an RSP that is another's.
     """
     if not len(others):
         return None
     equal, telling = agreement(others, np.repeat(row, len(others)))
     swapped = (equal == 15) & (telling >= STRONG_TELLING) & (len(fields) >= 4)
     if fields == ["rsp"]:
-        swapped |= (others["rsp"] == row["rsp"]) & (space(others) == space(row)) & (is_user(others) == is_user(row))
+        swapped |= (others["rsp"] == row["rsp"]) & (is_user(others) == is_user(row))
     hits = np.flatnonzero(swapped)
     return others[hits[-1:]] if len(hits) else None
 
