@@ -1,0 +1,137 @@
+"""Findings and results as a person and as a program read them."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from rich.console import Console
+
+from gdbext.report.context import context_rows
+from gdbext.report.document import QemuFacts, RunReport
+from gdbext.report.text import render_finding, render_summary
+from gdbext.rules.engine import Counts, Engine
+from gdbext.rules.finding import Difference, Finding, Place, Writer
+from tests.rules.rows import batch, context, entry, exit_, stamp
+
+
+def shown(renderable: object, width: int = 100) -> str:
+    """What a terminal of that width shows, without colour and without the padding at line ends."""
+    console = Console(width=width, color_system=None, force_terminal=False, markup=False, highlight=False)
+    with console.capture() as capture:
+        console.print(renderable)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+@pytest.fixture
+def finding() -> Finding:
+    """A lost ZF, found by the engine."""
+    engine = Engine()
+    rows = stamp(batch(entry(context(rflags=0x246)), exit_(context(rflags=0x202))))
+    [found] = [finding for finding in engine.feed(rows) if finding.code == "CW102"]
+    return found
+
+
+def hostile() -> Finding:
+    return Finding(
+        code="CW101", event=1, cpu=0, vector=32, interrupted=Place(0x1000, "f\x1b[2Jx", 3), pc=0x2000, cause="a\nb\x07",
+        look_at="c\x9b", thread="\u202et", slot="s\r", writer=Writer(0x3000, "w\x1b]0;t\x07"), pc_symbol="p\x00",
+        differences=(Difference("rax", 1, 2),), table=(("n\x1b", 1, 2, "v\x1b"),),
+    )  # fmt: skip
+
+
+def test_the_picture_of_a_finding(finding: Finding) -> None:
+    text = shown(render_finding(finding))
+    assert text.splitlines()[0] == "CW102 flags-not-restored  event 2, CPU 0, interrupt 0x20"
+    assert re.search(r"^ +interrupted +0x400100, user code$", text, re.MULTILINE)
+    assert re.search(r"▶ +rflags +0{13}246 +0{13}202 +PF lost, ZF lost$", text, re.MULTILINE)
+    assert re.search(r"^ +rip +0{10}400100 +=$", text, re.MULTILINE)
+    assert "rbx" not in text
+    assert re.search(r"^ +compared to +event 1, the entry with the same RIP and RSP$", text, re.MULTILINE)
+    assert finding.look_at.split()[0] in text
+
+
+def test_the_whole_context_on_request(finding: Finding) -> None:
+    text = shown(render_finding(finding, full=True))
+    for row in context_rows(finding):
+        assert row.label in text
+    assert "the other" not in text
+
+
+def test_nothing_is_wider_than_the_terminal(finding: Finding) -> None:
+    for width in (60, 80, 100, 140):
+        assert max(map(len, shown(render_finding(finding), width).splitlines())) <= width
+
+
+def test_registers_have_their_32_bit_names(finding: Finding) -> None:
+    finding.bits = 32
+    labels = [row.label for row in context_rows(finding)]
+    assert "eflags" in labels
+    assert "edi" in labels
+    assert "r8" not in labels
+    assert {row.digits for row in context_rows(finding)} == {4, 8}
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_hostile_guest_does_not_reach_the_terminal(full: bool) -> None:
+    text = shown(render_finding(hostile(), full)) + shown(render_summary(RunReport("g", "probe", findings=[hostile()])))
+    assert all(character.isprintable() or character == "\n" for character in text)
+
+
+def test_the_summary_of_a_clean_run() -> None:
+    text = shown(render_summary(RunReport("g", "probe", counts=Counts(5, 5, 1, 0, 4, 0), seconds=1.25)))
+    assert text.splitlines()[0] == "nothing found"
+    assert "5 entries (1 system calls), 5 exits, 4 resumed identical, 0 lost, 1.2 s, by probe" in text
+
+
+def test_the_summary_counts_findings(finding: Finding) -> None:
+    finding.count = 7
+    text = shown(render_summary(RunReport("g", "probe", findings=[finding])))
+    assert re.search(r"^CW102 flags-not-restored +rflags +7 times +first at event 2, 0x400100$", text, re.MULTILINE)
+
+
+def test_an_incomplete_run_is_never_called_clean() -> None:
+    text = shown(render_summary(RunReport("g", "recording", incomplete="it is cut")))
+    assert "nothing found in the part that could be read" in text
+
+
+CONTRACT = {
+    "schema", "guest", "source", "qemu", "events", "seconds", "findings",
+}  # fmt: skip
+FINDING = {
+    "code", "name", "severity", "count", "event", "cpu", "vector", "interrupted", "field", "expected", "actual",
+    "match", "thread", "slot", "writer", "cause", "look_at",
+}  # fmt: skip
+
+
+def test_the_document_has_the_keys_of_the_contract(finding: Finding) -> None:
+    report = RunReport("g", "probe", QemuFacts("10.0.2", "tcg", 4), lost=3, seconds=1.23456, findings=[finding])
+    document = json.loads(report.json())
+    assert document.keys() == CONTRACT
+    assert document["schema"] == "ctxwatch.report/1"
+    assert document["qemu"] == {"version": "10.0.2", "accel": "tcg", "plugin_api": 4}
+    assert document["events"].keys() == {
+        "entries", "exits", "syscalls", "swapgs", "identical", "unmatched", "lost",
+    }  # fmt: skip
+    assert document["events"]["lost"] == 3
+    assert document["seconds"] == 1.235
+    [found] = document["findings"]
+    assert found.keys() == FINDING
+    assert found["interrupted"] == {"rip": "0x400100", "symbol": None, "cpl": 3}
+    assert (found["field"], found["expected"], found["actual"]) == ("rflags", "0x246", "0x202")
+
+
+def test_several_fields_keep_their_order() -> None:
+    found = hostile()
+    found.differences = (Difference("rax", 1, 2), Difference("rbx", 3, 4))
+    document = RunReport("g", "probe", findings=[found]).document()["findings"][0]
+    assert (document["field"], document["expected"], document["actual"]) == ("rax,rbx", "0x1,0x3", "0x2,0x4")
+    assert document["writer"] == {"rip": "0x3000", "symbol": "w\x1b]0;t\x07"}
+
+
+def test_a_warning_is_no_error(finding: Finding) -> None:
+    finding.severity = "warning"
+    assert not RunReport("g", "probe", findings=[finding]).has_errors
+    finding.severity = "error"
+    assert RunReport("g", "probe", findings=[finding]).has_errors
