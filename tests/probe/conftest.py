@@ -77,6 +77,11 @@ class Watched:
                 return
             assert time.monotonic() < deadline, f"not in {seconds} s; the guest said: {self.serial[-5:]}"
 
+    def drain(self) -> None:
+        """Take what is left of a guest that stands still."""
+        while (rows := self.source.read(0.1)) is not None and len(rows):
+            self.parts.append(rows)
+
     def said(self, text: str) -> bool:
         """Has the guest printed it?"""
         return any(text in line for line in self.serial)

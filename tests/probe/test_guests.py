@@ -1,0 +1,302 @@
+"""The probe in real guests: every event counted against what the guest itself counts, nothing lost, nobody hurt."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gdbext.arch.registers import GPR64
+from gdbext.events.row import Flag, How, Kind
+from gdbext.qemu.probe import ProbeBuild, plugin_args
+from gdbext.sources.base import Capability
+from gdbext.sources.probe import LeftoverSource, TrackedVariable
+
+from .conftest import HERE, Watched
+
+pytestmark = pytest.mark.guest
+
+Watch = Callable[..., Watched]
+Kernel = Callable[[str], Path]
+
+
+def count(watched: Watched, kind: int) -> Counter[str]:
+    rows = watched.rows[watched.rows["kind"] == kind]
+    return Counter(How.NAMES[how] for how in rows["how"].tolist())
+
+
+def summary(watched: Watched) -> dict[str, int]:
+    """What the guest says of itself: ``guest: ticks 2500 calls 783 …``."""
+    line = next(line for line in watched.serial if "guest: ticks" in line)
+    return {name: int(number) for name, number in re.findall(r"(\w+) (\d+)", line)}
+
+
+@pytest.mark.parametrize(("name", "smp"), [("clean-nrk", 1), ("clean-osdev", 1), ("clean-smp", 2), ("clean-nrk", 4)])
+def test_a_clean_guest_event_by_event(watch: Watch, guest: Kernel, name: str, smp: int) -> None:
+    watched = watch("-kernel", str(guest(name)), "-smp", str(smp))
+    watched.machine.cont()
+    watched.run(watched.done)
+    watched.machine.stop()
+    watched.drain()
+    rows, said = watched.rows, summary(watched)
+    entries, exits = rows[rows["kind"] == Kind.ENTRY], rows[rows["kind"] == Kind.EXIT]
+    assert watched.source.lost == 0
+    assert (np.diff(rows["seq"].astype(np.int64)) == 1).all()
+
+    kinds = Counter(entries["vector"].tolist())
+    assert said["ticks"] <= kinds[0x40] <= said["ticks"] + smp  # other CPUs' last ticks come after the line
+    assert kinds[0x100] + kinds[0x80] == said["calls"]
+    assert kinds[14] == said["faults"]
+    assert (entries["how"][entries["vector"] == 0x80] == How.SOFT).all()
+    assert ((entries["flags"] & Flag.ERROR_CODE != 0) == (entries["vector"] == 14)).all()
+    assert watched.source.counters["stray"] == 0
+    assert not (rows["flags"] & Flag.UNREADABLE).any()
+
+    # Every interrupt of user code is resumed bit for bit; what the probe calls identical is.
+    first = {int(row["seq"]): row for row in entries}
+    resumed = set()
+    for row in exits[(exits["flags"] & Flag.IDENTICAL) != 0]:
+        entry = first[int(row["match"])]
+        resumed.add(int(row["match"]))
+        changed = [n for n in (*GPR64, "rip", "rflags", "cs", "ss") if row[n] != entry[n]]
+        may = {"rax", "rcx", "r11"} if entry["how"] == How.SYSCALL else {"rax"} if entry["how"] == How.SOFT else set()
+        assert set(changed) <= may, (changed, row["seq"])
+    asynchronous = entries[(entries["how"] == How.INTERRUPT)]
+    left = [int(row["seq"]) for row in asynchronous if int(row["seq"]) not in resumed]
+    assert len(left) <= 32, left  # the threads that are suspended at the end
+
+    user = entries[(entries["cs"] & 3) == 3]
+    assert not (user["flags"] & Flag.PARITY_KERNEL).any()
+    assert (user["flags"] & Flag.PARITY_KNOWN).all()
+    assert not (rows["kind"] == Kind.GS_ACCESS).any()
+
+
+def test_switches_come_in_pairs(watch: Watch, guest: Kernel) -> None:
+    watched = watch("-kernel", str(guest("clean-osdev")))
+    watched.machine.cont()
+    watched.run(watched.done)
+    rows = watched.rows
+    out = {int(row["seq"]): row for row in rows[rows["kind"] == Kind.SWITCH_OUT]}
+    back = rows[rows["kind"] == Kind.SWITCH_IN]
+    assert len(back) > 100
+    saved = ("rbx", "rbp", "r12", "r13", "r14", "r15", "rsp")
+    for row in back:
+        gone = out[int(row["match"])]
+        assert [n for n in saved if row[n] != gone[n]] == []
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("options", [(), ("-accel", "tcg,one-insn-per-tb=on")])
+def test_handlers_that_are_hard_to_see(watch: Watch, tmp_path: Path, bits: int, options: tuple[str, ...]) -> None:
+    """See guest/handlers.S for the steps."""
+    elf, kernel = tmp_path / "handlers", tmp_path / "kernel.elf"
+    flags = ["-nostdlib", "-static", "-no-pie", "-Wl,-Ttext=0x100000,--build-id=none,-N,-z,noexecstack"]
+    subprocess.run(["cc", "-m64", f"-DBITS={bits}", *flags, "-o", elf, HERE / "guest" / "handlers.S"], check=True)
+    subprocess.run(["objcopy", "-O", "elf32-i386", elf, kernel], check=True)
+    words = ("-kernel", str(kernel), "-device", "isa-debug-exit,iobase=0xf4", *options)
+    watched = watch(*words, every_self=True)
+    watched.machine.cont()
+    watched.run(lambda: watched.machine.ending() is not None)
+    watched.drain()
+    rows = watched.rows
+    entries = rows[rows["kind"] == Kind.ENTRY]
+    soft, fault, irq = How.SOFT, How.EXCEPTION, How.INTERRUPT
+    expected = [
+        (0x40, soft), (0x41, soft), (0x41, soft), (0x41, soft), (0x51, soft), (0x52, soft), (6, fault), (6, soft),
+        (13, fault), (13, soft), (0x60, soft), (0x61, soft), (0x63, soft), (0x62, soft), (6, fault),
+    ]  # fmt: skip
+    seen = list(zip(entries["vector"].tolist(), entries["how"].tolist(), strict=True))
+    assert seen[: len(expected)] == expected
+    with_error = [n for n, flags in enumerate(entries["flags"].tolist()) if flags & Flag.ERROR_CODE]
+    assert with_error == [8]
+    assert int(entries["error"][8]) == 0xFFF0
+
+    # The guest counted the deliveries and how often the timer came before the handler's first instruction.
+    last = rows[rows["flags"] & Flag.SELF != 0]
+    assert len(last) == 1
+    rest = seen[len(expected) :]
+    assert set(rest) <= {(0x70, soft), (0x20, irq)}
+    assert rest.count((0x70, soft)) == int(last["rdi"][0])
+    handler = int(entries["pc"][entries["vector"] == 0x70][0])
+    timer = entries[entries["vector"] == 0x20]
+    assert int((timer["rip"] == handler).sum()) == int(last["rsi"][0]) > 0
+    assert (entries["flags"] & Flag.LINEAR32 != 0).all() == (bits == 32)
+
+
+def test_stores_and_tracked_variables(watch: Watch, guest: Kernel) -> None:
+    kernel = guest("clean-nrk")
+    watched = watch("-kernel", str(kernel), watch=True)
+    assert watched.source.capabilities & Capability.STORES
+    symbols = subprocess.run(["nm", str(kernel)], capture_output=True, text=True, check=True).stdout
+    ticks = int(re.findall(r"^(\w+) \w ticks$", symbols, re.MULTILINE)[0], 16)
+    watched.source.set_watch([(ticks, ticks + 4)])
+    watched.source.set_tracked([TrackedVariable(ticks, 4), TrackedVariable(8, 8, gs=True)])
+    watched.machine.cont()
+    watched.run(watched.done)
+    rows = watched.rows
+    stores = rows[(rows["kind"] == Kind.STORE) & (rows["addr"] == ticks)]
+    said = summary(watched)["ticks"]
+    values = stores["value"] & 0xFFFF_FFFF
+    assert values[values > 0].tolist() == list(range(1, said + 1))
+    assert (stores["cpl"] == 0).all()
+    written = rows[(rows["kind"] == Kind.TRACKED) & (rows["addr"] == ticks)]
+    assert len(written) >= said - 1  # seen from the first entry on, which tells where the variable lies
+    interrupts = rows[(rows["kind"] == Kind.ENTRY) & (rows["vector"] == 0x40)]
+    assert interrupts["tracked"][:, 0].tolist() == list(range(said))
+    areas = interrupts["tracked"][:, 1]
+    assert (areas >> 63 == 1).all()  # the current thread's save area, a kernel address
+    assert len(set(areas.tolist())) > 2
+
+
+def test_simd_state(watch: Watch, guest: Kernel) -> None:
+    watched = watch("-kernel", str(guest("clean-nrk")), simd=True)
+    assert watched.source.capabilities & Capability.SIMD
+    watched.machine.cont()
+    watched.run(watched.done)
+    rows = watched.rows
+    both = rows[(rows["kind"] == Kind.ENTRY) | (rows["kind"] == Kind.EXIT)]
+    assert (both["flags"] & Flag.SIMD).all()
+    assert int(both["mxcsr"][-1]) & 0x1F80 == 0x1F80
+    user = both[(both["cs"] & 3) == 3]
+    assert (user["simd"]["xmm"] != 0).any()
+    assert (user["simd"]["fctrl"] != 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "how"),
+    [("swapgs-missing", Kind.GS_ACCESS, None), ("callee-lost", Kind.SWITCH_IN, None)],
+)
+def test_what_the_probe_alone_sees(watch: Watch, guest: Kernel, name: str, kind: int, how: int | None) -> None:
+    watched = watch("-kernel", str(guest(name)))
+    watched.machine.cont()
+    watched.run(lambda: len(watched.parts) > 0 and (watched.rows["kind"] == kind).any(), 20)
+    row = watched.rows[watched.rows["kind"] == kind][0]
+    if kind == Kind.GS_ACCESS:
+        assert row["cpl"] == 0
+        assert int(row["addr"]) - int(row["gs_base"]) < 4096
+        assert not row["flags"] & Flag.PARITY_KERNEL
+
+
+def halt_once(watch: Watch, kernel: Path, *words: str, deliberate: float = 0.0) -> None:
+    """Halt at the first exit that has a live entry and differs from it; RIP and RSP are then those of the context."""
+    watched = watch("-kernel", str(kernel), *words, halt=True)
+    watched.machine.cont()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        rows = watched.source.read(0.1)
+        assert rows is not None, "QEMU ended"
+        for row in rows[(rows["flags"] & Flag.WAITING) != 0]:
+            time.sleep(deliberate)
+            bad = row["kind"] == Kind.EXIT and row["match"] != 0
+            watched.source.release(int(row["cpu"]), halt=bool(bad))
+            if bad:
+                where = [registers(watched.machine.qmp, cpu) for cpu in range(len(watched.source._ring.control))]
+                assert (int(row["rip"]), int(row["rsp"])) in where
+                watched.source.close()
+                watched.machine.close()
+                return
+    pytest.fail("the bug did not show in 30 s")
+
+
+def registers(qmp: Any, cpu: int) -> tuple[int, int]:
+    text = qmp.execute("human-monitor-command", {"command-line": "info registers", "cpu-index": cpu})
+    rip, rsp = (re.search(rf"\b[RE]{name}=([0-9a-fA-F]+)", text) for name in ("IP", "SP"))
+    assert rip is not None
+    assert rsp is not None
+    return int(rip[1], 16), int(rsp[1], 16)
+
+
+@pytest.mark.parametrize("smp", [1, 4])
+def test_a_halt_is_exact(watch: Watch, guest: Kernel, smp: int) -> None:
+    kernel = guest("nrk-rflags")
+    for deliberate in (0.0, 0.0, 0.005, 0.02):
+        halt_once(watch, kernel, "-smp", str(smp), deliberate=deliberate)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("smp", [1, 4])
+def test_a_hundred_halts_are_exact(watch: Watch, guest: Kernel, smp: int) -> None:
+    kernel = guest("nrk-rflags")
+    for turn in range(100):
+        halt_once(watch, kernel, "-smp", str(smp), deliberate=0.003 * (turn % 4))
+
+
+def test_a_killed_qemu_ends_the_stream(watch: Watch, guest: Kernel) -> None:
+    watched = watch("-kernel", str(guest("clean-nrk")))
+    watched.machine.cont()
+    watched.run(lambda: sum(map(len, watched.parts)) > 500)
+    os.kill(watched.machine.pid, signal.SIGKILL)
+    began = time.monotonic()
+    watched.run(lambda: False)
+    assert time.monotonic() - began < 5
+    assert watched.source.read(1.0) is None
+    assert watched.source.lost == 0
+
+
+def test_a_killed_reader_leaves_guest_and_events(probe: ProbeBuild, guest: Kernel, tmp_path: Path) -> None:
+    ring, serial = tmp_path / "ring", tmp_path / "serial"
+    code = (
+        "import sys, time; from pathlib import Path; from gdbext.sources.ring_file import RingFile;"
+        f"ring = RingFile.create(Path({str(ring)!r})); ring.header['halt'] = 1;"
+        "print('made', flush=True); time.sleep(60)"
+    )
+    reader = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert reader.stdout is not None
+    assert reader.stdout.readline() == b"made\n"
+    serial.touch()
+    words = [str(probe.qemu), "-kernel", str(guest("clean-nrk")), "-m", "64M", "-net", "none", "-display", "none"]
+    words += ["-serial", f"file:{serial}", *plugin_args(probe, ring, rows=256)]
+    qemu = subprocess.Popen(words, stdin=subprocess.DEVNULL)
+    try:
+        time.sleep(1.5)
+        assert "guest: done" not in serial.read_text()  # it waits: for a verdict, or for room
+        reader.kill()
+        reader.wait()
+        deadline = time.monotonic() + 30
+        while "guest: done" not in serial.read_text():
+            assert time.monotonic() < deadline, serial.read_text()
+            assert qemu.poll() is None
+            time.sleep(0.05)
+    finally:
+        reader.kill()
+        qemu.kill()
+        qemu.wait()
+    source = LeftoverSource(ring)
+    rows = source.read(0)
+    assert rows is not None
+    assert len(rows) == 255
+    assert source.lost > 1000
+    assert (np.diff(rows["seq"].astype(np.int64)) == 1).all()
+
+
+def test_everything_of_the_probe_fits_the_i386_emulator(tmp_path: Path) -> None:
+    qemu = shutil.which("qemu-system-i386")
+    if qemu is None:
+        pytest.skip("no qemu-system-i386 here")
+    from gdbext.qemu.probe import build
+
+    elf, kernel, ring = tmp_path / "handlers", tmp_path / "kernel.elf", tmp_path / "ring"
+    flags = ["-nostdlib", "-static", "-no-pie", "-Wl,-Ttext=0x100000,--build-id=none,-N,-z,noexecstack"]
+    subprocess.run(["cc", "-m64", "-DBITS=32", *flags, "-o", elf, HERE / "guest" / "handlers.S"], check=True)
+    subprocess.run(["objcopy", "-O", "elf32-i386", elf, kernel], check=True)
+    words = ["-kernel", str(kernel), "-display", "none", "-net", "none", "-device", "isa-debug-exit,iobase=0xf4"]
+    words += plugin_args(build(Path(qemu)), ring, rows=1 << 17)
+    done = subprocess.run([qemu, *words], stdin=subprocess.DEVNULL, timeout=60, check=False)
+    assert done.returncode == 2 * 10 + 1  # the last step
+    rows = LeftoverSource(ring).read(0)
+    assert rows is not None
+    entries = rows[rows["kind"] == Kind.ENTRY]
+    assert entries["vector"][:4].tolist() == [0x40, 0x41, 0x41, 0x41]
+    assert (entries["mode"] == 32).all()
+    assert (entries["flags"] & Flag.NO_STACK).all()
