@@ -19,7 +19,7 @@ from gdbext.rules.pathfacts import PathFacts
 
 _CONTEXT_CODES: Final = frozenset({"CW101", "CW102", "CW103", "CW104", "CW106", "CW603"})
 """Findings about a saved register: they have a save path, a slot and a last writer."""
-_TRIES: Final = 64
+_TRIES: Final = 1000
 """How often a finding is explained anew to learn its slot's last writer."""
 _TELLING: Final = 0xFFFF
 """A register's old value above this is no coincidence."""

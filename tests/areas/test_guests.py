@@ -1,0 +1,82 @@
+"""Save areas of real guests under the probe: the code, the slot and the guilty instruction, or silence."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.guest
+
+CTXWATCH = str(Path(sys.executable).with_name("ctxwatch"))
+
+
+def run(tmp_path: Path, *words: str) -> tuple[int, list[dict[str, Any]]]:
+    """Exit status and findings of ``ctxwatch run``."""
+    out = tmp_path / "report.json"
+    done = subprocess.run(
+        [CTXWATCH, "run", *words, "--via", "probe", "--json", str(out)], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode in (0, 1), done.stderr
+    return done.returncode, json.loads(out.read_text())["findings"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "slot", "writer"),
+    [
+        (["nrk-rflags"], "CW102", "slot 17", "syscall_entry"),
+        (["nrk-rflags", "--profile", "nrk"], "CW102", "slot 17", "syscall_entry"),
+        (["nrk-rflags", "--stripped"], "CW102", "slot 17", ""),
+        (["stale-slot"], "CW404", "slot 6", "interrupt_entry"),
+        (["sel4-idle"], "CW402", "slot rip", "idle_loop"),
+        (["sel4-idle"], "CW401", "slot rflags", "idle_loop"),
+        (["stack-overflow-neighbour"], "CW401", None, "sum_below"),
+        (["slot-clash"], "CW405", "slot 19", None),
+        (["same-ring-frame"], "CW403", "slot rsp", None),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else None,
+)
+def test_found_with_slot_and_writer(
+    tmp_path: Path, words: list[str], code: str, slot: str | None, writer: str | None
+) -> None:
+    status, findings = run(tmp_path, *words)
+    assert status == 1
+    found = max((finding for finding in findings if finding["code"] == code), key=lambda f: f["writer"] is not None)
+    if slot is not None:
+        assert found["slot"] == slot
+    if writer:
+        assert found["writer"]["symbol"].split("+")[0] == writer
+    elif writer is not None:
+        assert found["writer"] is not None
+
+
+def test_the_lost_flags_end_in_who_wrote_the_slot_last(tmp_path: Path) -> None:
+    _, findings = run(tmp_path, "nrk-rflags")
+    cause = next(finding["cause"] for finding in findings if finding["code"] == "CW102" and finding["writer"])
+    assert "Slot 17 was last written by the system call path" in cause
+    assert "this save never stored it" in cause
+    assert "never stores RFLAGS" in cause
+
+
+def test_a_shifted_area_is_shown_beside_the_area_unshifted(tmp_path: Path) -> None:
+    _, findings = run(tmp_path, "sel4-idle")
+    rows = {row["slot"]: row for row in next(f["area"] for f in findings if f["code"] == "CW402" and f["writer"])}
+    assert rows["rdi"]["value_of"] == "rbp"
+    assert rows["cs"]["value_of"] == "rflags"
+    assert rows["error"]["value_of"] == "rip"
+    assert rows["rip"]["holds"] == "0x8"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["clean-nrk"], ["clean-ia32"], ["clean-ia32", "--profile", "generic"], ["clean-nrk", "--profile", "nrk"]],
+    ids="-".join,
+)
+def test_clean_guests_are_silent(tmp_path: Path, words: list[str]) -> None:
+    status, findings = run(tmp_path, *words)
+    assert [(finding["code"], finding["cause"]) for finding in findings] == []
+    assert status == 0
