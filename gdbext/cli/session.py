@@ -270,6 +270,7 @@ class _Run:
         return batch is not None and len(batch) > 0
 
     def _judge(self, batch: Batch) -> None:
+        self._settle(batch)
         rows = self.knowledge.add_areas(batch)
         found = self.engine.feed(rows)
         if self.recorder is not None:
@@ -282,6 +283,16 @@ class _Run:
         self.halted = self.halted or halt
         for finding in found:
             self.view.finding(finding)
+
+    def _settle(self, batch: Batch) -> None:
+        """Find out by how much KASLR has moved the kernel, if it may have."""
+        symbols = self.subject.image.symbols if self.subject.image is not None else None
+        if symbols is None or symbols.slide is not None:
+            return
+        for row in np.flatnonzero(batch["kind"] == Kind.ENTRY):
+            if symbols.settle(int(batch["vector"][row]), int(batch["pc"][row])):
+                self.view.detail(f"the kernel is {symbols.slide or 0:#x} above where it was linked")
+                return
 
     def _show_serial(self) -> None:
         for line in self.machine.serial():

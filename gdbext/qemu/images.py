@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import platformdirs
 
+from gdbext.arch import vectors
 from gdbext.arch.addresses import MASK64
 from gdbext.errors import UsageError, printable
 from gdbext.qemu import bzimage, child
@@ -38,6 +39,17 @@ _PREFERENCE: Final = (1, 2, 0)
 """By symbol type: where several name one address, a function before an assembler's label before data."""
 
 
+_ANCHORS: Final = {
+    vectors.PF: ("asm_exc_page_fault", "page_fault"),
+    vectors.SYSCALL: ("entry_SYSCALL_64",),
+    vectors.SYSENTER: ("entry_SYSENTER_32",),
+}
+"""Handlers of Linux by vector, under the names they have had."""
+_FARTHEST: Final = 1 << 30
+"""KASLR moves the kernel by less (Linux, CONFIG_RANDOMIZE_BASE)."""
+_PAGE: Final = 4096
+
+
 class Symbol(NamedTuple):
     """One name: link-time address, the first address that is no longer its own."""
 
@@ -49,14 +61,20 @@ class Symbol(NamedTuple):
 class Symbols:
     """Names of a kernel's addresses.
 
-    slide: what is added to every link-time address (KASLR); it may be set once it is known.
+    slide: what is added to the link-time addresses of the kernel proper, None while it is not known: Linux with KASLR
+    says where it is by its first handlers (:meth:`settle`). Until then there are no names, rather than wrong ones.
     """
 
     def __init__(self, symbols: Iterable[Symbol] = ()) -> None:
         self._symbols = sorted(symbols, key=lambda symbol: symbol.address)
         self._starts = [symbol.address for symbol in self._symbols]
-        self._by_name: dict[str, int] | None = None
-        self.slide = 0
+        self._by_name = {symbol.name: symbol.address for symbol in reversed(self._symbols)}
+        self._anchors = {
+            vector: self._by_name[name] for vector, names in _ANCHORS.items() for name in names if name in self._by_name
+        }
+        # Linux links 64-bit per-CPU variables at 0: their addresses are offsets, which do not move.
+        self._fixed_below = 1 << 63 if self._anchors and self._starts[-1] >> 63 else 0
+        self.slide: int | None = None if self._anchors else 0
 
     def __len__(self) -> int:
         return len(self._symbols)
@@ -64,24 +82,38 @@ class Symbols:
     @property
     def addresses(self) -> list[int]:
         """The guest virtual addresses that have names, ascending."""
-        return [start + self.slide for start in self._starts]
+        return [self._moved(start) for start in self._starts] if self.slide is not None else []
+
+    def settle(self, vector: int, handler: int) -> bool:
+        """Learn the slide from the address of the handler of `vector` as it was seen; False if it tells nothing."""
+        anchor = self._anchors.get(vector)
+        if anchor is None:
+            return False
+        slide = handler - anchor
+        if not 0 <= slide < _FARTHEST or slide % _PAGE:
+            return False
+        self.slide = slide
+        return True
 
     def name(self, address: int) -> str | None:
         """``function+0x12`` for the guest virtual `address`, None where no symbol reaches."""
+        if self.slide is None:
+            return None
         linked = (address - self.slide) & MASK64
         index = bisect.bisect_right(self._starts, linked) - 1
-        if index < 0 or linked >= self._symbols[index].end:
+        if index < 0 or linked >= self._symbols[index].end or linked < self._fixed_below:
             return None
         symbol = self._symbols[index]
         offset = linked - symbol.address
         return f"{symbol.name}+{offset:#x}" if offset else symbol.name
 
     def address(self, name: str) -> int | None:
-        """The guest virtual address of `name`, or None."""
-        if self._by_name is None:
-            self._by_name = {symbol.name: symbol.address for symbol in reversed(self._symbols)}
+        """The guest virtual address of `name` (a per-CPU variable's offset), or None."""
         linked = self._by_name.get(name)
-        return None if linked is None else (linked + self.slide) & MASK64
+        return None if linked is None or self.slide is None else self._moved(linked)
+
+    def _moved(self, linked: int) -> int:
+        return linked if linked < self._fixed_below else (linked + (self.slide or 0)) & MASK64
 
 
 class Image:
@@ -113,7 +145,7 @@ class Image:
 
         These are the bytes before the kernel ran: it may have patched its code since.
         """
-        linked = (address - self.symbols.slide) & MASK64
+        linked = (address - (self.symbols.slide or 0)) & MASK64
         for start, data in self._segments:
             if start <= linked < start + len(data):
                 return data[linked - start : linked - start + length]

@@ -45,6 +45,36 @@ def test_a_slide_moves_all() -> None:
     assert symbols.address("_text") == 0xFFFF_FFFF_9300_0000
 
 
+def linux() -> Symbols:
+    return Symbols(
+        [
+            Symbol(0x1F000, 0x20000, "cpu_info"),
+            Symbol(0xFFFF_FFFF_8100_0000, 0xFFFF_FFFF_8100_1000, "_text"),
+            Symbol(0xFFFF_FFFF_81C0_0B00, 0xFFFF_FFFF_81C0_0B80, "asm_exc_page_fault"),
+        ]
+    )
+
+
+def test_linux_has_no_names_until_it_is_found() -> None:
+    symbols = linux()
+    assert symbols.name(0xFFFF_FFFF_8100_0000) is None
+    assert symbols.address("_text") is None
+    assert symbols.addresses == []
+    assert not symbols.settle(32, 0xFFFF_FFFF_93C0_0B00)
+    assert not symbols.settle(14, 0xFFFF_FFFF_93C0_0B09), "the early handlers are no page's distance away"
+    assert not symbols.settle(14, 0xFFFF_FFFF_41C0_0B00), "nor can it have moved down"
+    assert symbols.settle(14, 0xFFFF_FFFF_93C0_0B00)
+    assert symbols.name(0xFFFF_FFFF_9300_0010) == "_text+0x10"
+
+
+def test_per_cpu_offsets_do_not_move() -> None:
+    symbols = linux()
+    assert symbols.settle(14, 0xFFFF_FFFF_93C0_0B00)
+    assert symbols.address("cpu_info") == 0x1F000
+    assert symbols.name(0x1F010) is None, "an address of user code"
+    assert symbols.name(0x1F010 + 0x1200_0000) is None
+
+
 @given(st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(1, 64)), max_size=20), st.integers(0, (1 << 64) - 1))
 def test_a_name_is_always_of_a_symbol_that_reaches(ranges: list[tuple[int, int]], address: int) -> None:
     symbols = Symbols([Symbol(start, start + size, f"s{start}") for start, size in ranges])
