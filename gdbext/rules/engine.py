@@ -80,7 +80,7 @@ class Engine:
             SelectorJudge(),
             SwitchJudge(),
             NestingJudge(self.policy),
-            LandingJudge(),
+            LandingJudge(self.history),
             StateJudge(self.policy),
             CodeJudge(self.guest),
             self._areas,

@@ -121,6 +121,14 @@ def test_landing_on_the_stack_of_another_thread() -> None:
     assert found(*own, *landing(3, 0x2000), *landing(2, 0x2000)) == []
 
 
+def test_landing_on_the_stack_of_suspended_kernel_code() -> None:
+    own = landing(1, 0x1000, 6)
+    kernel = context(9, user=False, rsp=0x8F00)
+    assert found(*own, entry(kernel), *landing(1, 0x8FD8)) == ["CW303"]
+    assert found(*own, entry(kernel), exit_(kernel), *landing(1, 0x8FD8)) == []  # it runs on, or is gone
+    assert found(entry(kernel), *own, *landing(1, 0x8FD8)) == []  # nothing was seen of it since
+
+
 def test_stack_shared_by_threads_is_never_judged() -> None:
     rows = [row for _ in range(8) for n in (1, 2, 3) for row in landing(n, 0x1000)]
     assert found(*rows, *landing(1, 0x2000, 8), *landing(1, 0x1000, 8)) == []
