@@ -192,14 +192,14 @@ def empty(count: int = 0, simd: bool = False) -> Batch:
 
 
 def concat(parts: Sequence[Batch]) -> Batch:
-    """Return the rows of `parts` (at least one, all of one dtype) in one batch; quicker than NumPy for few rows."""
+    """Return the rows of `parts` (at least one, all of one dtype) in one batch.
+
+    As raw bytes: NumPy copies structures field by field, a hundred times slower.
+    """
     if len(parts) == 1:
         return parts[0]
-    whole = np.empty(sum(map(len, parts)), parts[0].dtype)
-    at = 0
-    for part in parts:
-        whole[at : at + len(part)] = part
-        at += len(part)
+    dtype = parts[0].dtype
+    whole: Batch = np.concatenate([np.ascontiguousarray(part).view(f"V{dtype.itemsize}") for part in parts]).view(dtype)
     return whole
 
 
