@@ -46,6 +46,9 @@ class Debugger(Protocol):
     def interrupt(self) -> None:
         """Send it the signal of a Ctrl-C."""
 
+    def kill(self) -> None:
+        """End it at once, as if it had died."""
+
     async def close(self) -> None:
         """End it; idempotent."""
 
@@ -136,8 +139,17 @@ class Gdb:
 
     def interrupt(self) -> None:
         """See :class:`Debugger`."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGINT)
+        self._signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """See :class:`Debugger`."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, signum: signal.Signals) -> None:
+        """Signal GDB and what it has started (it leads a session of its own), as a terminal would."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signum)
 
     async def close(self) -> None:
         """See :class:`Debugger`."""

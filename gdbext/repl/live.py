@@ -27,6 +27,8 @@ REFRESH: Final = 0.5
 _SETTLE: Final = 0.1
 """Seconds in which changes gather before the extension is asked about them."""
 _TRIES: Final = 10
+_PRESSES: Final = 3
+"""A GDB that does not heed so many Ctrl-C hangs: the next one ends it."""
 _TRY: Final = 0.3
 """A running guest is asked to stop that often, and gets that long each time: GDB forgets an interrupt that comes
 while the guest stands in a breakpoint of the watch."""
@@ -58,6 +60,7 @@ class Live:
         self._connecting: asyncio.Task[None] | None = None
         self._held: list[str] = []
         self._holding = False
+        self._pressed = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._refreshing: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None
@@ -152,7 +155,7 @@ class Live:
             raise CtxwatchError(f"GDB waits for the guest in {self.doing!r}", todo="Ctrl-C interrupts it")
         await self._permit(command)
         async with self._one_at_a_time:
-            self.doing = command
+            self.doing, self._pressed = command, 0
             # What GDB says of a guest that runs takes three lines; we say it in one.
             self._holding = self.connection.state is State.RUNNING
             try:
@@ -178,7 +181,7 @@ class Live:
             await self.ensure_debugger()
         assert self.debugger is not None
         if "\n" not in command:
-            await self.debugger.ask(mi.console(typed.background(command)))
+            await self.debugger.ask(mi.console(typed.background(typed.harmless(command))))
             return
         # GDB reads a block of lines from a script alone.
         with tempfile.TemporaryDirectory(prefix="ctxwatch-") as directory:
@@ -203,7 +206,11 @@ class Live:
         if self._connecting is not None:
             self._connecting.cancel()
         elif self.debugger is not None and self._one_at_a_time.locked():
-            self.debugger.interrupt()
+            self._pressed += 1
+            if self._pressed > _PRESSES:
+                self.debugger.kill()
+            else:
+                self.debugger.interrupt()
         elif self.connection.state is State.RUNNING:
             self._spawn(self._halt())
 

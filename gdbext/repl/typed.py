@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from gdbext.errors import UsageError
+
 _CONTINUE: Final = re.compile(r"(?:c|cont(?:i(?:n(?:ue?)?)?)?|fg)(?:\s+\d+)?")
 _MOVES: Final = re.compile(
     r"(?:c|cont(?:i(?:n(?:ue?)?)?)?|fg|s|step|n|next|si|stepi|ni|nexti|u|until|adv|advance|fin|finish|j|jump|r|run"
@@ -16,6 +18,7 @@ _REPEATS: Final = re.compile(
 _LISTS: Final = re.compile(r"(x|l|list)(?![\w-])")
 _TARGET: Final = re.compile(r"tar(?:g(?:et?)?)?\s+(?:extended-)?rem(?:o(?:te?)?)?\s+(\S+)\s*")
 _ENDS: Final = re.compile(r"(?:k|kill|r|run|start|starti|tar(?:g(?:et?)?)?\s+\S+)(?![\w-])")
+_SHELL: Final = re.compile(r"(?:!|she(?:ll?)?(?![\w-]))\s*(.*)")
 _LEAVES: Final = re.compile(r"(?:k|kill|disconnect|det|deta?|detac?|detach)(?![\w-])")
 
 
@@ -24,6 +27,19 @@ def background(line: str) -> str:
     themselves do not, and neither does what GDB may hand to a hook with arguments."""
     line = line.strip()
     return f"{line} &" if _CONTINUE.fullmatch(line) else line
+
+
+def harmless(line: str) -> str:
+    """The same command so that a program it starts does not read GDB's input, which is where commands come from.
+
+    Raises UsageError for a shell that would do nothing but read.
+    """
+    found = _SHELL.fullmatch(line.strip())
+    if found is None:
+        return line
+    if not found[1]:
+        raise UsageError("shell needs a command here", "there is no terminal for it")
+    return f"shell ( {found[1]} ) < /dev/null"
 
 
 def moves(line: str) -> bool:

@@ -96,6 +96,11 @@ class FakeGdb:
         for gate in self.hold.values():
             gate.set()
 
+    def kill(self) -> None:
+        for gate in self.hold.values():
+            gate.set()
+        self.die()
+
     def die(self, how: str = "killed by SIGKILL") -> None:
         self.alive = False
         self.ended(how)

@@ -86,6 +86,14 @@ def test_what_ends_the_guest(line: str) -> None:
     assert not typed.ends_guest("x/i " + line)
 
 
+def test_a_shell_does_not_read_our_commands() -> None:
+    assert typed.harmless("!cat x") == typed.harmless("shell cat x") == "shell ( cat x ) < /dev/null"
+    assert typed.harmless("shellfish") == "shellfish"
+    for line in ("shell", "!"):
+        with pytest.raises(UsageError, match="shell needs a command here"):
+            typed.harmless(line)
+
+
 def test_the_address_of_a_target_command() -> None:
     assert typed.target("target remote localhost:1234") == "localhost:1234"
     assert typed.target("tar extended-remote /run/s") == "/run/s"

@@ -346,6 +346,21 @@ async def test_ctrl_c_stops_a_command_that_gdb_is_at() -> None:
         assert repl.gdb.signals == 1
 
 
+@scenario
+async def test_a_gdb_that_hangs_is_ended_by_one_ctrl_c_more() -> None:
+    async with terminal(CONNECT) as repl:
+        await repl.until("stopped │")
+        repl.gdb.hold["info functions"] = asyncio.Event()
+        repl.gdb.interrupt = lambda: None  # type: ignore[method-assign]
+        repl.type("info functions\r")
+        await asyncio.sleep(0.4)
+        for _ in range(4):
+            assert "dead" not in repl.toolbar
+            repl.type("\x03")
+            await asyncio.sleep(0.1)
+        await repl.until("GDB is gone", "(ctx dead)")
+
+
 @pytest.mark.parametrize(
     ("typed", "completed"),
     [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +91,32 @@ def test_attach_run_and_interrupt_with_a_prompt_in_between(machine: Machine, tmp
         assert repl.ended() == 0
     assert machine.qmp.execute("query-status")["running"] is True
     assert machine.ending() is None
+
+
+def test_a_recorded_run_is_walked(tmp_path: Path) -> None:
+    path = tmp_path / "run.arrow"
+    words = ["run", "nrk-rflags", "--record", str(path), "--max-findings", "1"]
+    code = "import sys; from gdbext.cli.main import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    with Tmux("repl", str(path), home=tmp_path) as repl:
+        repl.until("(ctx event ", "recording │ run.arrow │ event")
+        repl.type("next-f")
+        repl.key("Tab")
+        repl.until("(ctx event 1) next-finding")
+        repl.key("Enter")
+        repl.until("exit by iret at", "CW102")
+        repl.line("x/2i $pc")
+        repl.until("(ctx event", "<restore_context+", "iretq")
+        repl.line("info registers rflags")
+        repl.until("registers of the context that is about to be resumed")
+        repl.line("stepi")
+        repl.until("stepi: a recording cannot run")
+        repl.line("prev 5")
+        repl.line("boot nrk-rflags")
+        repl.until("stands before its first instruction", "stopped │")
+        repl.line("quit")
+        assert repl.ended() == 0
 
 
 def test_assembly_has_colours(tmp_path: Path) -> None:
