@@ -10,8 +10,8 @@ from pathlib import Path
 from gdbext.arch.addresses import MASK64
 from gdbext.errors import UsageError, printable
 from gdbext.profiles.expression import Expression, Scope
-from gdbext.profiles.schema import AreasTable, ProfileFile, TrackedTable, load, parse, rule_parts
-from gdbext.rules.policy import Implication, Layout, Policy, Tracked
+from gdbext.profiles.schema import AreasTable, CallsTable, ProfileFile, TrackedTable, load, parse, rule_parts
+from gdbext.rules.policy import Calls, Implication, Layout, Policy, Tracked
 
 Note = Callable[[str], None]
 """Told, in one line, what of a profile could not be used; watching goes on without it."""
@@ -37,6 +37,8 @@ class Profile:
             vm86=given.vm86,
             nested_nmi=given.nested_nmi,
             user_redirects=given.user_redirects,
+            replaces_own=_calls(given.replaces_own),
+            edits_others=_calls(given.edits_others),
             tracked=tuple(_tracked(table) for table in self.data.tracked),
             layout=self.layout,
             writers=self._writers(symbol, note),
@@ -107,6 +109,10 @@ def shipped_names() -> list[str]:
     """Names of the shipped profiles."""
     files: Iterable[str] = (entry.name for entry in resources.files(__package__).iterdir())
     return sorted(name.removesuffix(".toml") for name in files if name.endswith(".toml"))
+
+
+def _calls(table: CallsTable) -> Calls:
+    return Calls(tuple(table.native), tuple(table.ia32))
 
 
 def _tracked(table: TrackedTable) -> Tracked:

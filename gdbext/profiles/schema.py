@@ -51,14 +51,30 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Number = Annotated[int, Field(ge=0, le=0xFFFF_FFFF)]
+
+
+class CallsTable(_Strict):
+    """System calls by number (RAX at the entry): those of 64-bit code by ``syscall``, and those of ia32."""
+
+    native: list[Number] = []
+    ia32: list[Number] = []
+
+
 class PolicyTable(_Strict):
-    """``[policy]``: what this kernel does on purpose."""
+    """``[policy]``: what this kernel does on purpose.
+
+    ``replaces_own``: calls that replace their caller's context (the return of a signal handler).  ``edits_others``:
+    calls that may change the context of another thread (a tracer's).
+    """
 
     syscall_returns: list[General] = ["rax", "rcx", "r11"]
     user_iopl: bool = False
     vm86: bool = False
     nested_nmi: bool = False
     user_redirects: bool = False
+    replaces_own: CallsTable = CallsTable()
+    edits_others: CallsTable = CallsTable()
 
 
 class AreaTable(_Strict):

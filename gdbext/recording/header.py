@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from gdbext.errors import RecordingError
 from gdbext.events.row import SCHEMA_VERSION
-from gdbext.rules.policy import Implication, Layout, Policy, Tracked
+from gdbext.rules.policy import Calls, Implication, Layout, Policy, Tracked
 
 KEY: Final = "ctxwatch"
 """Metadata key of the header."""
@@ -90,11 +90,16 @@ def _policy(document: dict[str, Any]) -> Policy:
     given |= {
         "syscall_returns": frozenset(given["syscall_returns"]),
         "fixups": frozenset(fixups) if fixups is not None else None,
+        **{name: _calls(given.get(name, {})) for name in ("replaces_own", "edits_others")},
         "tracked": tuple(_tracked(table) for table in given["tracked"]),
         "layout": Layout(**layout) if layout is not None else None,
         "writers": tuple((int(start), int(end)) for start, end in writers) if writers is not None else None,
     }
     return Policy(**given)
+
+
+def _calls(table: dict[str, list[int]]) -> Calls:
+    return Calls(*(tuple(int(number) for number in table.get(name, ())) for name in ("native", "ia32")))
 
 
 def _tracked(table: dict[str, Any]) -> Tracked:

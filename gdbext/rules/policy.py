@@ -50,6 +50,17 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
+class Calls:
+    """System calls by number (RAX at the entry): those of 64-bit code by ``syscall``, and those of ia32."""
+
+    native: tuple[int, ...] = ()
+    ia32: tuple[int, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.native or self.ia32)
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """Knobs of the rules; every field's default is what holds of any kernel.
 
@@ -58,6 +69,8 @@ class Policy:
     vm86: True where returns with RFLAGS.VM are legitimate.
     nested_nmi: True where the NMI handler is written to be nested on its own stack.
     user_redirects: True where the kernel redirects interrupted user code (signals, restartable sequences).
+    replaces_own: calls that replace their caller's context: the return of a signal handler.
+    edits_others: calls that may change the context of another thread: a tracer's.
     fixups: addresses that an exception-table fixup may resume at; None when the table is not known.
     tracked: variables sampled at every entry and exit, four at most.
     layout: the save area's layout, None when unknown.
@@ -69,6 +82,8 @@ class Policy:
     vm86: bool = False
     nested_nmi: bool = False
     user_redirects: bool = False
+    replaces_own: Calls = Calls()
+    edits_others: Calls = Calls()
     fixups: frozenset[int] | None = None
     tracked: tuple[Tracked, ...] = ()
     layout: Layout | None = None

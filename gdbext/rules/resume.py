@@ -23,6 +23,7 @@ from gdbext.rules.draft import Judged
 from gdbext.rules.frames import judge_unbalanced
 from gdbext.rules.history import History
 from gdbext.rules.policy import Policy
+from gdbext.rules.redirects import Redirects
 from gdbext.rules.verdicts import STRONG_TELLING
 
 STRONG_EQUAL: Final = 13
@@ -40,6 +41,7 @@ class ResumeJudge:
             tuple((slot, policy.tracked[slot].mask) for slot in policy.preserved_slots),
         )
         self._pending = Pending()
+        self._redirects = Redirects(policy)
         self.identical = 0
         self.unmatched = 0
 
@@ -47,6 +49,7 @@ class ResumeJudge:
         """Judge a batch; its rows are in order of ``seq``."""
         suspicious = returns.suspicious(batch, self._policy)
         pairs = pair(batch, self._law, suspicious)
+        self._redirects.begin(batch)
         self.identical += len(pairs.exits)
         self.unmatched += int(((batch["kind"] == Kind.EXIT) & (batch["flags"] & Flag.SELF != 0)).sum())
         judged: list[Judged] = []
@@ -78,6 +81,7 @@ class ResumeJudge:
             self.identical += 1
         else:
             live = self._live(row, spanning)
+            mask &= ~self._redirects.excused(entry, row, live)
             for draft in verdicts.drafts(self._policy, entry, row, mask, "exact", live):
                 yield draft, row, entry
         if suspicious:
@@ -113,16 +117,21 @@ class ResumeJudge:
         if unbalanced:
             yield unbalanced[0], row, unbalanced[1]
             return
-        again = stale.resumed_again(row, live, self._history)
-        if again:
-            yield again[0], row, again[1]
-            return
-        live = self._with_owner_of_rsp(row, live)
-        near = self._nearest(row, live)
+        near = None
+        if not self._redirects.begins(row) and not self._redirects.replaced(row, live):
+            again = stale.resumed_again(row, live, self._history)
+            if again:
+                yield again[0], row, again[1]
+                return
+            live = self._with_owner_of_rsp(row, live)
+            near = self._nearest(row, live)
         if near:
             entry, mask, match = near
+            mask &= ~self._redirects.excused(entry, row, live)
             for draft in verdicts.drafts(self._policy, entry, row, mask, match, live):
                 yield draft, row, entry
+        else:
+            self._redirects.began(row)
         if suspicious:
             for draft in returns.judge_exit(row, near[0] if near else None, self._policy):
                 yield draft, row, near[0] if near else None

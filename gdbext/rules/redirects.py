@@ -1,0 +1,81 @@
+"""Contexts that change or begin on purpose: replaced by a system call that the profile names, or begun anew.
+
+A signal handler's return replaces its caller's context, a tracer's call that of the tracee. A new context (a handler,
+a fork's child) begins where others began before, with the same registers as often as not, and may be interrupted at
+its first instruction: at such an address a context alike is no proof of anything.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from gdbext.events.columns import Columns, Rows
+from gdbext.events.row import Batch, Flag, How, Kind
+from gdbext.ledger.compare import BIT, Bools, is_call, is_user, space
+from gdbext.rules.policy import Calls, Policy
+
+BEGINNINGS: Final = 1024
+"""Addresses remembered at which contexts began; beyond it the oldest is forgotten."""
+
+_BASES: Final = int(BIT["fs_base"] | BIT["gs_base"])
+_TRACKED: Final = sum(int(BIT[f"tracked{slot}"]) for slot in range(4))
+
+
+class Redirects:
+    """Which of the differences that an exit shows were asked for."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._edits = np.empty(0, np.uint64)
+        self._beginnings: dict[int, None] = {}  # a dict keeps the order of insertion
+
+    def begin(self, batch: Columns) -> None:
+        """`batch` is about to be judged: note its calls that edit other contexts."""
+        if self._policy.edits_others:
+            calls = batch.take(np.flatnonzero((batch["kind"] == Kind.ENTRY) & is_call(batch)))
+            self._edits = np.concatenate((self._edits[-1:], calls["seq"][_made(calls, self._policy.edits_others)]))
+
+    def excused(self, entry: Batch, row: Batch, live: Batch) -> int:
+        """The mask of the differences between `entry` and the exit `row` that a system call asked for.
+
+        live: the pending contexts. Bases are not a part of what a 64-bit handler's return replaces.
+        """
+        if not is_user(row)[0]:
+            return 0
+        first, last = np.searchsorted(self._edits, (entry["seq"][0], row["seq"][0]))
+        if first < last:
+            return 0xFFFF_FFFF & ~_TRACKED
+        if self.replaced(row, live, after=int(entry["seq"][0])):
+            kept = _TRACKED if row["flags"][0] & Flag.LINEAR32 else _TRACKED | _BASES
+            return 0xFFFF_FFFF & ~kept
+        return 0
+
+    def replaced(self, row: Batch, live: Batch, after: int = 0) -> bool:
+        """True if the thread's latest call, made after event `after` and not yet resumed, replaces its own context."""
+        calls = self._policy.replaces_own
+        if not calls or not len(live):
+            return False
+        own = live[(space(live) == space(row)) & (live["fs_base"] == row["fs_base"]) & is_user(live)][-1:]
+        return bool(len(own) and own["seq"][0] > after and _made(own, calls)[0])
+
+    def began(self, row: Batch) -> None:
+        """The exit `row` begins a context that nothing known was interrupted in."""
+        rip = int(row["rip"][0])
+        self._beginnings.pop(rip, None)
+        self._beginnings[rip] = None
+        if len(self._beginnings) > BEGINNINGS:
+            del self._beginnings[next(iter(self._beginnings))]
+
+    def begins(self, row: Batch) -> bool:
+        """True if contexts began before where the exit `row` goes."""
+        return int(row["rip"][0]) in self._beginnings
+
+
+def _made(rows: Rows, calls: Calls) -> Bools:
+    """True where the row is one of `calls`."""
+    ia32 = (rows["how"] == How.SOFT) | (rows["how"] == How.SYSENTER) | (rows["flags"] & Flag.LINEAR32 != 0)
+    number = rows["rax"]
+    made: Bools = np.where(ia32, np.isin(number, calls.ia32), np.isin(number, calls.native))
+    return made & is_call(rows)

@@ -1,0 +1,104 @@
+"""What system calls change on purpose, and contexts that begin where others began."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gdbext.events.row import Batch
+from gdbext.rules.policy import Calls, Policy
+from tests.rules.rows import Flag, How, context, entry, exit_
+from tests.rules.test_resume import codes
+
+SIGRETURN, PTRACE = 15, 101
+LINUX = Policy(user_redirects=True, replaces_own=Calls((SIGRETURN,), (119, 173)), edits_others=Calls((PTRACE,), (26,)))
+
+
+def call(ctx: dict[str, Any], number: int, how: int = How.SYSCALL, **changes: Any) -> Batch:
+    """The entry of a system call made by the thread of `ctx`, from elsewhere."""
+    return entry(ctx | {"rip": 0x500000, "rsp": ctx["rsp"] - 0x400}, how, rax=number, **changes)
+
+
+def signalled(number: int = SIGRETURN, how: int = How.SYSCALL, **changes: Any) -> list[Batch]:
+    """A thread is interrupted, its handler runs and makes a call, whose exit resumes the thread with `changes`."""
+    ctx = context()
+    handler = ctx | {"rip": 0x600000, "rsp": ctx["rsp"] - 0x300, "rdi": 14, "rsi": 5, "rdx": 6}
+    return [entry(ctx), exit_(handler), call(ctx, number, how), exit_(ctx | changes)]
+
+
+def test_a_handler_may_change_what_its_return_resumes() -> None:
+    assert codes(*signalled(rdx=0xBEEF, rflags=0x247, rip=context()["rip"]), policy=LINUX) == []
+
+
+@pytest.mark.parametrize("number", [119, 173])
+def test_ia32_calls_have_numbers_of_their_own(number: int) -> None:
+    assert codes(*signalled(number, How.SOFT, rdx=0xBEEF), policy=LINUX) == []
+    assert codes(*signalled(number, rdx=0xBEEF), policy=LINUX) == [("CW101", "rdx")]
+
+
+def test_any_other_call_changes_nothing() -> None:
+    assert codes(*signalled(39, rdx=0xBEEF), policy=LINUX) == [("CW101", "rdx")]
+    assert codes(*signalled(rdx=0xBEEF), policy=Policy(user_redirects=True)) == [("CW101", "rdx")]
+
+
+def test_a_handler_s_return_does_not_replace_the_bases() -> None:
+    assert codes(*signalled(rdx=0xBEEF, gs_base=5), policy=LINUX) == [("CW204", "gs_base")]
+
+
+def test_the_return_must_be_this_thread_s_and_after_the_interrupt() -> None:
+    ctx, other = context(1), context(2)
+    earlier = [call(ctx, SIGRETURN), entry(ctx), exit_(ctx | {"rdx": 0xBEEF})]
+    assert codes(*earlier, policy=LINUX) == [("CW101", "rdx")]
+    somebody = [entry(ctx), call(other, SIGRETURN), exit_(ctx | {"rdx": 0xBEEF})]
+    assert codes(*somebody, policy=LINUX) == [("CW101", "rdx")]
+
+
+def request() -> list[Batch]:
+    """A tracer's call, made and returned."""
+    tracer = context(2)
+    return [entry(tracer, How.SYSCALL, rax=PTRACE), exit_(tracer, How.SYSRET, rax=0)]
+
+
+def test_a_tracer_may_change_a_waiting_context() -> None:
+    ctx = context(1)
+    changed = ctx | {"r13": 7, "rflags": 0x346, "fs_base": 9}
+    assert codes(entry(ctx), *request(), exit_(changed), policy=LINUX) == []
+    assert codes(*request(), entry(ctx), exit_(changed), policy=LINUX) == [
+        ("CW101", "r13"),
+        ("CW102", "rflags"),
+        ("CW104", "fs_base"),
+    ]
+
+
+def test_kernel_code_has_no_tracer() -> None:
+    ctx = context(1, user=False)
+    assert codes(entry(ctx), *request(), exit_(ctx | {"r13": 7}), policy=LINUX) == [("CW101", "r13")]
+
+
+def test_fork_s_children_begin_alike_in_spaces_of_their_own() -> None:
+    child, sibling = context(1, cr3=0x800000), context(1, cr3=0x900000)
+    rows = [exit_(child), entry(child, How.EXCEPTION), exit_(sibling), entry(sibling), exit_(child), exit_(sibling)]
+    assert codes(*rows) == []
+
+
+def test_a_context_resumed_in_another_space_is_still_told() -> None:
+    ctx = context(1)
+    assert codes(entry(ctx), exit_(ctx | {"cr3": 0x900000})) == [("CW107", "cr3")]
+
+
+def test_a_handler_that_is_interrupted_at_its_start_may_be_called_again() -> None:
+    ctx = context(1)
+    handler = ctx | {"rip": 0x600000, "rsp": ctx["rsp"] - 0x300, "rdi": 14, "rsi": 5, "rdx": 6}
+    nested = handler | {"rsp": handler["rsp"] - 0x300, "rsi": 7, "rdx": 8}
+    twice = [entry(ctx), exit_(handler), entry(handler), exit_(nested)]
+    assert codes(*twice, policy=LINUX) == []
+    once = [entry(ctx), exit_(handler), entry(handler), exit_(handler), call(ctx, SIGRETURN), exit_(ctx)]
+    assert codes(*once, entry(ctx), exit_(handler), policy=LINUX) == []
+
+
+def test_32_bit_handlers_replace_the_tls_selector_s_base_too() -> None:
+    flags = {"flags": Flag.LINEAR32}
+    ctx = context(1)
+    rows = [entry(ctx, **flags), call(ctx, 173, How.SOFT, **flags), exit_(ctx | {"rdx": 7, "gs_base": 5}, **flags)]
+    assert codes(*rows, policy=LINUX) == []
