@@ -131,6 +131,8 @@ class Adapter(gdb.Command):  # type: ignore[misc]  # GDB's classes have no types
             self._command.run(self._extension, arguments)
         except CtxwatchError as error:
             raise gdb.GdbError(str(error)) from None
+        except gdb.error as error:
+            raise gdb.GdbError(" ".join(str(error).split())) from None
 
     def complete(self, text: str, word: str) -> Sequence[str]:
         """Options and what the command itself offers."""

@@ -187,8 +187,9 @@ def _pages() -> bool:
 
 
 def running() -> bool:
-    """Whether the guest runs, so that GDB can neither read nor write it."""
-    return any(thread.is_running() for thread in gdb.selected_inferior().threads())
+    """Whether the guest runs, so that GDB can neither read nor write it or list its threads. All vCPUs run or none."""
+    thread = gdb.selected_thread()
+    return bool(thread is not None and thread.is_running())
 
 
 def kernel_file() -> Path | None:

@@ -20,6 +20,7 @@ _PR_SET_PDEATHSIG: Final = 1
 _START: Final = 20.0
 """Seconds GDB may take to start and to load the extension."""
 _POLL: Final = 0.02
+_ASK_AGAIN: Final = 0.1
 
 
 class GdbError(CtxwatchError):
@@ -86,6 +87,22 @@ class GdbChild:
         for _ in self._records(0):
             pass
         return self.alive
+
+    def interrupt(self, timeout: float = 10.0) -> bool:
+        """Stop the running guest; True once GDB has reported a stop. Raises GdbError or GdbDied.
+
+        QEMU ignores a request that crosses a stop on its way, which under watch is often: it is asked again.
+        """
+        self.stops.clear()
+        deadline = time.monotonic() + timeout
+        while not self.stops and time.monotonic() < deadline:
+            self.command("-exec-interrupt", timeout)
+            again = time.monotonic() + _ASK_AGAIN
+            while not self.stops and time.monotonic() < again:
+                if not self.poll():
+                    return False
+                time.sleep(_POLL / 4)
+        return bool(self.stops)
 
     @property
     def alive(self) -> bool:

@@ -25,6 +25,9 @@ ARCHITECTURES: Final = {"x86_64": "i386:x86-64", "i386": "i386"}
 _BATCH: Final = 256
 _CONNECT: Final = 25.0
 """Seconds for GDB to find out whether a GDB server answers."""
+_DYING: Final = 0.3
+_LEAVE: Final = 10.0
+"""Seconds GDB may take for each step of leaving the guest: it is killed at last, and a guest then stays stopped."""
 _MEMORY_WAIT: Final = 2.0
 """Seconds to wait for a stop at which memory can be read."""
 
@@ -57,7 +60,7 @@ class GdbstubSource:
         self._rows: list[bytes] = []
         self._memory: list[bytes | None] = []
         self._ended = False
-        self._error: CtxwatchError | None = None
+        self._told = False
         self._waiting = False
         self._closed = False
         self._peer: socket.socket | None = None
@@ -71,7 +74,7 @@ class GdbstubSource:
     def read(self, timeout: float) -> Batch | None:
         """The rows that came within `timeout` seconds; returns early for a full batch and for one that waits.
 
-        None when the guest or GDB is gone. Raises CtxwatchError if watching failed.
+        None when the guest or GDB is gone. Raises GdbDied if GDB ended of itself.
         """
         deadline = time.monotonic() + timeout
         with self._ready:
@@ -86,10 +89,10 @@ class GdbstubSource:
             ended = self._ended
         if rows:
             return np.frombuffer(b"".join(rows), ROW).copy()
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-        return None if ended else empty()
+        if not ended:
+            return empty()
+        self._look_for_death()
+        return None
 
     def release(self, cpu: int, halt: bool) -> None:
         """Answer the row with Flag.WAITING of vCPU `cpu`: go on, or stop for good before the exit runs."""
@@ -159,6 +162,7 @@ class GdbstubSource:
                 raise CtxwatchError("the guest cannot be watched through gdbstub", error.what) from error
             self._peer = listener.accept()[0]
         threading.Thread(target=self._receive, name="gdbstub rows", daemon=True).start()
+        child.stops.clear()
         child.command("-exec-continue")
 
     def _alive(self) -> bool:
@@ -166,11 +170,19 @@ class GdbstubSource:
         assert self._child is not None
         try:
             self._child.poll()
-        except GdbDied as error:
-            if not self._closed:
-                self._error = error
+        except GdbDied:
             return False
         return not any(_final(stop) for stop in self._child.stops)
+
+    def _look_for_death(self) -> None:
+        """The stream has ended: raise GdbDied if that is because GDB did, once."""
+        if self._child is None or self._closed or self._told:
+            return
+        self._told = True
+        deadline = time.monotonic() + _DYING
+        while time.monotonic() < deadline:  # its socket closes a moment before it is gone
+            self._child.poll()
+            time.sleep(0.01)
 
     def _receive(self) -> None:
         """Sort what the collector sends, until it closes."""
@@ -209,20 +221,19 @@ class GdbstubSource:
     def _leave(child: GdbChild) -> None:
         """Stop the guest, take the breakpoints out, let it run without us; as far as GDB still can."""
         with contextlib.suppress(CtxwatchError):
-            child.command("-exec-interrupt", 2)
-            deadline = time.monotonic() + 2
-            while not child.stops and time.monotonic() < deadline and child.poll():
-                time.sleep(0.005)
-            child.cli("ctx watch off", 2)
-            child.cli("detach", 2)
+            child.interrupt(_LEAVE)
+            child.cli("ctx watch off", _LEAVE)
+            child.cli("detach", _LEAVE)
 
 
 def _connect(child: GdbChild, endpoint: str) -> None:
-    child.cli("set tcp connect-timeout 3")
-    child.cli("set remotetimeout 3")
+    # A server of another kind is asked several times over before GDB gives up.
+    child.cli("set tcp auto-retry off")
+    child.cli("set remotetimeout 1")
     child.console.clear()
     try:
         child.cli(f"target remote {endpoint}", _CONNECT)
+        child.cli("set remotetimeout 10")
     except GdbError as error:
         said = " ".join([error.what, *child.console])
         if re.search(r"refused|could not connect|No such file|unable to open|timed out: ", said, re.IGNORECASE):

@@ -9,6 +9,7 @@ import gdb
 
 from gdbext.code.windows import find
 from gdbext.gdb.declare import Command
+from gdbext.gdb.extension import running
 from gdbext.gdb.functions import parity_name
 from gdbext.gdb.guest import named
 
@@ -45,7 +46,9 @@ def run(extension: Extension, args: argparse.Namespace) -> None:
             f"{counts.swapgs} swapgs; {counts.identical} resumed identical, {counts.unmatched} unmatched.\n"
         )
         gdb.write(f"Findings: {len(engine.findings)}.\n")
-    if watch is not None:
+    if running():
+        gdb.write("The guest is running.\n")
+    elif watch is not None:
         for thread in sorted(gdb.selected_inferior().threads(), key=lambda thread: thread.num):
             gdb.write(f"  CPU {thread.ptid[1] - 1}: GS {parity_name(watch.parity.of(thread.ptid[1] - 1))}\n")
         _write_window(extension)

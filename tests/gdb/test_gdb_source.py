@@ -1,0 +1,231 @@
+"""The gdbstub source: a GDB child streams rows; what goes wrong is one clear line, and nothing is left running."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gdbext.errors import CtxwatchError, EnvironmentUnusable, NotCapable
+from gdbext.events.row import Flag, Kind
+from gdbext.rules.engine import Engine
+from gdbext.sources.base import Capability
+from gdbext.sources.gdbstub import GdbstubSource
+from tests.gdb.conftest import Boot, Live
+
+pytestmark = pytest.mark.gdb
+
+
+def children() -> set[int]:
+    """Our child processes that are no zombies."""
+    listed = subprocess.run(["ps", "-o", "pid=,stat=", "--ppid", str(os.getpid())], capture_output=True, text=True)
+    return {int(line.split()[0]) for line in listed.stdout.splitlines() if "Z" not in line and "ps" not in line}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_running() -> Iterator[None]:
+    before = children()
+    yield
+    deadline = time.monotonic() + 5
+    while len(children() - before) > 1 and time.monotonic() < deadline:  # ps itself is one
+        time.sleep(0.05)
+    assert len(children() - before) <= 1
+
+
+def watch(live: Live, **options: object) -> GdbstubSource:
+    return GdbstubSource(str(live.machine.gdb), kernel=live.stripped, **options)  # type: ignore[arg-type]
+
+
+def rows(source: GdbstubSource, timeout: float) -> int:
+    """How many rows come within `timeout`."""
+    batch = source.read(timeout)
+    return 0 if batch is None else len(batch)
+
+
+@pytest.mark.guest
+def test_rows_come_in_order_and_the_guest_goes_on_after_close(boot: Boot) -> None:
+    live = boot("clean-nrk")
+    engine = Engine()
+    with contextlib.closing(watch(live)) as source:
+        assert not source.capabilities & Capability.HALT
+        seen = 0
+        while seen < 400:
+            batch = source.read(0.1)
+            assert batch is not None
+            if len(batch):
+                assert np.all(np.diff(batch["seq"].astype(np.int64)) == 1)
+                assert int(batch["seq"][0]) == seen + 1
+                seen = int(batch["seq"][-1])
+                assert engine.feed(batch) == []
+        assert source.lost == 0
+        code = source.read_memory(int(batch["pc"][-1]), 16)
+        assert len(code) == 16
+        with pytest.raises(OSError, match="unmapped"):
+            source.read_memory(0xFFFF_8000_0000_0000, 8)
+        with pytest.raises(NotCapable):
+            source.set_watch([(0, 8)])
+    source.close()
+    live.wait_for("guest: done")
+
+
+@pytest.mark.guest
+def test_a_waiting_row_holds_the_guest_until_it_is_released(boot: Boot) -> None:
+    live = boot("nrk-rflags")
+    engine = Engine()
+    with contextlib.closing(watch(live, halt=True)) as source:
+        assert source.capabilities & Capability.HALT
+        found: list[str] = []
+        while not found:
+            batch = source.read(0.1)
+            assert batch is not None
+            found = [finding.code for finding in engine.feed(batch)]
+            waiting = batch[(batch["flags"] & Flag.WAITING) != 0]
+            assert len(waiting) <= 1
+            if len(waiting):
+                assert waiting["kind"][0] in (Kind.EXIT, Kind.SWITCH_IN)
+                time.sleep(0.05)
+                assert rows(source, 0) == 0
+                source.release(int(waiting["cpu"][0]), bool(found))
+        assert found == ["CW102"]
+        time.sleep(0.2)
+        assert rows(source, 0.2) == 0
+
+
+def test_nobody_listens() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(CtxwatchError, match=f"nobody listens at 127.0.0.1:{port}"):
+        GdbstubSource(f"127.0.0.1:{port}")
+
+
+def test_no_such_socket(tmp_path: Path) -> None:
+    with pytest.raises(CtxwatchError, match="nobody listens at"):
+        GdbstubSource(str(tmp_path / "none.sock"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.0 400 Bad Request\r\n\r\n", b"$OK#9a" * 50])
+def test_who_listens_does_not_speak_gdbs_protocol(answer: bytes) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(4)
+        kept: list[socket.socket] = []
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    peer, _ = server.accept()
+                    kept.append(peer)
+                    peer.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(CtxwatchError, match=r"does not speak GDB's protocol|cannot be watched"):
+            GdbstubSource(f"127.0.0.1:{server.getsockname()[1]}")
+        server.shutdown(socket.SHUT_RDWR)
+        for peer in kept:
+            peer.close()
+
+
+def test_no_gdb() -> None:
+    with pytest.raises(EnvironmentUnusable, match="there is no no-such-gdb"):
+        GdbstubSource("127.0.0.1:1", gdb="no-such-gdb")
+
+
+def executable(path: Path, text: str) -> str:
+    path.write_text(text, "utf-8")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+def test_a_gdb_without_python(tmp_path: Path) -> None:
+    fake = executable(
+        tmp_path / "gdb",
+        f"""#!{sys.executable}
+import re, sys
+print("(gdb) ", flush=True)
+for line in sys.stdin:
+    token = re.match(r"[0-9]*", line)[0]
+    if "python" in line:
+        print(token + '^error,msg="Python scripting is not supported in this copy of GDB."', flush=True)
+    elif "gdb-exit" in line:
+        sys.exit()
+    else:
+        print(token + "^done", flush=True)
+""",
+    )
+    with pytest.raises(EnvironmentUnusable, match="this GDB has no Python: Python scripting is not supported"):
+        GdbstubSource("127.0.0.1:1", gdb=fake)
+
+
+def test_a_gdb_that_dies_at_once(tmp_path: Path) -> None:
+    fake = executable(tmp_path / "gdb", "#!/bin/sh\nexit 7\n")
+    with pytest.raises(EnvironmentUnusable, match="GDB does not start"):
+        GdbstubSource("127.0.0.1:1", gdb=fake)
+
+
+def test_an_extension_that_cannot_load_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CTXWATCH_VENV", str(tmp_path))
+    with pytest.raises(EnvironmentUnusable, match="has no numpy and no capstone"):
+        GdbstubSource("127.0.0.1:1")
+
+
+@pytest.mark.guest
+def test_a_guest_that_is_not_an_elf_kernel_is_told(boot: Boot, tmp_path: Path) -> None:
+    live = boot("clean-nrk")
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(b"MZ" * 1000)
+    with pytest.raises(CtxwatchError, match="has not loaded an interrupt table yet"):
+        GdbstubSource(str(live.machine.gdb), kernel=kernel)
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("who", ["qemu", "gdb"])
+def test_a_death_ends_the_stream(boot: Boot, who: str) -> None:
+    live = boot("clean-nrk")
+    with contextlib.closing(watch(live)) as source:
+        live.until(lambda: rows(source, 0.1), 20, "rows")
+        assert source._child is not None
+        os.kill(live.machine.pid if who == "qemu" else source._child._process.pid, signal.SIGKILL)
+        says = pytest.raises(CtxwatchError, match="GDB is gone: killed by SIGKILL")
+        with says if who == "gdb" else contextlib.nullcontext():
+            live.until(lambda: source.read(0.1) is None, 10, "the end of the stream")
+
+
+@pytest.mark.guest
+def test_a_triple_fault_ends_the_stream(boot: Boot) -> None:
+    live = boot("triple-fault")
+    with contextlib.closing(watch(live)) as source:
+        deadline = time.monotonic() + 60
+        while source.read(0.1) is not None:
+            assert time.monotonic() < deadline
+    ending = live.machine.ending()
+    assert ending is not None
+    assert ending.died
+
+
+@pytest.mark.guest
+def test_gdb_ends_with_us(boot: Boot) -> None:
+    live = boot("clean-nrk")
+    script = (
+        "import sys; from pathlib import Path; from gdbext.sources.gdbstub import GdbstubSource\n"
+        f"source = GdbstubSource({str(live.machine.gdb)!r}, kernel=Path({str(live.kernel)!r}))\n"
+        "print(source._child._process.pid, flush=True); sys.stdin.read()"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    gdb = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    Live.until(lambda: not Path(f"/proc/{gdb}").exists(), 5, "GDB to end")
