@@ -42,9 +42,9 @@ class _Line:
     parity: Parity
     fresh: Bools
 
-    def back(self) -> tuple[Columns, Parity]:
-        """Each event's predecessor; the first one gets itself (and fails every test)."""
-        index = np.maximum(np.arange(len(self.rows)) - 1, 0)
+    def back(self, steps: int = 1) -> tuple[Columns, Parity]:
+        """Each event's predecessor `steps` before; the first ones get the first (and fail every test)."""
+        index = np.maximum(np.arange(len(self.rows)) - steps, 0)
         return self.rows.take(index), self.parity[index]
 
 
@@ -138,7 +138,9 @@ class GsJudge:
         odd |= entry & ~user & (parity == USER)
         odd |= kind == Kind.GS_ACCESS
         odd |= (before["kind"] == Kind.ENTRY) & ~is_user(before) & (before_parity == USER)
-        odd |= (before["kind"] == Kind.SWAPGS) & (before_parity == KERNEL) & ~(exit_ & user)
+        two, two_parity = line.back(2)
+        in_handler = (two["kind"] == Kind.ENTRY) & ~is_user(two) & (two_parity == KERNEL)
+        odd |= (before["kind"] == Kind.SWAPGS) & (before_parity == KERNEL) & ~(exit_ & user) & in_handler
         result: Bools = odd
         return result
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from gdbext.arch.registers import CALLEE_SAVED_32, CALLEE_SAVED_64
 from gdbext.events.columns import Columns
@@ -25,33 +26,59 @@ class SwitchJudge:
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the switches of a batch in order."""
-        judged: list[Judged] = []
         kind = batch["kind"]
-        for index in np.flatnonzero((kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN)):
-            row = batch.row(int(index))
-            stack = int(row["rsp"][0])
-            if not _at_function(row):
-                continue
-            if row["kind"][0] == Kind.SWITCH_OUT:
+        rows = batch.take(np.flatnonzero((kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN)))
+        if not len(rows):
+            return []
+        rows = rows.take(np.flatnonzero(_at_function(rows)))
+        here: dict[int, int] = {}  # like _away, but positions in this batch
+        within: list[tuple[int, int]] = []
+        judged: list[Judged] = []
+        leaves, stacks = (rows["kind"] == Kind.SWITCH_OUT).tolist(), rows["rsp"].tolist()
+        for at, (leaving, stack) in enumerate(zip(leaves, stacks, strict=True)):
+            if leaving:
+                here.pop(stack, None)
                 self._away.pop(stack, None)
-                self._away[stack] = row.copy()
-                if len(self._away) > CAPACITY:
-                    del self._away[next(iter(self._away))]
-                continue
-            left = self._away.pop(stack, None)
-            # Another return address is another thread: one that begins on a stack that a dead one has left.
-            if left is not None and left["stack"][0][0] == row["stack"][0][0]:
-                judged += [(draft, row, left) for draft in _judge(left, row)]
+                here[stack] = at
+            elif stack in here:
+                within.append((here.pop(stack), at))
+            elif stack in self._away:
+                left, back = self._away.pop(stack), rows.row(at)
+                judged += [(draft, back, left) for draft in _judge(left, back)]
+        for out, at in _changed(rows, within):
+            left, back = rows.row(out), rows.row(at)
+            judged += [(draft, back, left) for draft in _judge(left, back)]
+        self._keep(rows, here)
         return judged
 
+    def _keep(self, rows: Columns, here: dict[int, int]) -> None:
+        for stack, at in here.items():
+            self._away[stack] = rows.row(at).copy()
+        for stack in list(self._away)[: max(len(self._away) - CAPACITY, 0)]:
+            del self._away[stack]
 
-def _at_function(row: Batch) -> bool:
-    """True if what lies at RSP can be a return address of this code (or was not captured): a function's border."""
-    back, pc = int(row["stack"][0][0]), int(row["pc"][0])
-    return back == 0 or abs(back - pc) < CODE_REACH
+
+def _at_function(rows: Columns) -> npt.NDArray[np.bool_]:
+    """True where what lies at RSP can be a return address of this code (or was not captured): a function's border."""
+    back = rows["stack"][:, 0]
+    reach = np.uint64(CODE_REACH)
+    border: npt.NDArray[np.bool_] = (back == 0) | (back - rows["pc"] + reach < 2 * reach)
+    return border
+
+
+def _changed(rows: Columns, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The pairs of which any general register differs."""
+    if not pairs:
+        return []
+    left, back = np.array(pairs).T
+    registers = rows.gprs()
+    return [pairs[at] for at in np.flatnonzero((registers[left] != registers[back]).any(axis=1)).tolist()]
 
 
 def _judge(left: Batch, back: Batch) -> list[Draft]:
+    """Judge a return to a thread that left; another return address is another thread, on a dead one's stack."""
+    if left["stack"][0][0] != back["stack"][0][0]:
+        return []
     saved = CALLEE_SAVED_64 if back["mode"][0] == 64 else CALLEE_SAVED_32
     lost = tuple(Difference(n, int(left[n][0]), int(back[n][0])) for n in saved if left[n][0] != back[n][0])
     if not lost:
