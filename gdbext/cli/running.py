@@ -34,6 +34,7 @@ class Request:
     kernel: str | None = None
     profile: str | None = None
     halt: bool = False
+    hold: bool = False
     json: str | None = None
     record: str | None = None
     until: str | None = None
@@ -53,6 +54,8 @@ def request(args: argparse.Namespace) -> Request:
         raise UsageError(what, todo="name a bundled guest, or put your QEMU command line after --")
     if args.stripped and args.guest is None:
         raise UsageError("--stripped is for bundled guests", todo="leave it out")
+    if args.hold and not args.halt:
+        raise UsageError("--hold keeps a guest that --halt has stopped", todo="give both")
     if args.timeout is not None and args.timeout <= 0:
         raise UsageError(f"--timeout {args.timeout:g} is not a time", todo="give it seconds")
     if args.max_findings < 0:
@@ -68,6 +71,7 @@ def run(asked: Request) -> int:
         subject, simd, profile = _subject(asked, view)
         options = session.Options(
             halt=asked.halt,
+            hold=asked.hold,
             timeout=asked.timeout,
             max_findings=asked.max_findings,
             codes=codes.parse(asked.rules) if asked.rules else None,

@@ -6,7 +6,7 @@ import contextlib
 import shlex
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -70,6 +70,7 @@ class Options:
     """
 
     halt: bool = False
+    hold: bool = False
     timeout: float | None = None
     max_findings: int = 0
     codes: frozenset[str] | None = None
@@ -93,6 +94,9 @@ class View(Protocol):
 
     def progress(self, counts: Counts, seconds: float) -> None:
         """Called now and then."""
+
+    def hold(self, invitation: str) -> None:
+        """The guest is halted; show how to look at it and return when the person has."""
 
 
 @dataclass(slots=True)
@@ -205,6 +209,7 @@ class _Run:
     started: float = field(default_factory=time.monotonic)
     interrupted: bool = False
     halted: bool = False
+    halted_cpu: int = 0
     seen: bool = False
     """``until`` was printed."""
     ended: bool = False
@@ -220,6 +225,8 @@ class _Run:
             while not self._over():
                 self._step(TICK)
             self._drain()
+            if self.halted:
+                self._halted()
         ending = self.machine.ending()
         if ending is not None and ending.died and not self.died:
             self._judge(self._death())
@@ -229,6 +236,19 @@ class _Run:
         if self.recorder is not None:
             self.recorder.close(report.document())
         return Outcome(report, self._failure(ending), self.interrupted)
+
+    def _halted(self) -> None:
+        """Say where the guest stands; let a person look at it with a debugger if there is one to ask."""
+        rip = self.machine.instruction_pointer(self.halted_cpu)
+        self.view.note(f"halted: CPU {self.halted_cpu} at {self._name(rip)}")
+        if self.options.hold and self.machine.gdb is None:
+            socket = self.machine.open_gdbstub()
+            kernel = f" {self.subject.image.path}" if self.subject.image is not None else ""
+            self.view.hold(f"gdb{kernel} -ex 'target remote {socket}'")
+
+    def _name(self, address: int) -> str:
+        name = self.subject.image.symbols.name(address) if self.subject.image is not None else None
+        return f"{name} ({address:#x})" if name else f"{address:#x}"
 
     def _interrupt(self) -> None:
         self.interrupted = True
@@ -277,12 +297,31 @@ class _Run:
             self.recorder.write(rows)
         self.last_seq = max(self.last_seq, int(batch["seq"].max()))
         self.died = self.died or bool((batch["kind"] == Kind.DIED).any())
-        halt = self.options.halt and any(finding.severity == ERROR for finding in found)
-        for row in np.flatnonzero(batch["flags"] & Flag.WAITING):
-            self.source.release(int(batch["cpu"][row]), halt or self.halted)
-        self.halted = self.halted or halt
+        errors = [finding for finding in found if finding.severity == ERROR] if self.options.halt else []
+        if errors and not self.halted:
+            self._halt(batch, errors)
+        elif not self.halted:  # a guest that is halted has let go of all that waited
+            for row in _waiting(batch):
+                self.source.release(int(batch["cpu"][row]), False)
         for finding in found:
             self.view.finding(finding)
+
+    def _halt(self, batch: Batch, errors: Sequence[Finding]) -> None:
+        """Stop the guest where the first of `errors` was seen: on the wrong context's first instruction if it waits."""
+        self.halted = True
+        guilty = {int(finding.row["seq"][0]) for finding in errors if finding.row is not None}
+        standing = [row for row in _waiting(batch) if int(batch["seq"][row]) in guilty]
+        if standing:
+            self.halted_cpu = int(batch["cpu"][standing[0]])
+            self.source.release(self.halted_cpu, True)
+            return
+        self.halted_cpu = errors[0].cpu
+        self._pause()
+
+    def _pause(self) -> None:
+        """Stop the guest wherever it is."""
+        with contextlib.suppress(CtxwatchError):  # it may have ended
+            self.source.pause() if isinstance(self.source, ProbeSource) else self.machine.stop()
 
     def _settle(self, batch: Batch) -> None:
         """Find out by how much KASLR has moved the kernel, if it may have."""
@@ -312,8 +351,7 @@ class _Run:
     def _drain(self) -> None:
         """Stop the guest and take what is still on its way."""
         if not self.options.halt:  # else it stands in each doubtful exit until we have spoken, and cannot stop
-            with contextlib.suppress(CtxwatchError):
-                self.source.pause() if isinstance(self.source, ProbeSource) else self.machine.stop()
+            self._pause()
         deadline = time.monotonic() + 5
         while not self.ended and time.monotonic() < deadline and self._step(TICK):
             pass
@@ -350,6 +388,11 @@ class _Run:
             seconds=time.monotonic() - self.started,
             findings=self.engine.findings,
         )
+
+
+def _waiting(batch: Batch) -> list[int]:
+    """Indices of the rows in which a vCPU stands."""
+    return [int(row) for row in np.flatnonzero(batch["flags"] & Flag.WAITING)]
 
 
 @contextlib.contextmanager

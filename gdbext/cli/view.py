@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from types import TracebackType
 from typing import Final
@@ -59,6 +60,15 @@ class TerminalView:
             self._shown = now
             events = f"{counts.entries} entries, {counts.exits} exits checked"
             self._status.update(Text(f"watching: {events}, {seconds:.0f} s (Ctrl-C ends it)", "dim"))
+
+    def hold(self, invitation: str) -> None:
+        """Show the command that looks at the halted guest; return at Enter, Ctrl-C or the end of input."""
+        if self._status is not None:
+            self._status.stop()
+        self._errors.print(Text(f"ctxwatch: look at it with  {invitation}"), soft_wrap=True)
+        self._errors.print(Text("ctxwatch: Enter ends it"))
+        with contextlib.suppress(EOFError, KeyboardInterrupt):
+            input()
 
     def __enter__(self) -> TerminalView:
         if self._status is not None:

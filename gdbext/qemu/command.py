@@ -38,7 +38,9 @@ class Launch:
     serial: SerialAt
     qmp: Path
     serial_socket: Path
-    gdb: Path | None
+    gdb_socket: Path
+    gdbstub: bool
+    """Whether a gdbstub is open at ``gdb_socket`` from the start."""
 
 
 class Options:
@@ -104,7 +106,7 @@ def complete(argv: Sequence[str], directory: Path, *, gdbstub: bool, plugin: Seq
     if gdbstub:
         added += ["-gdb", f"unix:{gdb},server=on,wait=off"]
     added += plugin
-    return Launch((*argv, *added), tuple(added), options.serial, qmp, serial, gdb if gdbstub else None)
+    return Launch((*argv, *added), tuple(added), options.serial, qmp, serial, gdb, gdbstub)
 
 
 def _refuse(options: Options, gdbstub: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import socket
 import subprocess
@@ -21,6 +22,8 @@ from gdbext.qemu.qmp import Qmp, QmpError
 
 ARCHITECTURES: Final = {"x86_64": 64, "i386": 32}
 """QEMU targets that can be watched, with the widest code they run, in bits."""
+
+_RIP: Final = re.compile(r"\b[RE]IP=([0-9a-fA-F]+)")
 
 _PATIENCE: Final = 3.0
 """Seconds QEMU gets to leave when asked, before it is killed: enough to flush a disk image."""
@@ -111,7 +114,7 @@ class Machine:
     @property
     def gdb(self) -> Path | None:
         """The UNIX socket of the gdbstub, if one was asked for."""
-        return self.launch.gdb
+        return self.launch.gdb_socket if self.launch.gdbstub else None
 
     def cont(self) -> None:
         """Let the guest run."""
@@ -124,6 +127,19 @@ class Machine:
     def inject_nmi(self) -> None:
         """Send a non-maskable interrupt to the vCPUs."""
         self.qmp.execute("inject-nmi")
+
+    def instruction_pointer(self, cpu: int) -> int:
+        """RIP (EIP) of vCPU `cpu`, guest virtual; meaningful while the guest stands."""
+        said = self.qmp.execute("human-monitor-command", {"command-line": "info registers", "cpu-index": cpu})
+        found = _RIP.search(str(said))
+        if found is None:
+            raise GuestFailed(f"QEMU does not show the registers of CPU {cpu}")
+        return int(found[1], 16)
+
+    def open_gdbstub(self) -> Path:
+        """Let GDB connect to the guest from now on; returns the UNIX socket."""
+        self.qmp.hmp(f"gdbserver unix:{self.launch.gdb_socket},server=on,wait=off")
+        return self.launch.gdb_socket
 
     def read_memory(self, address: int, length: int, cpu: int = 0) -> bytes:
         """Guest virtual memory as vCPU `cpu` maps it now; raises OSError where it is unmapped or QEMU is gone."""

@@ -153,8 +153,11 @@ class ProbeSource:
 
     @contextlib.contextmanager
     def still(self) -> Iterator[None]:
-        """Hold the guest meanwhile; it goes on afterwards if it ran before."""
-        ran = bool(self._execute("query-status")["running"])
+        """Hold the guest meanwhile; it goes on afterwards if it ran before.
+
+        Not while vCPUs wait for verdicts: to stop, they would have to go on without one.
+        """
+        ran = not int(self._ring.header["halt"][0]) and bool(self._execute("query-status")["running"])
         if ran:
             self.pause()
         try:

@@ -18,6 +18,7 @@ ARGUMENTS = (
     argument("--kernel", metavar="FILE", help="the kernel with its symbols: an ELF file or a vmlinuz"),
     argument("--profile", metavar="NAME|FILE", help="what is known of this kernel; the default assumes nothing"),
     argument("--halt", action="store_true", help="stop the guest on the first instruction of the first wrong context"),
+    argument("--hold", action="store_true", help="with --halt: keep the halted guest for GDB until you press Enter"),
     argument("--json", metavar="FILE|-", help="write the result as JSON; - prints it, and nothing else"),
     argument("--record", metavar="FILE", help="record the events; `ctxwatch replay FILE` judges them again"),
     argument("--until", metavar="TEXT", help="end the run when the guest prints TEXT on its serial port"),
