@@ -10,6 +10,7 @@
 #include "emit.h"
 
 enum { FRAME_RIP, FRAME_CS, FRAME_RFLAGS, FRAME_RSP, FRAME_SS, FRAME_WORDS = 9 };
+enum { PAGE_OFFSET = 0xfff };
 enum { VECTOR_NMI = 2, VECTOR_EXCEPTIONS = 32, VECTOR_SYSCALL = 0x100, VECTOR_SYSENTER, VECTOR_UNKNOWN = 0xffff };
 
 #define ERROR_CODE_VECTORS (1u << 8 | 0x1fu << 10 | 1u << 17 | 1u << 21 | 1u << 29 | 1u << 30)
@@ -109,7 +110,8 @@ static bool identify(vcpu *v, delivery *d)
     }
     unsigned same = d->error_pushed ? with : without;
     d->vector = same == 1 ? first[d->error_pushed] : VECTOR_UNKNOWN;
-    if (soft_fits && !d->error_pushed && d->frame[FRAME_RIP] == v->soft.next) {
+    /* A page mapped at several addresses is translated once: only its offset is sure. */
+    if (soft_fits && !d->error_pushed && ((d->frame[FRAME_RIP] ^ v->soft.next) & PAGE_OFFSET) == 0) {
         d->soft = true;
         d->vector = v->soft.vector;
     }
