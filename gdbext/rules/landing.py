@@ -105,7 +105,7 @@ class LandingJudge:
 
         (Interrupted since: it was alive then. A stack taken over from a dead thread has seen nothing since.)
         """
-        if own.count < 2 or self._owner.get(own.frame) != thread:
+        if own.count < STEADY or self._owner.get(own.frame) != thread:
             return False
         past = self._history.before(int(row["seq"][0]))
         entries = past[past["kind"] == Kind.ENTRY]
