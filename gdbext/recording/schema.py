@@ -67,7 +67,10 @@ def schema(simd: bool, metadata: dict[str, str] | None = None) -> pa.Schema:
 
 def check(found: pa.Schema) -> bool:
     """Raise RecordingError unless the columns are ours by name, order and type; return whether SIMD is among them."""
-    simd = has_simd(found)
+    try:
+        simd = has_simd(found)
+    except UnicodeDecodeError as error:
+        raise RecordingError("the name of a column is not text", "the file is damaged") from error
     for column, field in zip(columns(simd), found, strict=False):
         if field.name != column.name or field.type != _type(column):
             raise RecordingError(
