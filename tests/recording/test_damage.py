@@ -85,6 +85,7 @@ def test_a_cut_recording_gives_all_whole_batches(whole: Path, tmp_path: Path) ->
     assert seen[0] < events // 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["whole", "as_parquet"])
 def test_changed_anywhere(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Changed bytes are told, unless they change nothing: padding, or names and comments that nobody reads."""
