@@ -39,6 +39,8 @@ class Feed(Protocol):
     plugin_api: int | None
     slowdown: float
     """How much longer than unwatched a guest may take, generously."""
+    silence: float
+    """Seconds without an event after which a guest that is interrupted all the time is taken to hang."""
 
     def plugin(self, directory: Path) -> Sequence[str]:
         """The words to add to QEMU's command line; `directory` is the machine's private one."""
@@ -57,6 +59,7 @@ class GdbstubFeed:
     gdbstub = True
     plugin_api: int | None = None
     slowdown = 15.0
+    silence = 20.0
 
     def __init__(self, wishes: Wishes) -> None:
         self._wishes = wishes
@@ -81,6 +84,7 @@ class ProbeFeed:
     name = "probe"
     gdbstub = False
     slowdown = 3.0
+    silence = 5.0
 
     def __init__(self, build: ProbeBuild, wishes: Wishes) -> None:
         self._build = build

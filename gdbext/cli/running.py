@@ -112,6 +112,11 @@ def _subject(asked: Request, view: TerminalView) -> tuple[Subject, bool, str]:
 
 def _own(asked: Request, view: TerminalView) -> Subject:
     options = command.Options(asked.qemu)
+    if asked.until and options.serial is command.SerialAt.ELSEWHERE:
+        raise UsageError(
+            "--until reads the guest's first serial port, which your command line leads elsewhere",
+            todo="leave -serial out, or use -serial stdio",
+        )
     image: Image | None = None
     if asked.kernel is not None:
         image = images.load(Path(asked.kernel))

@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 TICK: Final = 0.05
 """Seconds the source may keep us waiting while serial lines, deadlines and NMIs are due."""
 
-_SILENCE: Final = 5.0
-"""Seconds without an event after which a guest that ticks is taken to hang."""
-
 _FIRST_NMI_AFTER: Final = 50
 """Entries seen before NMIs are injected: a kernel without an IDT would die of the first."""
 _NMI_EVERY_ENTRIES: Final = 10
@@ -268,7 +265,7 @@ class _Run:
 
     @property
     def _hangs(self) -> bool:
-        return self.subject.ticks and time.monotonic() - self.last_event > _SILENCE
+        return self.subject.ticks and time.monotonic() - self.last_event > self.feed.silence
 
     @property
     def _limit(self) -> float | None:
@@ -370,7 +367,7 @@ class _Run:
         if self.subject.until and not enough:
             how = f"{time.monotonic() - self.started:.0f} s have passed"
             if self._hangs:
-                how = f"it hangs: no interrupt came for {_SILENCE:.0f} s"
+                how = f"it hangs: no event came for {self.feed.silence:.0f} s"
             if ending is not None:
                 how = ending.detail
             return GuestFailed(f"the guest never printed {self.subject.until!r}", how, "give it more with --timeout")

@@ -88,6 +88,8 @@ def children(marker: str) -> list[str]:
         (["--via", "gdbstub", "--simd", "--", *EMPTY], "--simd needs the probe"),
         (["--via", "probe", "--", *EMPTY, "-enable-kvm"], "the probe needs TCG"),
         (["--", *EMPTY, "-daemonize"], "-daemonize"),
+        (["--until", "x", "--", *EMPTY, "-serial", "null"], "leads elsewhere"),
+        (["clean-nrk", "--hold"], "--hold keeps a guest that --halt has stopped"),
     ],
 )
 def test_wrong_usage(words: list[str], said: str) -> None:
