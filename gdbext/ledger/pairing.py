@@ -21,11 +21,16 @@ Indices = npt.NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Indices into one batch: identical (entry, exit) pairs, and the events left over, in order."""
+    """Indices into one batch: identical pairs, in order of their entries, and the events left over, in order."""
 
     entries: Indices
     exits: Indices
     rest: Indices
+
+    def around(self, index: int) -> Indices:
+        """The entries before `index` whose exits come after it, in order."""
+        before = int(np.searchsorted(self.entries, index))
+        return self.entries[:before][self.exits[:before] > index]
 
 
 def pair(batch: Columns, law: Law, hold_back: Bools) -> Pairs:
@@ -52,4 +57,7 @@ def pair(batch: Columns, law: Law, hold_back: Bools) -> Pairs:
     left[index] = True
     left[entries] = False
     left[exits] = False
-    return Pairs(entries, exits, np.flatnonzero(left))
+    resumed_at = np.zeros(len(batch), np.intp)
+    resumed_at[entries] = exits
+    entries = np.flatnonzero(resumed_at)
+    return Pairs(entries, resumed_at[entries], np.flatnonzero(left))

@@ -9,37 +9,33 @@ from gdbext.events.row import Batch, How
 from gdbext.rules.draft import Draft
 from gdbext.rules.finding import Difference
 
-REACH_BYTES = 64
-"""How far from a live frame an unbalanced RSP is recognised (the captured words)."""
 
-
-def judge_unbalanced(row: Batch, live: Batch) -> tuple[Draft, Batch] | None:
+def judge_unbalanced(row: Batch, near: Batch) -> tuple[Draft, Batch] | None:
     """Judge an iret (a batch of one) that matches nothing: does RSP stand a few words beside a live frame?
 
-    `live`: the pending contexts. Returns the draft and the entry whose frame it is, or None. The words themselves
-    must agree: those that iret pops are the frame's, moved by the distance.
+    `near`: the pending contexts of its CPU and mode whose frames are within reach. Returns the draft and the entry
+    whose frame it is, or None. The words themselves must agree: those that iret pops are the frame's, moved by the
+    distance.
     """
-    if row["how"][0] != How.IRET or not len(live):
+    if row["how"][0] != How.IRET or not len(near):
         return None
     size = word_size(int(row["mode"][0]))
-    near = live[(live["cpu"] == row["cpu"]) & (live["mode"] == row["mode"]) & (live["frame"] != 0)]
-    distance = (row["frame"] - near["frame"]).astype(np.int64)
-    for index in np.flatnonzero((distance != 0) & (np.abs(distance) < REACH_BYTES) & (distance % size == 0))[::-1]:
-        words = int(distance[index]) // size
-        entry = near[index : index + 1]
-        if _shifted(entry, row, words, size):
+    popped = _words(row)
+    distances = (row["frame"] - near["frame"]).astype(np.int64).tolist()
+    for at, (distance, frame) in reversed(list(enumerate(zip(distances, near["stack"].tolist(), strict=True)))):
+        words = distance // size
+        if near["frame"][at] and distance % size == 0 and _shifted(frame[: 5 if size == 8 else 3], popped, words, size):
+            entry = near[at : at + 1]
             return _draft(entry, row, words, size), entry
     return None
 
 
-def _shifted(entry: Batch, row: Batch, words: int, size: int) -> bool:
+def _shifted(frame: list[int], popped: list[int], words: int, size: int) -> bool:
     """True if the words at RSP are those of the entry's frame, `words` further (negative: RSP is too low).
 
     The saved RIP may have been redirected meanwhile (a fixup), the words above it not; of an ia32 frame, which has
     but two of those, RIP must agree too.
     """
-    frame = _words(entry)[: 5 if size == 8 else 3]
-    popped = _words(row)
     first = 1 if size == 8 else 0
     pairs = [(popped[at - words], frame[at]) for at in range(first, len(frame)) if 0 <= at - words < len(popped)]
     return len(pairs) >= 2 and all(held == pushed for held, pushed in pairs)

@@ -7,6 +7,7 @@ address space (exact), then the same thread, then the nearest context; an exit n
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -15,9 +16,10 @@ from gdbext.arch import vectors
 from gdbext.events.columns import Columns
 from gdbext.events.row import Batch, Flag, Kind, concat
 from gdbext.ledger import compare
-from gdbext.ledger.compare import BIT, agreement, differences, is_call, is_user, keys, space
-from gdbext.ledger.pairing import pair
-from gdbext.ledger.pending import Pending
+from gdbext.ledger.compare import BIT, agreement, differences, is_call, is_user, space
+from gdbext.ledger.live import Live
+from gdbext.ledger.pairing import Pairs, pair
+from gdbext.ledger.pending import UNLIKE, Pending, traits
 from gdbext.rules import returns, stale, verdicts
 from gdbext.rules.draft import Judged
 from gdbext.rules.frames import judge_unbalanced
@@ -26,7 +28,7 @@ from gdbext.rules.policy import Policy
 from gdbext.rules.redirects import Redirects
 from gdbext.rules.verdicts import STRONG_TELLING
 
-STRONG_EQUAL: Final = 13
+STRONG_EQUAL: Final = 15 - UNLIKE
 """Of the 15 general registers besides RSP, how many must agree for a match by likeness."""
 
 
@@ -56,33 +58,32 @@ class ResumeJudge:
         if not len(pairs.rest):
             return judged
         rest = batch.take(pairs.rest)
-        known = keys(rest).tolist()
-        for at, index in enumerate(pairs.rest.tolist()):
+        columns = rest["flags"].tolist(), rest["kind"].tolist(), traits(rest)
+        for index, flags, kind, found_by in zip(pairs.rest.tolist(), *columns, strict=True):
             row = batch.row(index)
-            if row["flags"][0] & Flag.UNREADABLE:
+            if flags & Flag.UNREADABLE:
                 continue
-            if row["kind"][0] == Kind.ENTRY:
-                self._pending.add(known[at], row)
+            if kind == Kind.ENTRY:
+                self._pending.add(row, found_by)
                 continue
-            spanning = pairs.entries[(pairs.entries < index) & (pairs.exits > index)]
-            judged += self._judge_exit(row, known[at], batch.rows[spanning], bool(suspicious[index]))
+            live = Live(row, found_by, self._pending, partial(_around, batch, pairs, index))
+            judged += self._judge_exit(row, found_by.key, live, bool(suspicious[index]))
         return judged
 
     def pending(self) -> Batch:
         """The contexts that wait to be resumed."""
         return self._pending.all()
 
-    def _judge_exit(self, row: Batch, key: int, spanning: Batch, suspicious: bool) -> Iterator[Judged]:
+    def _judge_exit(self, row: Batch, key: int, live: Live, suspicious: bool) -> Iterator[Judged]:
         entry, mask = self._take_exact(row, key)
         if entry is None:
-            yield from self._judge_unmatched(row, spanning, suspicious)
+            yield from self._judge_unmatched(row, live, suspicious)
             return
         if mask == 0:
             self.identical += 1
         else:
-            live = self._live(row, spanning)
-            mask &= ~self._redirects.excused(entry, row, live)
-            for draft in verdicts.drafts(self._policy, entry, row, mask, "exact", live):
+            mask &= ~self._redirects.excused(entry, row, live.thread)
+            for draft in verdicts.drafts(self._policy, entry, row, mask, "exact", live.all):
                 yield draft, row, entry
         if suspicious:
             for draft in returns.judge_exit(row, entry, self._policy):
@@ -90,45 +91,37 @@ class ResumeJudge:
 
     def _take_exact(self, row: Batch, key: int) -> tuple[Batch | None, int]:
         """The pending entry with this RIP, RSP and address space that differs least (newest first), consumed."""
-        slots = self._pending.find(key)
-        if not slots:
+        numbers = self._pending.find(key)
+        if not numbers:
             return None, 0
-        rows = self._pending.rows(slots)
+        rows = self._pending.rows(numbers)
         masks = differences(rows, np.repeat(row, len(rows)), self._law)
         best = int(np.argmin([int(mask).bit_count() for mask in masks]))
-        self._pending.take(slots[best])
+        self._pending.take(numbers[best])
         return rows[best : best + 1], int(masks[best])
 
-    def _live(self, row: Batch, spanning: Batch) -> Batch:
-        """Every context that was interrupted before `row` and not yet resumed, oldest first."""
-        pending = self._pending.all()
-        if not len(spanning):
-            return pending
-        both = concat((pending, spanning)) if len(pending) else spanning
-        ordered: Batch = both[np.argsort(both["seq"], kind="stable")]
-        return ordered
-
-    def _judge_unmatched(self, row: Batch, spanning: Batch, suspicious: bool) -> Iterator[Judged]:
+    def _judge_unmatched(self, row: Batch, live: Live, suspicious: bool) -> Iterator[Judged]:
         self.unmatched += 1
         if row["flags"][0] & Flag.SELF and not suspicious:
             return
-        live = self._live(row, spanning)
-        unbalanced = judge_unbalanced(row, live)
+        unbalanced = judge_unbalanced(row, live.near)
         if unbalanced:
             yield unbalanced[0], row, unbalanced[1]
             return
         near = None
-        if not self._redirects.begins(row) and not self._redirects.replaced(row, live):
-            again = stale.resumed_again(row, live, self._history)
+        others = live.alike
+        if not self._redirects.begins(row) and not self._redirects.replaced(row, live.thread):
+            again = stale.resumed_again(row, live.thread, self._history)
             if again:
                 yield again[0], row, again[1]
                 return
-            live = self._with_owner_of_rsp(row, live)
-            near = self._nearest(row, live)
+            if len(live.alike):
+                others = self._with_owner_of_rsp(row, live.all)
+                near = self._nearest(row, others)
         if near:
             entry, mask, match = near
-            mask &= ~self._redirects.excused(entry, row, live)
-            for draft in verdicts.drafts(self._policy, entry, row, mask, match, live):
+            mask &= ~self._redirects.excused(entry, row, live.thread)
+            for draft in verdicts.drafts(self._policy, entry, row, mask, match, others):
                 yield draft, row, entry
         else:
             self._redirects.began(row)
@@ -200,6 +193,11 @@ class ResumeJudge:
         known = fixups is None or int(row["rip"][0]) in fixups
         allowed: compare.Bools = exception & (user | known)
         return allowed | (user & self._policy.user_redirects)
+
+
+def _around(batch: Columns, pairs: Pairs, index: int) -> Batch:
+    """The entries of `batch` that were interrupted before row `index` and are resumed, bit for bit, after it."""
+    return batch.rows[pairs.around(index)]
 
 
 def _rsp_of_another(row: Batch, live: Batch) -> compare.Bools:

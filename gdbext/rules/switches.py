@@ -7,13 +7,15 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from gdbext.arch.registers import CALLEE_SAVED_32, CALLEE_SAVED_64
+from gdbext.arch.registers import CALLEE_SAVED_32, CALLEE_SAVED_64, GPR64
 from gdbext.events.columns import Columns
 from gdbext.events.row import Batch, Kind
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 
 CAPACITY: Final = 4096
+_SAVED_64: Final = [GPR64.index(name) for name in CALLEE_SAVED_64]
+_SAVED_32: Final = [GPR64.index(name) for name in CALLEE_SAVED_32]
 CODE_REACH: Final = 1 << 31
 """Bytes a near call reaches: a caller is no further from its function."""
 
@@ -67,12 +69,14 @@ def _at_function(rows: Columns) -> npt.NDArray[np.bool_]:
 
 
 def _changed(rows: Columns, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The pairs of which any general register differs."""
+    """The pairs of which a callee-saved register differs."""
     if not pairs:
         return []
     left, back = np.array(pairs).T
     registers = rows.gprs()
-    return [pairs[at] for at in np.flatnonzero((registers[left] != registers[back]).any(axis=1)).tolist()]
+    differ = registers[left] != registers[back]
+    lost = np.where(rows["mode"][back] == 64, differ[:, _SAVED_64].any(axis=1), differ[:, _SAVED_32].any(axis=1))
+    return [pairs[at] for at in np.flatnonzero(lost).tolist()]
 
 
 def _judge(left: Batch, back: Batch) -> list[Draft]:
