@@ -87,11 +87,16 @@ static void on_call(unsigned index, void *userdata)
     }
 }
 
+static void look_at_tables(vcpu *any, unsigned bits);
+
 static void on_int(unsigned index, void *userdata)
 {
     const site *s = userdata;
     vcpu *v = vcpu_of(index);
 
+    if (!told_of_entries) {
+        look_at_tables(v, s->bits);
+    }
     v->soft.pending = true;
     v->soft.vector = (uint8_t)s->insn.imm;
     v->soft.next = s->pc + s->insn.length;
@@ -136,34 +141,25 @@ typedef struct {
     bool entry_point, stores_rsp;
 } block;
 
-/* Where kernel code loads RSP: the end of a switch function lies near such a place. */
-enum { LOADS = 64 };
-
-static uint64_t rsp_loads[LOADS];
-static unsigned rsp_load_count;
-static pthread_mutex_t rsp_load_lock = PTHREAD_MUTEX_INITIALIZER;
+/* Near the places where kernel code loads RSP lie the ends of switch functions: a bit for every 256 bytes, by hash. */
+static _Atomic uint64_t rsp_loads[1024];
 
 static void note_rsp_load(uint64_t pc)
 {
-    pthread_mutex_lock(&rsp_load_lock);
-    bool known = false;
-    for (unsigned i = 0; i < LOADS && !known; i++) {
-        known = rsp_loads[i] == pc;
+    for (uint64_t at = pc / NEAR_BYTES - 1; at != pc / NEAR_BYTES + 2; at++) {
+        atomic_fetch_or(&rsp_loads[at / 64 % 1024], 1ull << at % 64);
     }
-    if (!known) {
-        rsp_loads[rsp_load_count++ % LOADS] = pc;
-    }
-    pthread_mutex_unlock(&rsp_load_lock);
 }
 
 static bool near_rsp_load(uint64_t pc)
 {
-    bool found = false;
+    uint64_t at = pc / NEAR_BYTES;
+    return rsp_loads[at / 64 % 1024] >> at % 64 & 1;
+}
 
-    for (unsigned i = 0; i < LOADS && !found; i++) {
-        found = rsp_loads[i] && is_near(pc, rsp_loads[i]);
-    }
-    return found;
+static uint64_t jump_target(const site *s)
+{
+    return s->pc + s->insn.length + (uint64_t)s->insn.imm;
 }
 
 static void call_at(struct qemu_plugin_insn *at, vcpu_udata_cb callback, void *userdata)
@@ -193,10 +189,17 @@ static void instrument_stack(block *b, struct qemu_plugin_insn *at, site *s)
     }
 }
 
-/* Kernel code only. Returns whether the callbacks of this kind need a record of the instruction. */
-static bool is_of_interest(const insn *i)
+/* In kernel code: does the instruction get a callback? In real mode only those that load tables or MSRs do. */
+static bool is_of_interest(const block *b, const insn *i)
 {
-    return i->gs_memory || (i->kind != OP_OTHER && i->kind != OP_CALL && i->kind != OP_JUMP_IF);
+    if (b->bits == 16) {
+        return i->kind == OP_LIDT || i->kind == OP_LGDT || i->kind == OP_WRMSR;
+    }
+    switch (i->kind) {
+    case OP_OTHER: case OP_CALL: case OP_JUMP_IF: return i->gs_memory;
+    case OP_RET: case OP_JUMP: case OP_JUMP_FAR: return i->gs_memory || near_rsp_load(b->start);
+    default: return true;
+    }
 }
 
 static void instrument(block *b, struct qemu_plugin_insn *at, site *s)
@@ -217,7 +220,8 @@ static void instrument(block *b, struct qemu_plugin_insn *at, site *s)
         break;
     case OP_STORE_RSP: case OP_LOAD_RSP: instrument_stack(b, at, s); break;
     case OP_RET: case OP_JUMP: case OP_JUMP_FAR:
-        if (near_rsp_load(b->start)) {
+        /* A jump that stays there is not the end. */
+        if (near_rsp_load(b->start) && !(s->insn.kind == OP_JUMP && near_rsp_load(jump_target(s)))) {
             call_if(at, on_arriving, offsetof(score, switching), s);
         }
         break;
@@ -228,66 +232,113 @@ static void instrument(block *b, struct qemu_plugin_insn *at, site *s)
     }
 }
 
-/* Kernel code that jumps, calls or runs on into a handler would look like an entry: leave a note for it. */
-static void note_jump(struct qemu_plugin_insn *at, uint64_t next, const insn *i)
-{
-    uint64_t target = i->kind == OP_JUMP || i->kind == OP_JUMP_IF || i->kind == OP_CALL ? next + (uint64_t)i->imm : next;
+/* Addresses that translated kernel code runs on or branches to, by hash, the latest of each: such a block is hardly
+ * ever the beginning of a handler, and the loaded tables need no look for its sake. */
+enum { SUCCESSORS = 4096 };
 
-    if (!idt_is_target(target)) {
-        target = next;
+static _Atomic uint64_t successors[SUCCESSORS];
+
+static void note_successor(uint64_t pc)
+{
+    successors[idt_hash(pc) % SUCCESSORS] = pc;
+}
+
+static bool is_successor(uint64_t pc)
+{
+    return successors[idt_hash(pc) % SUCCESSORS] == pc;
+}
+
+/* Where a block goes from its last instruction. Kernel code that jumps, calls or runs on into a handler would look
+ * like an entry: leave a note for it. */
+static void note_end(struct qemu_plugin_insn *at, uint64_t next, const insn *i)
+{
+    bool jumps = i->kind == OP_JUMP || i->kind == OP_JUMP_IF || i->kind == OP_CALL;
+    uint64_t target = jumps ? next + (uint64_t)i->imm : next;
+    uint64_t handler = idt_is_target(target) ? target : idt_is_target(next) ? next : 0;
+
+    if (i->kind == OP_JUMP || i->kind == OP_JUMP_IF) {
+        note_successor(target);
     }
-    if (idt_is_target(target) && i->kind != OP_IRET) {
+    if (i->kind == OP_OTHER || i->kind == OP_JUMP_IF) {
+        note_successor(next);
+    }
+    if (handler && i->kind != OP_IRET) {
         qemu_plugin_u64 entry = {scores, offsetof(score, jump_target)};
-        qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(at, QEMU_PLUGIN_INLINE_STORE_U64, entry, target);
+        qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(at, QEMU_PLUGIN_INLINE_STORE_U64, entry, handler);
     }
 }
 
-/* Instructions `from` and up of a block; in real mode only those that load tables or MSRs matter. */
-static void instrument_block(block *b, size_t from)
+/* An iret that is seen to be the kernel's way of serialising (it pushed the live CS and the address of the next
+ * instruction) is counted without a callback: Linux runs many more of them than of all others. */
+static bool count_self(const block *b, struct qemu_plugin_insn *at, bool cs_read, bool next_pushed)
 {
-    size_t count = qemu_plugin_tb_n_insns(b->tb);
+    if (self_wanted || b->bits == 16 || !cs_read || !next_pushed) {
+        return false;
+    }
+    qemu_plugin_u64 entry = {scores, offsetof(score, self_irets)};
+    qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(at, QEMU_PLUGIN_INLINE_ADD_U64, entry, 1);
+    return true;
+}
 
-    for (size_t n = from; n < count; n++) {
+/* All instructions of a block of kernel code. */
+static void instrument_block(block *b)
+{
+    size_t count = qemu_plugin_tb_n_insns(b->tb), length = 0, length_before = 0;
+    uint8_t both[2][16];
+    bool cs_read = false;
+
+    for (size_t n = 0; n < count; n++, length_before = length) {
         struct qemu_plugin_insn *at = qemu_plugin_tb_get_insn(b->tb, n);
-        uint8_t bytes[16];
-        size_t length = qemu_plugin_insn_data(at, bytes, sizeof(bytes));
-        insn i = decode(bytes, length, b->bits);
-        bool real_mode_counts = i.kind == OP_LIDT || i.kind == OP_LGDT || i.kind == OP_WRMSR;
+        uint8_t *bytes = both[n & 1], *before = both[~n & 1];
+        uint64_t pc = qemu_plugin_insn_vaddr(at);
+        insn i = {.kind = OP_OTHER};
 
+        length = qemu_plugin_insn_data(at, bytes, sizeof(both[0]));
         if (watch_wanted && b->bits != 16) {
-            qemu_plugin_register_vcpu_mem_cb(at, on_store, QEMU_PLUGIN_CB_R_REGS, QEMU_PLUGIN_MEM_W,
-                                             (void *)qemu_plugin_insn_vaddr(at));
+            qemu_plugin_register_vcpu_mem_cb(at, on_store, QEMU_PLUGIN_CB_R_REGS, QEMU_PLUGIN_MEM_W, (void *)pc);
         }
-        if (is_of_interest(&i) && (b->bits != 16 || real_mode_counts)) {
-            site *s = site_of(qemu_plugin_insn_vaddr(at), bytes, b->bits, &i);
-            if (s) {
-                instrument(b, at, s);
-            }
+        if (may_matter(bytes, length, b->bits)) {
+            i = decode(bytes, length, b->bits);
+        }
+        if (i.kind == OP_IRET && count_self(b, at, cs_read, pushes(before, length_before, pc + length, b->bits))) {
+            return; /* it ends its block */
+        }
+        cs_read |= reads_cs(bytes, length, b->bits);
+        site *s = is_of_interest(b, &i) ? site_of(pc, bytes, b->bits, &i) : NULL;
+        if (s) {
+            instrument(b, at, s);
         }
         if (n == count - 1 && b->bits != 16 && !told_of_entries) {
-            note_jump(at, qemu_plugin_insn_vaddr(at) + length, &i);
+            note_end(at, pc + length, &i);
         }
     }
 }
 
-/* Look at the loaded tables again and tell whether this block begins a handler. */
-static bool begins_entry_point(vcpu *any, uint64_t start, unsigned bits)
+/* Read the loaded tables again; where one leads to code that was translated before, start afresh. */
+static void look_at_tables(vcpu *any, unsigned bits)
 {
     bool stale = false;
 
     pthread_mutex_lock(&idt_lock);
-    for (unsigned i = 0; i < idt_count && !told_of_entries; i++) {
+    for (unsigned i = 0; i < idt_count; i++) {
         if (idt_tables[i]->loaded) {
             stale |= idt_refresh(idt_tables[i], bits, vcpu_read_idt, any);
         }
     }
-    bool found = idt_is_target(start);
-    idt_note_translated(start);
     pthread_mutex_unlock(&idt_lock);
     if (stale) {
         flush_translations();
     }
-    return found;
+}
+
+/* Does a block of kernel code begin a handler? */
+static bool begins_entry_point(vcpu *any, uint64_t start, unsigned bits)
+{
+    if (!told_of_entries && !is_successor(start)) {
+        look_at_tables(any, bits);
+    }
+    idt_note_translated(start);
+    return idt_is_target(start);
 }
 
 /* The translator's own view of the CPU it translates for: buffers of its thread, handles of any vCPU. */
@@ -336,7 +387,7 @@ static CB_TB(on_translation, tb)
         b.entry_point = true;
         call_at(first, on_entry_point, (void *)b.start);
     }
-    instrument_block(&b, 0);
+    instrument_block(&b);
 }
 
 /* --- start and end -------------------------------------------------------------------------------------------- */
@@ -473,6 +524,7 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int
             vcpus[i]->word = x86_64 ? 8 : 4;
         }
     }
+    ledger_init();
     plugin_id = id;
     told_of_entries = qemu_plugin_register_vcpu_discon_cb != NULL;
     scores = qemu_plugin_scoreboard_new(sizeof(score));

@@ -26,7 +26,7 @@ typedef enum {
     OP_MOV_CR3,   /* reg: source */
     OP_LIDT,
     OP_LGDT,
-    OP_STORE_RSP, /* mov %rsp, memory */
+    OP_STORE_RSP, /* mov %rsp, memory that is not on the stack itself */
     OP_LOAD_RSP,  /* mov/pop/xchg into rsp from memory or another register than rbp */
     OP_RET,
     OP_JUMP,      /* direct: imm is the displacement from the next instruction */
@@ -155,7 +155,7 @@ static void classify_one(insn *i, unsigned op, uint8_t modrm, uint8_t rex)
     case 0xe8: i->kind = OP_CALL; break;
     case 0x89:
         if (memory) {
-            i->kind = reg == RSP ? OP_STORE_RSP : OP_OTHER;
+            i->kind = reg == RSP && i->mem.base != RSP && i->mem.base != RBP ? OP_STORE_RSP : OP_OTHER;
         } else if (rm == RSP && reg != RBP && reg != RSP) {
             i->kind = OP_LOAD_RSP;
         }
@@ -194,6 +194,25 @@ static bool is_gs_memory(insn *i, unsigned op, bool two_byte, uint8_t modrm, boo
         return true;
     }
     return false;
+}
+
+/* Can the instruction be anything but OP_OTHER, or have a GS operand? Most cannot, and are not worth decoding. */
+static inline bool may_matter(const uint8_t *bytes, size_t length, unsigned bits)
+{
+    /* By first byte behind REX, rows of sixteen: prefixes, 0F, and what classify_one knows. */
+    static const uint16_t first[16] = {0x8000, 0, 0x4040, 0x4040, 0, 0x1000, 0x00f0, 0xffff, 0x0080, 0x0010, 0, 0,
+                                       0xa00c, 0, 0x0b0f, 0x800d};
+    const uint8_t *p = bytes;
+    uint8_t rex = 0;
+
+    if (bits == 64 && (*p & 0xf0) == 0x40 && length > 1) {
+        rex = *p++;
+    }
+    if ((*p == 0x89 || *p == 0x8b) && p + 1 < bytes + length) { /* only with RSP on one side */
+        uint8_t modrm = p[1];
+        return ((modrm & 0x38) == 0x20 && !(rex & 4)) || ((modrm & 0xc7) == 0xc4 && !(rex & 1));
+    }
+    return first[*p >> 4] >> (*p & 15) & 1;
 }
 
 /* Decode the instruction in `bytes`; `bits` is 16, 32 or 64. Only lengths and kinds used here are promised. */
@@ -243,4 +262,35 @@ static insn decode(const uint8_t *bytes, size_t length, unsigned bits)
     }
     i.gs_memory = gs && bits != 16 && is_gs_memory(&i, op, two_byte, modrm, address_size, &c, code64);
     return i;
+}
+
+/* Does the instruction read CS (mov from CS; push CS, which 64-bit code lacks)? */
+static inline bool reads_cs(const uint8_t *bytes, size_t length, unsigned bits)
+{
+    const uint8_t *p = bytes;
+
+    if (bits == 32 && *p == 0x0e) {
+        return true;
+    }
+    if (bits == 64 && (*p & 0xf0) == 0x40 && length > 1) {
+        p++;
+    }
+    return *p == 0x8c && p + 1 < bytes + length && (p[1] & 0x38) == 0x08;
+}
+
+/* Does the instruction push the constant `value`? */
+static inline bool pushes(const uint8_t *bytes, size_t length, uint64_t value, unsigned bits)
+{
+    int64_t constant;
+
+    if (length == 5 && bytes[0] == 0x68) {
+        int32_t wide;
+        memcpy(&wide, bytes + 1, sizeof(wide));
+        constant = wide;
+    } else if (length == 2 && bytes[0] == 0x6a) {
+        constant = (int8_t)bytes[1];
+    } else {
+        return false;
+    }
+    return bits == 64 ? (uint64_t)constant == value : (uint32_t)constant == (uint32_t)value;
 }

@@ -23,6 +23,7 @@ static void emit_exit(vcpu *v, ctx_row *row)
     bool caught;
 
     c->exits++;
+    c->self = v->self_irets + v->score->self_irets;
     v->last = (last_event){.kind = CTX_KIND_EXIT, .pc = row->pc, .rip = row->rip, .frame = row->frame};
     v->score->jump_target = 0;
     if (!(row->flags & (CTX_FLAG_UNREADABLE | CTX_FLAG_SELF))) {
@@ -104,7 +105,7 @@ static void on_iret(unsigned index, void *userdata)
     read_popped(v, s, &p);
     bool self = p.words >= (s->bits == 64 ? 5 : 3) && is_self(s, &p, live_cs);
     if (self && !self_wanted) {
-        ring_cpu(&shared, index)->self++;
+        ring_cpu(&shared, index)->self = ++v->self_irets + v->score->self_irets;
         return;
     }
     if (p.words >= 3 && (p.w[FRAME_CS] & 3) == 3) {
@@ -121,7 +122,7 @@ static void on_iret(unsigned index, void *userdata)
     row->size = s->insn.size;
     fill_popped(v, row, s, &p, live_cs);
     row->flags |= self ? CTX_FLAG_SELF : 0;
-    ring_cpu(&shared, index)->self += self;
+    v->self_irets += self;
     emit_exit(v, row);
 }
 

@@ -1,7 +1,8 @@
 /*
  * The interrupt descriptor tables the vCPUs have loaded, and the set of addresses at which handlers begin.
  *
- * A table is read again whenever kernel code is translated: gates are mostly written in place, long after lidt. An
+ * A table is read again when kernel code is translated that was not seen to be reached by ordinary flow: gates are
+ * mostly written in place, long after lidt, and a handler that was never run is translated when it first is. An
  * address that was ever in a gate stays a target for good. One that had been translated as ordinary code before it
  * became a target has blocks without our callback; the caller then has them thrown away.
  *
@@ -39,6 +40,7 @@ typedef bool (*idt_reader)(void *context, uint64_t address, uint8_t *to, size_t 
 static idt_table *idt_tables[IDT_TABLES];
 static unsigned idt_count;
 static uint64_t idt_targets[TARGET_SLOTS]; /* open addressing; 0: free */
+static uint64_t idt_target_hint[256];      /* a bit by hash: mostly tells at once that an address is no target */
 static unsigned idt_target_count;
 static uint8_t idt_seen[SEEN_BITS / 8]; /* addresses at which a kernel block was translated, by hash */
 static pthread_mutex_t idt_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -58,11 +60,16 @@ static inline bool idt_was_translated(uint64_t address)
 static inline void idt_note_translated(uint64_t address)
 {
     uint64_t bit = idt_hash(address) % SEEN_BITS;
-    idt_seen[bit / 8] |= (uint8_t)(1 << (bit % 8));
+    __atomic_fetch_or(&idt_seen[bit / 8], (uint8_t)(1 << (bit % 8)), __ATOMIC_RELAXED); /* several translators */
 }
 
 static inline bool idt_is_target(uint64_t address)
 {
+    uint64_t bit = idt_hash(address) % (64 * 256);
+
+    if (!(idt_target_hint[bit / 64] >> bit % 64 & 1)) {
+        return false;
+    }
     for (uint64_t i = idt_hash(address);; i++) {
         uint64_t slot = idt_targets[i % TARGET_SLOTS];
         if (slot == address) {
@@ -85,6 +92,8 @@ static bool idt_add_target(uint64_t address)
         i++;
     }
     idt_targets[i % TARGET_SLOTS] = address;
+    i = idt_hash(address) % (64 * 256);
+    idt_target_hint[i / 64] |= 1ull << i % 64;
     idt_target_count++;
     return idt_was_translated(address);
 }

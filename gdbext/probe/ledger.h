@@ -3,8 +3,9 @@
  * the context about to be resumed bit for bit the one that was interrupted?
  *
  * Keyed by RIP, RSP and, for user code, the address space. A new entry at the same key replaces the old one: that
- * stack has moved on. Bounded: where a set is full its oldest entry goes; the rules, which keep a ledger of their own
- * and judge what is not identical, then merely have more to do.
+ * stack has moved on. Bounded: when all places are taken the oldest entry goes; the rules, which keep a ledger of
+ * their own and judge what is not identical, then merely have more to do. Places are handed out last in, first out, so
+ * that the few in use stay in the host's cache.
  */
 #pragma once
 
@@ -15,72 +16,113 @@
 
 #include "layout.h"
 
-enum { LEDGER_SETS = 2048, LEDGER_WAYS = 8, RFLAGS_RF = 1 << 16 };
+enum { LEDGER_PLACES = 8192, LEDGER_BUCKETS = 16384, LEDGER_NONE = LEDGER_PLACES, RFLAGS_RF = 1 << 16 };
 
 #define CR3_ADDRESS_SPACE 0x000fffffffffe000ull /* as gdbext/arch/addresses.py says and why */
 
 typedef struct {
-    uint64_t seq; /* 0: free */
+    uint64_t seq;
     uint64_t rip, rsp, space;
     uint64_t gpr[16];
     uint64_t rflags, fs_base, gs_base;
     uint16_t cs, ss, ds, es, fs, gs;
     uint8_t how;
     bool kernel_gs;
-    ctx_simd simd;
     uint32_t mxcsr;
+    uint16_t next;         /* in the bucket, or among the free ones */
+    uint16_t older, newer; /* by age */
 } ledger_entry;
 
-static ledger_entry ledger[LEDGER_SETS][LEDGER_WAYS];
+static ledger_entry ledger[LEDGER_PLACES];
+static ctx_simd ledger_simd[LEDGER_PLACES]; /* apart: seldom wanted */
+static uint16_t ledger_bucket[LEDGER_BUCKETS];
+static uint16_t ledger_free, ledger_oldest = LEDGER_NONE, ledger_newest = LEDGER_NONE;
 static pthread_mutex_t ledger_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void ledger_init(void)
+{
+    for (unsigned i = 0; i < LEDGER_PLACES; i++) {
+        ledger[i].next = (uint16_t)(i + 1); /* the last one's is LEDGER_NONE */
+    }
+    for (unsigned i = 0; i < LEDGER_BUCKETS; i++) {
+        ledger_bucket[i] = LEDGER_NONE;
+    }
+}
 
 static uint64_t ledger_space(const ctx_row *row)
 {
     return (row->cs & 3) == 3 ? row->cr3 & CR3_ADDRESS_SPACE : 0;
 }
 
-static ledger_entry *ledger_set(uint64_t rip, uint64_t rsp, uint64_t space)
+static uint16_t *ledger_bucket_of(uint64_t rip, uint64_t rsp, uint64_t space)
 {
     uint64_t hash = (rip ^ rsp * 0x9e3779b97f4a7c15ull ^ space >> 9) * 0xff51afd7ed558ccdull;
-    return ledger[hash >> 40 & (LEDGER_SETS - 1)];
+    return &ledger_bucket[hash >> 50];
 }
 
-static ledger_entry *ledger_find(const ctx_row *row, uint64_t space)
+/* The link that leads to the entry of this key: in its bucket or in the entry before it. To LEDGER_NONE: no entry. */
+static uint16_t *ledger_find(uint64_t rip, uint64_t rsp, uint64_t space)
 {
-    ledger_entry *set = ledger_set(row->rip, row->rsp, space);
-    for (unsigned way = 0; way < LEDGER_WAYS; way++) {
-        ledger_entry *e = &set[way];
-        if (e->seq && e->rip == row->rip && e->rsp == row->rsp && e->space == space) {
-            return e;
+    uint16_t *link = ledger_bucket_of(rip, rsp, space);
+    while (*link != LEDGER_NONE) {
+        const ledger_entry *e = &ledger[*link];
+        if (e->rip == rip && e->rsp == rsp && e->space == space) {
+            break;
         }
+        link = &ledger[*link].next;
     }
-    return NULL;
+    return link;
+}
+
+static void ledger_remove(uint16_t *link)
+{
+    uint16_t place = *link;
+    ledger_entry *e = &ledger[place];
+
+    *link = e->next;
+    *(e->older == LEDGER_NONE ? &ledger_oldest : &ledger[e->older].newer) = e->newer;
+    *(e->newer == LEDGER_NONE ? &ledger_newest : &ledger[e->newer].older) = e->older;
+    e->next = ledger_free;
+    ledger_free = place;
+}
+
+/* A place for a new entry of this key, the newest of all. */
+static ledger_entry *ledger_place(uint64_t rip, uint64_t rsp, uint64_t space)
+{
+    uint16_t *link = ledger_find(rip, rsp, space);
+
+    if (*link != LEDGER_NONE) {
+        ledger_remove(link);
+    } else if (ledger_free == LEDGER_NONE) {
+        const ledger_entry *oldest = &ledger[ledger_oldest];
+        ledger_remove(ledger_find(oldest->rip, oldest->rsp, oldest->space));
+    }
+    uint16_t place = ledger_free;
+    ledger_entry *e = &ledger[place];
+    uint16_t *bucket = ledger_bucket_of(rip, rsp, space);
+    ledger_free = e->next;
+    e->next = *bucket;
+    *bucket = place;
+    e->newer = LEDGER_NONE;
+    e->older = ledger_newest;
+    *(ledger_newest == LEDGER_NONE ? &ledger_oldest : &ledger[ledger_newest].newer) = place;
+    ledger_newest = place;
+    e->rip = rip, e->rsp = rsp, e->space = space;
+    return e;
 }
 
 static void ledger_add(const ctx_row *row, const ctx_simd *simd)
 {
-    uint64_t space = ledger_space(row);
-
     pthread_mutex_lock(&ledger_lock);
-    ledger_entry *e = ledger_find(row, space);
-    if (!e) {
-        ledger_entry *set = ledger_set(row->rip, row->rsp, space);
-        e = set;
-        for (unsigned way = 1; way < LEDGER_WAYS; way++) {
-            if (set[way].seq < e->seq) {
-                e = &set[way];
-            }
-        }
-    }
+    ledger_entry *e = ledger_place(row->rip, row->rsp, ledger_space(row));
     e->seq = row->seq;
-    e->rip = row->rip, e->rsp = row->rsp, e->space = space;
     memcpy(e->gpr, (const uint8_t *)row + offsetof(ctx_row, rax), sizeof(e->gpr));
     e->rflags = row->rflags, e->fs_base = row->fs_base, e->gs_base = row->gs_base;
     e->cs = row->cs, e->ss = row->ss, e->ds = row->ds, e->es = row->es, e->fs = row->fs, e->gs = row->gs;
     e->how = row->how;
     e->kernel_gs = row->flags & CTX_FLAG_PARITY_KERNEL;
     if (simd) {
-        e->simd = *simd;
+        ledger_simd[e - ledger] = *simd;
         e->mxcsr = row->mxcsr;
     }
     pthread_mutex_unlock(&ledger_lock);
@@ -127,7 +169,7 @@ static bool ledger_same(const ledger_entry *e, const ctx_row *row, const ctx_sim
             return false;
         }
         if (simd && !(row->flags & CTX_FLAG_FPU_OFF) &&
-            (row->mxcsr != e->mxcsr || memcmp(simd, &e->simd, sizeof(*simd)) != 0)) {
+            (row->mxcsr != e->mxcsr || memcmp(simd, &ledger_simd[e - ledger], sizeof(*simd)) != 0)) {
             return false;
         }
     }
@@ -137,16 +179,15 @@ static bool ledger_same(const ledger_entry *e, const ctx_row *row, const ctx_sim
 /* Take the entry that `row` resumes out of the ledger; sets `match` and, where nothing differs, the flag. */
 static void ledger_resume(ctx_row *row, const ctx_simd *simd)
 {
-    uint64_t space = ledger_space(row);
-
     pthread_mutex_lock(&ledger_lock);
-    ledger_entry *e = ledger_find(row, space);
-    if (e) {
+    uint16_t *link = ledger_find(row->rip, row->rsp, ledger_space(row));
+    if (*link != LEDGER_NONE) {
+        const ledger_entry *e = &ledger[*link];
         row->match = e->seq;
         if (!(row->flags & CTX_FLAG_FLAGS_PARTIAL) && ledger_same(e, row, simd)) {
             row->flags |= CTX_FLAG_IDENTICAL;
         }
-        e->seq = 0;
+        ledger_remove(link);
     }
     pthread_mutex_unlock(&ledger_lock);
 }

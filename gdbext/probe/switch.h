@@ -119,5 +119,4 @@ static void on_arriving(unsigned index, void *userdata)
 {
     vcpu *v = vcpu_of(index);
     arrive(v, userdata, vcpu_reg(v, REG_RSP), 0);
-    v->score->switching = 0;
 }

@@ -31,6 +31,7 @@ typedef struct {
     uint64_t leaving;     /* where RSP was stored by a block that may be switching stacks, 0: nowhere */
     uint64_t switching;   /* 1: a stack switch is under way */
     uint64_t jump_target; /* the handler that kernel code may just have jumped to */
+    uint64_t self_irets;  /* counted by inline code: irets seen at translation to resume the next instruction */
 } score;
 
 typedef struct {
@@ -78,6 +79,7 @@ typedef struct {
     bool gs_overridden; /* kernel code loaded its own base by hand while the user's is active by count */
     last_event last;
     unsigned resets;
+    uint64_t self_irets; /* counted by callback */
     uint64_t tracked_at[RING_TRACKED_SLOTS]; /* where the tracked variables lie for this vCPU */
     ctx_row away; /* registers at the start of that block */
 } vcpu;
@@ -233,7 +235,7 @@ static uint64_t vcpu_stack(vcpu *v, uint64_t sp)
 /* Bits of the code that runs: 16 also stands for real mode, which the probe leaves alone. */
 static unsigned vcpu_bits(vcpu *v)
 {
-    return !(vcpu_reg(v, REG_CR0) & CR0_PE) ? 16 : vcpu_reg(v, REG_EFER) & EFER_LMA ? 64 : 32;
+    return vcpu_reg(v, REG_EFER) & EFER_LMA ? 64 : vcpu_reg(v, REG_CR0) & CR0_PE ? 32 : 16;
 }
 
 static bool vcpu_read_idt(void *context, uint64_t address, uint8_t *to, size_t length)
