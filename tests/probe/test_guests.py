@@ -333,3 +333,20 @@ def test_a_halt_that_meets_a_pending_interrupt_is_tried_again(watch: Watch, tmp_
         assert halted == registers(watched.machine.qmp, 0)
         watched.source.close()
         watched.machine.close()
+
+
+@pytest.mark.parametrize(("name", "smp"), [("clean-nrk", 1), ("clean-osdev", 2), ("clean-ia32", 1)])
+def test_entries_are_those_that_qemu_logs(watch: Watch, guest: Kernel, tmp_path: Path, name: str, smp: int) -> None:
+    log = tmp_path / "log"
+    kernel = guest(name)
+    watched = watch("-kernel", str(kernel), "-smp", str(smp), "-d", "int", "-D", str(log))
+    watched.machine.cont()
+    watched.run(watched.done, 60)
+    watched.machine.stop()
+    watched.drain()
+    rows = watched.rows
+    seen = Counter(rows["vector"][(rows["kind"] == Kind.ENTRY) & (rows["vector"] < 0x100)].tolist())
+    # One line for each delivery; the firmware's are real-mode ones (a selector that is no kernel's or user's).
+    lines = re.findall(r"^ *\d+: v=(\w+) e=\w+ i=\d cpl=(\d) IP=(\w+):(\w+)", log.read_text(), re.MULTILINE)
+    logged = Counter(int(v, 16) for v, cpl, cs, ip in lines if int(cs, 16) & ~3 and int(cs, 16) < 0x80 and len(ip) > 4)
+    assert seen == logged
