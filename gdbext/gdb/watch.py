@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,7 @@ from gdbext.code.disasm import Code
 from gdbext.code.listing import listing
 from gdbext.errors import CtxwatchError
 from gdbext.events.row import Batch
-from gdbext.gdb import discover, image, target
+from gdbext.gdb import image, survey, target
 from gdbext.gdb.interrupts import Interrupts
 from gdbext.gdb.layout import Registers
 from gdbext.gdb.machine import Machine
@@ -26,13 +26,8 @@ from gdbext.gdb.points import Points
 from gdbext.gdb.sinks import Sink
 from gdbext.gdb.target import Target
 
-_SCAN_LIMIT: Final = 32 << 20
-"""Bytes of executable memory searched for a system-call entry at most."""
 _BEFORE_SHUTDOWN: Final = 4
 """Instructions between the ``out`` that turns the machine off and the one at which it stops, at most."""
-_STRETCH: Final = 1 << 21
-_CHUNK: Final = 1 << 16
-_PAGE: Final = 1 << 12
 
 
 class Watch:
@@ -63,15 +58,7 @@ class Watch:
 
     def start(self) -> None:
         """Arm with what the guest has now, or wait for its first ``lidt``; the target is stopped."""
-        registers = self.target.registers()
-        bits = target.mode(registers)
-        idtr = self.target.idtr() if bits != 16 else None
-        if idtr is not None and discover.handlers(self.target.read, idtr.base, idtr.limit, bits):
-            self.machine.tables.load(self.target.cpu(), idtr.base, idtr.limit, bits)
-            self.machine.tables.refresh()
-            self.machine.syscalls.update(discover.syscall_entries(self.target.read, self._executable(), bits))
-            self.machine.update()
-        elif not self._image:
+        if not survey.learn(self.target, self.machine, self._image) and not self._image:
             raise CtxwatchError(
                 "the guest has not loaded an interrupt table yet",
                 "no kernel image is known that would tell where it will",
@@ -147,50 +134,3 @@ class Watch:
     def _put(self, row: Batch) -> bool:
         self.parity.note(row)
         return self.sink.put(row)
-
-    def _executable(self) -> Iterator[tuple[int, bytes]]:
-        """The kernel's code as it is in memory: the image's segments if they lie where they were linked, else the
-        memory around the handlers."""
-        left = _SCAN_LIMIT
-        for segment in self._image:
-            try:
-                here = self.target.read(segment.virtual, 16)
-            except OSError:
-                continue
-            if here == segment.data[:16]:
-                left = 0
-                yield segment.virtual, segment.data
-        for start in self._code_starts():
-            while left > 0:
-                data = self._read_mapped(start, _STRETCH)
-                yield start, data
-                left -= len(data)
-                start += len(data)
-                if len(data) < _STRETCH:
-                    break
-
-    def _read_mapped(self, start: int, length: int) -> bytes:
-        """Memory from `start` (a page's) up to `length` bytes on or to the first page that is not mapped."""
-        data = bytearray()
-        step = _CHUNK
-        while len(data) < length:
-            try:
-                data += self.target.read(start + len(data), step)
-            except OSError:
-                if step == _PAGE:
-                    break
-                step = _PAGE
-        return bytes(data)
-
-    def _code_starts(self) -> list[int]:
-        """Where the memory that holds the handlers begins: the 2 MB page if all of it is mapped, else the 4 KB page."""
-        starts = {}
-        for address in sorted(handler.address for handler in self.machine.tables.handlers()):
-            large = address & ~0x1F_FFFF
-            if large not in starts:
-                try:
-                    self.target.read(large, 1)
-                    starts[large] = large
-                except OSError:
-                    starts[large] = address & ~0xFFF
-        return sorted(starts.values())
