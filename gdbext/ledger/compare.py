@@ -32,6 +32,8 @@ FIELD_BITS: Final[tuple[str, ...]] = (
 
 BIT: Final = {name: np.uint32(1 << index) for index, name in enumerate(FIELD_BITS)}
 GPR_BITS: Final = 0xFFFF
+LOW_BITS: Final = 0xFF
+"""The general registers that 32-bit code has: RAX to RDI."""
 
 
 def gprs(batch: Rows) -> U64:
@@ -103,16 +105,18 @@ def differences(entries: Rows, exits: Rows, law: Law) -> Mask:
 
     What is left out, and why:
     RF is set by faults; CF is many ABIs' error flag of a system call; CS and SS of ``syscall`` and ``sysret`` come from
-    STAR and are judged as such; DS and ES mean nothing to 64-bit code; while kernel code runs, FS base, inactive GS
-    base and user TLS selectors belong to the user context and are judged at its next resume; a system call may set
-    a base or a selector to one of its arguments; FPU registers are the context's only at a resume of user code with
-    CR0.TS clear.
+    STAR and are judged as such; 32-bit code has no R8 to R15; DS and ES mean nothing to 64-bit code; while kernel code
+    runs, FS base, inactive GS base and user TLS selectors belong to the user context and are judged at its next
+    resume; a system call may set a base or a selector to one of its arguments; FPU registers are the context's only at
+    a resume of user code with CR0.TS clear.
     """
     call = is_call(entries)
     user = is_user(exits)
     changed = gprs(entries) != gprs(exits)
     mask: Mask = np.packbits(changed, axis=1, bitorder="little").view("<u2")[:, 0].astype(np.uint32)
     mask[call] &= np.uint32(~law.call_returns & 0xFFFF_FFFF)
+    small = (exits["flags"] & Flag.LINEAR32) != 0
+    mask[small] &= np.uint32(LOW_BITS)
 
     def mark(name: str, where: Bools) -> None:
         mask[where] |= BIT[name]
@@ -121,10 +125,10 @@ def differences(entries: Rows, exits: Rows, law: Law) -> Mask:
     ignored = np.where(call, np.uint64(rf.RF | rf.CF), np.uint64(rf.RF))
     mark("rflags", ((entries["rflags"] ^ exits["rflags"]) & ~ignored) != 0)
     framed = ~_by_call(entries) & (exits["how"] == How.IRET)
-    small = (exits["flags"] & Flag.LINEAR32) != 0
     own = {name: user | (small & ((entries[name] & 3) == 0)) for name in ("fs", "gs")}
     for name, judged in {"cs": framed, "ss": framed, "ds": small, "es": small, **own}.items():
-        mark(name, _unless_asked(name, judged & (entries[name] != exits[name]), entries, exits, call))
+        lost = judged & (_selector(entries, name) != _selector(exits, name))
+        mark(name, _unless_asked(name, lost, entries, exits, call))
     have_bases = ((entries["flags"] | exits["flags"]) & Flag.NO_BASES) == 0
     for name in ("fs_base", "gs_base"):
         lost = have_bases & user & (entries[name] != exits[name]) & ~(call & small)
@@ -133,6 +137,12 @@ def differences(entries: Rows, exits: Rows, law: Law) -> Mask:
         mark(f"tracked{slot}", ((entries["tracked"][:, slot] ^ exits["tracked"][:, slot]) & np.uint64(bits)) != 0)
     _mark_simd(entries, exits, user, mask)
     return mask
+
+
+def _selector(batch: Rows, name: str) -> npt.NDArray[np.uint16]:
+    """The selectors in the column `name`; 0 to 3 all are the null selector (Intel SDM vol. 3A, 3.4.2)."""
+    selectors = batch[name]
+    return np.where(selectors < 4, np.uint16(0), selectors)
 
 
 def _unless_asked(name: str, lost: Bools, entries: Rows, exits: Rows, call: Bools) -> Bools:

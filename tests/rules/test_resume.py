@@ -71,6 +71,15 @@ def test_selectors_count_for_32_bit_code_only() -> None:
     assert codes(entry(context(ds=0x2B), **flags), exit_(context(ds=0x18), **flags)) == [("CW103", "ds")]
 
 
+def test_32_bit_code_has_eight_registers_and_four_null_selectors() -> None:
+    flags = {"flags": Flag.LINEAR32}
+    assert codes(entry(context(fs=0), **flags), exit_(context(fs=3, r8=5, r11=6), **flags)) == []
+    assert codes(entry(context(fs=0), **flags), exit_(context(fs=4, rdi=5), **flags)) == [
+        ("CW101", "rdi"),
+        ("CW103", "fs"),
+    ]
+
+
 def test_fs_base_of_user_code_only() -> None:
     assert codes(entry(context()), exit_(context(fs_base=0))) == [("CW104", "fs_base")]
     assert codes(entry(context(user=False)), exit_(context(user=False, fs_base=7))) == []
