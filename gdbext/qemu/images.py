@@ -9,8 +9,9 @@ from __future__ import annotations
 import bisect
 import contextlib
 import hashlib
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -170,11 +171,8 @@ def _contents(path: Path) -> bytes:
 
 
 def _load_elf(shown: Path, data: bytes, path: Path) -> Image:
-    child.silence()
-    from pwnlib.elf.elf import ELF
-
     try:
-        elf = ELF(str(path), checksec=False)
+        elf = _parse(path)
         with contextlib.closing(elf):
             if elf.arch not in ("amd64", "i386"):
                 raise UsageError(f"{shown} is a kernel for {elf.arch}", "only x86 guests can be watched")
@@ -183,6 +181,17 @@ def _load_elf(shown: Path, data: bytes, path: Path) -> Image:
         raise
     except Exception as error:  # a damaged ELF file can make the parser fail in any way
         raise UsageError(f"{shown} is a damaged ELF file", f"{type(error).__name__}: {error}") from error
+
+
+def _parse(path: Path) -> Any:
+    child.silence()
+    from pwnlib.elf.elf import ELF
+
+    class Kernel(ELF):  # type: ignore[misc]  # pwntools has no types
+        def _populate_kernel_version(self) -> None:
+            """Leave it: pwntools gives up on releases such as 6.12.95+deb12, and nothing here asks for it."""
+
+    return Kernel(str(path), checksec=False)
 
 
 def _symbols(elf: Any) -> list[Symbol]:
@@ -223,7 +232,8 @@ def _unpacked(path: Path, data: bytes) -> Path:
     from vmlinux_to_elf.core.elf_symbolizer import ElfSymbolizer
 
     try:
-        ElfSymbolizer(bzimage.unpack(data), str(partial))
+        with _quiet():
+            ElfSymbolizer(bzimage.unpack(data), str(partial))
         partial.rename(cached)
     except Exception as error:  # it gives up in many ways, none of which is ours to tell apart
         partial.unlink(missing_ok=True)
@@ -233,3 +243,14 @@ def _unpacked(path: Path, data: bytes) -> Path:
             "run without --kernel, or give a vmlinux",
         ) from error
     return cached
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep vmlinux-to-elf, which logs its guesses as warnings, from the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
