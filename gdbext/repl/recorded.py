@@ -82,9 +82,15 @@ class Recorded:
     def here(self) -> None:
         """Say where it stands."""
         self.screen.text(self.walk.describe())
-        for finding in self.walk.findings:
-            if finding.event == self.event:
+        first = True
+        for number, finding in enumerate(self.walk.findings, 1):
+            if finding.event != self.event:
+                continue
+            if first:
                 self.screen.ansi(_drawn(finding, self.screen.columns))
+            else:
+                self.screen.text(f"also {finding.code} {finding.name}: findings {number}")
+            first = False
 
     def findings(self, columns: int) -> list[Seen]:
         """All findings of the recording."""
