@@ -5,6 +5,7 @@
 #include "check.h"
 
 #include <sys/auxv.h>
+#include <termios.h>
 
 #define WORKLOADS(each)                                                                                               \
     each(files) each(forks) each(signals) each(restart) each(tracing) each(bases) each(extable) each(traps)           \
@@ -83,6 +84,8 @@ int main(int argc, char **argv)
 
     if (argc == 3 && strcmp(argv[1], "--child") == 0) /* what `forks` executes */
         return atoi(argv[2]);
+    if (argc == 2 && strcmp(argv[1], "--drain") == 0)
+        return tcdrain(1) < 0;
     if (getenv("rounds"))
         rounds = atoi(getenv("rounds"));
 #ifndef __x86_64__
