@@ -54,6 +54,7 @@ class GdbChild:
         """Lines that GDB and the extension wrote for a person since last cleared."""
         self.stops: list[dict[str, Any]] = []
         """``*stopped`` records since last cleared."""
+        self._running = False
         try:
             self._load()
         except BaseException:
@@ -89,10 +90,13 @@ class GdbChild:
         return self.alive
 
     def interrupt(self, timeout: float = 10.0) -> bool:
-        """Stop the running guest; True once GDB has reported a stop. Raises GdbError or GdbDied.
+        """Stop the guest if it runs; True once GDB has reported a stop. Raises GdbError or GdbDied.
 
         QEMU ignores a request that crosses a stop on its way, which under watch is often: it is asked again.
         """
+        self.poll()
+        if not self._running:
+            return True
         self.stops.clear()
         deadline = time.monotonic() + timeout
         while not self.stops and time.monotonic() < deadline:
@@ -169,7 +173,10 @@ class GdbChild:
             self.console.append(payload.rstrip("\n"))
             del self.console[:-1000]
         elif kind == "notify" and record.get("message") == "stopped":
+            self._running = False
             self.stops.append(payload if isinstance(payload, dict) else {})
+        elif kind == "notify" and record.get("message") == "running":
+            self._running = True
 
     def _died(self) -> GdbDied:
         code = self._process.poll()
