@@ -175,7 +175,7 @@ class GdbChild:
         elif kind == "notify" and record.get("message") == "stopped":
             self._running = False
             self.stops.append(payload if isinstance(payload, dict) else {})
-        elif kind == "notify" and record.get("message") == "running":
+        elif record.get("message") == "running":  # the answer to a command, or a notification
             self._running = True
 
     def _died(self) -> GdbDied:
