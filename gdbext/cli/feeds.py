@@ -40,7 +40,7 @@ class Feed(Protocol):
     slowdown: float
     """How much longer than unwatched a guest may take, generously."""
     silence: float
-    """Seconds without an event after which a guest that is interrupted all the time is taken to hang."""
+    """Seconds without an interrupt after which a guest that is interrupted all the time is taken to hang."""
 
     def plugin(self, directory: Path) -> Sequence[str]:
         """The words to add to QEMU's command line; `directory` is the machine's private one."""

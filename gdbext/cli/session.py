@@ -17,7 +17,7 @@ import numpy as np
 from gdbext.cli.feeds import Feed
 from gdbext.cli.knowledge import Knowledge
 from gdbext.errors import CtxwatchError, GuestFailed
-from gdbext.events.row import Batch, Flag, Kind, empty
+from gdbext.events.row import Batch, Flag, How, Kind, empty
 from gdbext.qemu.images import Image
 from gdbext.qemu.machine import Ending, Machine
 from gdbext.qemu.qmp import QmpError
@@ -47,7 +47,7 @@ class Subject:
     """What is watched.
 
     ``until``: serial text that ends the run; ``seconds``: what an unwatched run may need, if that is known;
-    ``ticks``: it is interrupted all the time, so that a silence means it hangs.
+    ``ticks``: a timer interrupts it all the time, so that a time without interrupts means it hangs.
     """
 
     name: str
@@ -213,7 +213,9 @@ class _Run:
     """The source has no more events."""
     died: bool = False
     last_seq: int = 0
-    last_event: float = field(default_factory=time.monotonic)
+    ticking: bool = False
+    """It was interrupted once: from then on, exceptions and system calls alone are no sign of life."""
+    last_tick: float = field(default_factory=time.monotonic)
     next_nmi: tuple[float, int] = (0.0, _FIRST_NMI_AFTER)
     """Not before this time, nor before so many entries."""
 
@@ -265,7 +267,7 @@ class _Run:
 
     @property
     def _hangs(self) -> bool:
-        return self.subject.ticks and time.monotonic() - self.last_event > self.feed.silence
+        return self.subject.ticks and time.monotonic() - self.last_tick > self.feed.silence
 
     @property
     def _limit(self) -> float | None:
@@ -280,11 +282,17 @@ class _Run:
             self.ended = True
         elif len(batch):
             self._judge(batch)
-            self.last_event = time.monotonic()
+            self._note_ticks(batch)
         self._show_serial()
         self._inject()
         self.view.progress(self.engine.counts, time.monotonic() - self.started)
         return batch is not None and len(batch) > 0
+
+    def _note_ticks(self, batch: Batch) -> None:
+        ticks = (batch["kind"] == Kind.ENTRY) & ((batch["how"] == How.INTERRUPT) | (batch["how"] == How.UNKNOWN))
+        self.ticking = self.ticking or bool(ticks.any())
+        if not self.ticking or ticks.any():
+            self.last_tick = time.monotonic()
 
     def _judge(self, batch: Batch) -> None:
         self._settle(batch)
@@ -367,7 +375,7 @@ class _Run:
         if self.subject.until and not enough:
             how = f"{time.monotonic() - self.started:.0f} s have passed"
             if self._hangs:
-                how = f"it hangs: no event came for {self.feed.silence:.0f} s"
+                how = f"it hangs: no interrupt came for {self.feed.silence:.0f} s"
             if ending is not None:
                 how = ending.detail
             return GuestFailed(f"the guest never printed {self.subject.until!r}", how, "give it more with --timeout")
