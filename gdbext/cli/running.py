@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Final
 
 from gdbext.cli import feeds, output, session
-from gdbext.cli.knowledge import Knowledge
 from gdbext.cli.session import Outcome, Subject
 from gdbext.cli.view import TerminalView
 from gdbext.errors import UsageError
@@ -19,6 +18,7 @@ from gdbext.qemu import command, guests, images
 from gdbext.qemu.images import Image, Symbols
 from gdbext.report import text
 from gdbext.rules import codes
+from gdbext.sources.knowledge import Knowledge
 
 GENERIC: Final = "generic"
 """The profile that assumes nothing."""

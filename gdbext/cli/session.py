@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 
 from gdbext.cli.feeds import Feed
-from gdbext.cli.knowledge import Knowledge
 from gdbext.errors import CtxwatchError, GuestFailed
 from gdbext.events.row import Batch, Flag, How, Kind, empty
 from gdbext.qemu.images import Image
@@ -27,6 +26,7 @@ from gdbext.rules.engine import Counts, Engine
 from gdbext.rules.finding import Finding
 from gdbext.rules.guest import GuestView
 from gdbext.sources.base import Source
+from gdbext.sources.knowledge import Knowledge
 from gdbext.sources.probe import ProbeSource
 
 if TYPE_CHECKING:

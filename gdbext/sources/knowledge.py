@@ -5,22 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Protocol
 
 from gdbext.errors import CtxwatchError
 from gdbext.events.row import Batch, concat
 from gdbext.profiles.expression import Expression, Scope
 from gdbext.profiles.profile import Profile
-from gdbext.qemu.images import Symbols
 from gdbext.rules.policy import Policy
 from gdbext.sources.areas import AreaWatcher
 from gdbext.sources.base import Source
 from gdbext.sources.probe import ProbeSource, TrackedVariable
 
 
+class Names(Protocol):
+    """Where a symbol is."""
+
+    def address(self, name: str) -> int | None:
+        """The guest virtual address of `name`, or None."""
+
+
 class Knowledge:
     """One profile at work. ``note`` is told, in one line each, what of it cannot be used."""
 
-    def __init__(self, profile: Profile, symbols: Symbols, note: Callable[[str], None]) -> None:
+    def __init__(self, profile: Profile, symbols: Names, note: Callable[[str], None]) -> None:
         self.name = profile.name
         self._profile, self._symbols, self._note = profile, symbols, note
         self._areas: AreaWatcher | None = None
@@ -50,7 +57,7 @@ class Knowledge:
         return concat([found, batch]) if len(found) else batch
 
 
-def _tracked(address: str, size: int, symbols: Symbols) -> TrackedVariable:
+def _tracked(address: str, size: int, symbols: Names) -> TrackedVariable:
     expression = Expression(address)
     scope = Scope({"gs_base": 0}, symbols.address, _not_yet)
     return TrackedVariable(expression.evaluate(scope), size, gs="gs" in expression.names())
