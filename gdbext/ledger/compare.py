@@ -104,11 +104,11 @@ def differences(entries: Rows, exits: Rows, law: Law) -> Mask:
     """Return, per pair, the mask of fields that had to come back and did not.
 
     What is left out, and why:
-    RF is set by faults; CF is many ABIs' error flag of a system call; CS and SS of ``syscall`` and ``sysret`` come from
-    STAR and are judged as such; 32-bit code has no R8 to R15; DS and ES mean nothing to 64-bit code; while kernel code
-    runs, FS base, inactive GS base and user TLS selectors belong to the user context and are judged at its next
-    resume; a system call may set a base or a selector to one of its arguments; FPU registers are the context's only at
-    a resume of user code with CR0.TS clear.
+    RF is set by faults; CF is many ABIs' error flag of a system call; of flags that were read live the arithmetic ones
+    and DF are not known; CS and SS of ``syscall`` and ``sysret`` come from STAR and are judged as such; 32-bit code has
+    no R8 to R15; DS and ES mean nothing to 64-bit code; while kernel code runs, FS base, inactive GS base and user TLS
+    selectors belong to the user context and are judged at its next resume; a system call may set a base or a selector
+    to one of its arguments; FPU registers are the context's only at a resume of user code with CR0.TS clear.
     """
     call = is_call(entries)
     user = is_user(exits)
@@ -123,8 +123,10 @@ def differences(entries: Rows, exits: Rows, law: Law) -> Mask:
 
     mark("rip", entries["rip"] != exits["rip"])
     ignored = np.where(call, np.uint64(rf.RF | rf.CF), np.uint64(rf.RF))
+    partial = ((entries["flags"] | exits["flags"]) & Flag.FLAGS_PARTIAL) != 0
+    ignored[partial] |= np.uint64(rf.STATUS | rf.DF)
     mark("rflags", ((entries["rflags"] ^ exits["rflags"]) & ~ignored) != 0)
-    framed = ~_by_call(entries) & (exits["how"] == How.IRET)
+    framed = ~by_call(entries) & (exits["how"] == How.IRET)
     own = {name: user | (small & ((entries[name] & 3) == 0)) for name in ("fs", "gs")}
     for name, judged in {"cs": framed, "ss": framed, "ds": small, "es": small, **own}.items():
         lost = judged & (_selector(entries, name) != _selector(exits, name))
@@ -153,10 +155,11 @@ def _unless_asked(name: str, lost: Bools, entries: Rows, exits: Rows, call: Bool
     return lost & ~asked
 
 
-def _by_call(entries: Rows) -> Bools:
+def by_call(entries: Rows) -> Bools:
+    """True where the entry is by an instruction that pushes no frame: syscall or sysenter."""
     how = entries["how"]
-    by_call: Bools = (how == How.SYSCALL) | (how == How.SYSENTER)
-    return by_call
+    calls: Bools = (how == How.SYSCALL) | (how == How.SYSENTER)
+    return calls
 
 
 def _mark_simd(entries: Rows, exits: Rows, user: Bools, mask: Mask) -> None:

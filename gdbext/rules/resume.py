@@ -22,6 +22,7 @@ from gdbext.ledger.pairing import Pairs, pair
 from gdbext.ledger.pending import UNLIKE, Pending, traits
 from gdbext.rules import returns, stale, verdicts
 from gdbext.rules.draft import Judged
+from gdbext.rules.fastcalls import FastCalls, is_fast
 from gdbext.rules.frames import judge_unbalanced
 from gdbext.rules.history import History
 from gdbext.rules.policy import Policy
@@ -44,6 +45,7 @@ class ResumeJudge:
         )
         self._pending = Pending()
         self._redirects = Redirects(policy)
+        self._fast = FastCalls()
         self.identical = 0
         self.unmatched = 0
 
@@ -90,15 +92,27 @@ class ResumeJudge:
                 yield draft, row, entry
 
     def _take_exact(self, row: Batch, key: int) -> tuple[Batch | None, int]:
-        """The pending entry with this RIP, RSP and address space that differs least (newest first), consumed."""
+        """The pending entry with this RIP, RSP and address space that differs least (newest first), consumed.
+
+        A call of 32-bit code may return beside its RIP (:mod:`gdbext.rules.fastcalls`).
+        """
         numbers = self._pending.find(key)
-        if not numbers:
+        back = self._fast.returns_to(row)
+        calls = self._pending.find(back[1]) if back is not None else []
+        calls = [number for number in calls if is_fast(self._pending.rows([number]))]
+        if not numbers and not calls:
             return None, 0
-        rows = self._pending.rows(numbers)
-        masks = differences(rows, np.repeat(row, len(rows)), self._law)
-        best = int(np.argmin([int(mask).bit_count() for mask in masks]))
-        self._pending.take(numbers[best])
-        return rows[best : best + 1], int(masks[best])
+        rows = self._pending.rows(numbers + calls)
+        exits = [row] * len(numbers) + [back[0] for _ in calls if back is not None]
+        if calls:
+            self._fast.landed()
+        masks = [
+            mask & ~self._fast.may_change(rows[at : at + 1])
+            for at, mask in enumerate(differences(rows, concat(exits), self._law).tolist())
+        ]
+        best = min(range(len(masks)), key=lambda at: masks[at].bit_count())
+        self._pending.take((numbers + calls)[best])
+        return rows[best : best + 1], masks[best]
 
     def _judge_unmatched(self, row: Batch, live: Live, suspicious: bool) -> Iterator[Judged]:
         self.unmatched += 1
@@ -177,9 +191,16 @@ class ResumeJudge:
                 if where is restarted and not mask:
                     self.unmatched -= 1
                     self.identical += 1
+                    self._over(live[best : best + 1])
                 same_thread = live["fs_base"][best] == row["fs_base"][0] and live["fs_base"][best] != 0
                 return live[best : best + 1], mask, "thread" if same_thread else "nearest"
         return None
+
+    def _over(self, entry: Batch) -> None:
+        """The pending `entry` will not be resumed any more."""
+        for number in self._pending.find(int(compare.keys(entry)[0])):
+            if self._pending.rows([number])["seq"][0] == entry["seq"][0]:
+                self._pending.take(number)
 
     def _may_redirect(self, live: Batch, row: Batch) -> compare.Bools:
         """True where the kernel may resume the context elsewhere on purpose, changing RIP (and a result) alone.

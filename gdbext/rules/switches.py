@@ -61,10 +61,16 @@ class SwitchJudge:
 
 
 def _at_function(rows: Columns) -> npt.NDArray[np.bool_]:
-    """True where what lies at RSP can be a return address of this code (or was not captured): a function's border."""
-    back = rows["stack"][:, 0]
-    reach = np.uint64(CODE_REACH)
-    border: npt.NDArray[np.bool_] = (back == 0) | (back - rows["pc"] + reach < 2 * reach)
+    """True where what lies at RSP can be a return address of this code: a function's border.
+
+    (Code that changes to another stack within a function, as for an interrupt stack, looks like a switch too; it
+    finds there what the function pushed.)
+    """
+    stack, pc, reach, top = rows["stack"], rows["pc"], np.uint64(CODE_REACH), np.uint64(63)
+    back = stack[:, 0]
+    not_captured = ~stack.any(axis=1)
+    in_reach = (back - pc + reach < 2 * reach) & (back >> top == pc >> top)
+    border: npt.NDArray[np.bool_] = not_captured | in_reach
     return border
 
 

@@ -182,3 +182,7 @@ def test_what_is_no_switch_of_this_thread() -> None:
     assert found(switch(Kind.SWITCH_OUT, 1), switch(Kind.SWITCH_IN, 2, KERNEL_RIP + 0x200)) == []
     data = 0xFFFFD4F880013DA8
     assert found(switch(Kind.SWITCH_OUT, 1, data), switch(Kind.SWITCH_IN, 2, data)) == []
+    pushed = switch(Kind.SWITCH_OUT, 1, 0), switch(Kind.SWITCH_IN, 2, 0)
+    for row in pushed:
+        row["stack"][0][1] = data
+    assert found(*pushed) == []

@@ -264,3 +264,44 @@ def test_iret_that_faults_on_what_sysret_loaded() -> None:
     fault = entry(kernel, How.EXCEPTION, vector=13, error=0x40)
     assert codes(*rows, fault) == [("CW604", "ss")]
     assert codes(exit_(bad), fault) == []  # a context made by hand, as a signal return may
+
+
+USER32 = context(3, cs=0x23, rip=0xF7F36557, rsp=0xFFFE0290, flags=Flag.LINEAR32) | dict.fromkeys(
+    ("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"), 0
+)
+BEHIND = USER32 | {"rip": USER32["rip"] + 2}
+"""Behind the `int n` that stands behind the call."""
+
+
+def fast_call(how: int = How.SYSENTER) -> Batch:
+    call = entry(USER32, How.SYSCALL, flags=Flag.LINEAR32 | Flag.FLAGS_PARTIAL * (how == How.SYSENTER))
+    call["how"] = how
+    return call
+
+
+@pytest.mark.parametrize("how", [How.SYSENTER, How.SYSCALL])
+@pytest.mark.parametrize("leaving", [How.IRET, How.SYSEXIT])
+def test_a_fast_call_returns_behind_the_int(how: int, leaving: int) -> None:
+    popped = {"rax": 0, "rcx": 1, "rdx": 2, "rbp": 3}
+    assert codes(fast_call(how), exit_(BEHIND | popped, leaving)) == []
+    assert codes(fast_call(how), exit_(BEHIND | popped | {"rsi": 4}, leaving)) == [("CW106", "rsi")]
+
+
+def test_a_restarted_fast_call_has_its_arguments_back() -> None:
+    restarted = exit_(USER32 | {"rbp": 5})
+    assert codes(fast_call(), exit_(BEHIND), fast_call(), restarted) == []
+    assert codes(fast_call(), exit_(BEHIND), fast_call(), exit_(USER32 | {"rdi": 5})) == [("CW106", "rdi")]
+
+
+def test_arithmetic_flags_that_were_read_live_are_not_judged() -> None:
+    assert codes(fast_call(), exit_(BEHIND | {"rflags": 0x283})) == []
+    assert codes(fast_call(), exit_(BEHIND | {"rflags": 0x40246})) == [("CW102", "rflags")]
+
+
+def test_a_restarted_call_is_over() -> None:
+    """What is made again afterwards is another call, with other registers."""
+    again = USER32 | {"rsi": 77}
+    restarted = exit_(USER32, rip=USER32["rip"] - 2)
+    assert codes(entry(USER32, How.SOFT), restarted, entry(again, How.SOFT), exit_(again | {"rdi": 5})) == [
+        ("CW106", "rdi")
+    ]
