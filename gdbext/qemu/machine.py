@@ -198,10 +198,12 @@ class Machine:
         return GuestFailed("QEMU did not start", self._last_words() or f"exit status {self._process.poll()}")
 
     def _last_words(self) -> str:
+        """What QEMU said about its end: the last line in its own name, as advice may follow it, or the last of all."""
         while not self._output.closed and (lines := self._output.lines()):
             self._chatter += lines
         lines = [line for line in self._chatter + self._output.lines() if line.strip()]
-        return lines[-1].removeprefix(f"{self.program}: ") if lines else ""
+        own = [line for line in lines if line.startswith(f"{self.program}: ")]
+        return (own or lines)[-1].removeprefix(f"{self.program}: ") if lines else ""
 
     def _stop_process(self) -> None:
         deadline = time.monotonic() + _PATIENCE
