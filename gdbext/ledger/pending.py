@@ -116,8 +116,13 @@ class Pending:
         """The contexts whose frame lies within REACH_BYTES of this one's, but not at it, oldest first."""
         cpu, mode, frame = found_by.frame
         size = word_size(mode)
-        places = [("frame", cpu, mode, frame + step) for step in range(size - REACH_BYTES, REACH_BYTES, size) if step]
-        return self.rows(sorted(number for place in places for number in self._numbers.get(place, ())))
+        places = [("frame", mode, frame + step) for step in range(size - REACH_BYTES, REACH_BYTES, size) if step]
+        numbers = sorted(number for place in places for number in self._numbers.get(place, ()))
+        return self.rows([number for number in numbers if self._traits[number].frame[0] == cpu])
+
+    def at_frame(self, mode: int, frame: int) -> list[int]:
+        """Numbers of the contexts whose frame is at this address, on whatever CPU, newest first."""
+        return list(self._numbers.get(("frame", mode, frame), ()))[::-1]
 
     def alike(self, row: Batch, found_by: Traits) -> Batch:
         """The contexts that differ from `row` (a batch of one) in UNLIKE general registers at most, oldest first."""
@@ -147,6 +152,6 @@ def _entries(found_by: Traits) -> Iterator[Hashable]:
     """The names under which a context is entered; those of different traits differ in form."""
     yield found_by.key
     yield ("thread", *found_by.thread)
-    cpu, mode, frame = found_by.frame
-    yield ("frame", cpu, mode, frame)
+    _, mode, frame = found_by.frame
+    yield ("frame", mode, frame)
     yield from enumerate(found_by.registers)

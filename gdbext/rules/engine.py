@@ -23,9 +23,11 @@ from gdbext.rules.guest import GuestView, NoGuest
 from gdbext.rules.history import History
 from gdbext.rules.kernel_base import KernelBaseJudge
 from gdbext.rules.landing import LandingJudge
+from gdbext.rules.linear import LinearWidth
 from gdbext.rules.nesting import NestingJudge
 from gdbext.rules.policy import Policy
 from gdbext.rules.resume import ResumeJudge
+from gdbext.rules.scene import Scenes
 from gdbext.rules.selectors import SelectorJudge
 from gdbext.rules.state import StateJudge
 from gdbext.rules.switches import SwitchJudge
@@ -69,13 +71,15 @@ class Engine:
         self.counts = Counts()
         self.history = History()
         self._codes = code_table.select(codes)
-        self._resume = ResumeJudge(self.policy, self.history)
+        self._width = LinearWidth()
+        self._resume = ResumeJudge(self.policy, self.history, self._width)
         self._gs = GsJudge()
         self._areas = AreaJudge(self.policy)
         self._explainer = Explainer(self.guest, self.history, self._areas)
+        self._scenes = Scenes(self.guest, self.history, self._areas)
         self._judges: tuple[Judge, ...] = (
             self._gs,
-            KernelBaseJudge(self._gs),
+            KernelBaseJudge(self._gs, self._width),
             self._resume,
             SelectorJudge(),
             SwitchJudge(),
@@ -99,6 +103,7 @@ class Engine:
         columns = Columns(np.ascontiguousarray(batch))
         self.history.begin(columns)
         self._count(columns)
+        self._width.feed(columns)
         judged = [item for judge in self._judges for item in judge.feed(columns)]
         judged += death.judge(columns, self.history)
         self.counts.identical = self._resume.identical
@@ -137,8 +142,10 @@ class Engine:
                     continue
             more = self._collect((extra, row, entry) for extra in self._explainer.complete(finding))
             if known is finding:
+                self._scenes.add(finding)
                 new += [finding, *more]
             elif finding.writer is not None:
+                self._scenes.add(finding)
                 finding.count = known.count
                 self._found[finding.key()] = finding
                 new += more

@@ -18,6 +18,7 @@ from gdbext.ledger.compare import space
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 from gdbext.rules.gs import GsJudge
+from gdbext.rules.linear import LinearWidth
 
 STEADY: Final = 4
 """Sightings, under two address spaces at least, after which a base counts as its CPU's own."""
@@ -38,8 +39,9 @@ class _Sighting:
 class KernelBaseJudge:
     """Learns each CPU's kernel base, where the count of swaps says it stands, and judges the bad ones."""
 
-    def __init__(self, gs: GsJudge) -> None:
+    def __init__(self, gs: GsJudge, width: LinearWidth) -> None:
         self._gs = gs
+        self._width = width
         self._told: set[tuple[int, int]] = set()
         self._seen: dict[int, dict[int, _Sighting]] = {}
 
@@ -85,7 +87,7 @@ class KernelBaseJudge:
         sighting.count += count
         if cr3 and len(sighting.spaces) < 2:
             sighting.spaces.add(cr3)
-        judged: list[Judged] = [(draft, row, None) for draft in _implausible(base, row)] if new else []
+        judged: list[Judged] = [(draft, row, None) for draft in self._implausible(base, row)] if new else []
         owner = self._owner(cpu, base)
         if owner is not None and (cpu, base) not in self._told:
             self._told.add((cpu, base))
@@ -104,6 +106,19 @@ class KernelBaseJudge:
                 return other
         return None
 
+    def _implausible(self, base: int, row: Batch) -> list[Draft]:
+        if base == 0:
+            why = "zero"
+        elif not is_canonical(base, self._width.at(int(row["seq"][0]))):
+            why = "not canonical"
+        elif is_high_half(int(row["pc"][0])) and not is_high_half(base):
+            why = "in the user's half of the address space"
+        else:
+            return []
+        cause = f"the base that swapgs will make the kernel's is {base:#x}, {why}"
+        look = "where KERNEL_GS_BASE (MSR C0000102h) is loaded for this CPU, and who cleared or leaked it"
+        return [Draft("CW205", cause, look, (Difference("kernel_gs_base", 0, base),))]
+
 
 def _distinct(triples: Triples) -> tuple[Triples, Triples, Triples]:
     """The distinct rows of `triples`, where each is first, and how often it is there."""
@@ -114,20 +129,6 @@ def _distinct(triples: Triples) -> tuple[Triples, Triples, Triples]:
     )
     _, first, counts = np.unique(key, return_index=True, return_counts=True)
     return triples[first], first, counts
-
-
-def _implausible(base: int, row: Batch) -> list[Draft]:
-    if base == 0:
-        why = "zero"
-    elif not is_canonical(base):
-        why = "not canonical"
-    elif is_high_half(int(row["pc"][0])) and not is_high_half(base):
-        why = "in the user's half of the address space"
-    else:
-        return []
-    cause = f"the base that swapgs will make the kernel's is {base:#x}, {why}"
-    look = "where KERNEL_GS_BASE (MSR C0000102h) is loaded for this CPU, and who cleared or leaked it"
-    return [Draft("CW205", cause, look, (Difference("kernel_gs_base", 0, base),))]
 
 
 def _foreign(cpu: int, owner: int, base: int) -> Draft:

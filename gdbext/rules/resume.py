@@ -25,6 +25,8 @@ from gdbext.rules.draft import Judged
 from gdbext.rules.fastcalls import FastCalls, is_fast
 from gdbext.rules.frames import judge_unbalanced
 from gdbext.rules.history import History
+from gdbext.rules.kernel_frames import KernelFrames
+from gdbext.rules.linear import LinearWidth
 from gdbext.rules.policy import Policy
 from gdbext.rules.redirects import Redirects
 from gdbext.rules.verdicts import STRONG_TELLING
@@ -36,8 +38,9 @@ STRONG_EQUAL: Final = 15 - UNLIKE
 class ResumeJudge:
     """Holds the ledger and judges every exit against it."""
 
-    def __init__(self, policy: Policy, history: History) -> None:
+    def __init__(self, policy: Policy, history: History, width: LinearWidth) -> None:
         self._policy = policy
+        self._width = width
         self._history = history
         self._law = compare.Law(
             compare.may_change(policy.syscall_returns),
@@ -46,12 +49,13 @@ class ResumeJudge:
         self._pending = Pending()
         self._redirects = Redirects(policy)
         self._fast = FastCalls()
+        self._frames = KernelFrames(self._pending, policy)
         self.identical = 0
         self.unmatched = 0
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge a batch; its rows are in order of ``seq``."""
-        suspicious = returns.suspicious(batch, self._policy)
+        suspicious = returns.suspicious(batch, self._policy, self._width)
         pairs = pair(batch, self._law, suspicious)
         self._redirects.begin(batch)
         self.identical += len(pairs.exits)
@@ -78,6 +82,10 @@ class ResumeJudge:
 
     def _judge_exit(self, row: Batch, key: int, live: Live, suspicious: bool) -> Iterator[Judged]:
         entry, mask = self._take_exact(row, key)
+        match = "exact"
+        owner = self._frames.take_owner(row, entry) if entry is None or mask else None
+        if owner is not None:
+            entry, mask, match = owner, self._frames.lost(owner, row, self._law), "nearest"
         if entry is None:
             yield from self._judge_unmatched(row, live, suspicious)
             return
@@ -85,10 +93,10 @@ class ResumeJudge:
             self.identical += 1
         else:
             mask &= ~self._redirects.excused(entry, row, live.thread)
-            for draft in verdicts.drafts(self._policy, entry, row, mask, "exact", live.all):
+            for draft in verdicts.drafts(self._policy, entry, row, mask, match, live.all):
                 yield draft, row, entry
         if suspicious:
-            for draft in returns.judge_exit(row, entry, self._policy):
+            for draft in returns.judge_exit(row, entry, self._policy, self._width.at(int(row["seq"][0]))):
                 yield draft, row, entry
 
     def _take_exact(self, row: Batch, key: int) -> tuple[Batch | None, int]:
@@ -140,7 +148,9 @@ class ResumeJudge:
         else:
             self._redirects.began(row)
         if suspicious:
-            for draft in returns.judge_exit(row, near[0] if near else None, self._policy):
+            for draft in returns.judge_exit(
+                row, near[0] if near else None, self._policy, self._width.at(int(row["seq"][0]))
+            ):
                 yield draft, row, near[0] if near else None
 
     def _with_owner_of_rsp(self, row: Batch, live: Batch) -> Batch:

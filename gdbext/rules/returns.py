@@ -5,30 +5,25 @@ from __future__ import annotations
 import numpy as np
 
 from gdbext.arch import flags as rf
-from gdbext.events.columns import Rows
+from gdbext.arch.addresses import is_canonical
+from gdbext.events.columns import Columns
 from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import Bools, is_user
 from gdbext.rules.draft import Draft
 from gdbext.rules.finding import Difference
+from gdbext.rules.linear import LinearWidth
 from gdbext.rules.policy import Policy
 
 
-def suspicious(batch: Rows, policy: Policy) -> Bools:
+def suspicious(batch: Columns, policy: Policy, width: LinearWidth) -> Bools:
     """Exits that break an invariant of returns: True in a mask over the batch."""
     kind = batch["kind"]
     exits = kind == Kind.EXIT
     readable = batch["flags"] & Flag.UNREADABLE == 0
     user = is_user(batch)
-    bad = noncanonical(batch) | (user & ((batch["rflags"] & rf.IF) == 0))
+    bad = width.noncanonical(batch) | (user & ((batch["rflags"] & rf.IF) == 0))
     bad |= user & ((batch["rflags"] & forbidden_flags(policy)) != 0)
     result: Bools = readable & exits & bad
-    return result
-
-
-def noncanonical(batch: Rows) -> Bools:
-    """True where RIP is not canonical (48-bit linear addresses)."""
-    top = batch["rip"] >> np.uint64(47)
-    result: Bools = (batch["mode"] == 64) & (top != 0) & (top != 0x1FFFF)
     return result
 
 
@@ -42,22 +37,23 @@ def forbidden_flags(policy: Policy) -> np.uint64:
     return np.uint64(bits)
 
 
-def judge_exit(row: Batch, entry: Batch | None, policy: Policy) -> list[Draft]:
+def judge_exit(row: Batch, entry: Batch | None, policy: Policy, width: int) -> list[Draft]:
     """Judge one exit (a batch of one) that may break an invariant; `entry` is what it resumes, if known.
 
-    What the interrupted context had already is not the exit's fault and was reported where it began.
+    width: bits of a linear address.  What the interrupted context had already is not the exit's fault and was reported
+    where it began.
     """
     drafts: list[Draft] = []
     rip, flags = int(row["rip"][0]), int(row["rflags"][0])
     had = int(entry["rflags"][0]) if entry is not None else 0
-    if bool(noncanonical(row)[0]):
+    if not is_canonical(rip, width) and row["mode"][0] == 64:
         drafts.append(
             Draft(
                 "CW601",
-                f"{_name(row)} loads RIP {rip:#x}, which is not canonical: bits 63 to 47 differ"
+                f"{_name(row)} loads RIP {rip:#x}, which is not canonical: bits 63 to {width - 1} differ"
                 + ("; on Intel sysret faults at CPL 0 with the user's RSP" if row["how"][0] == How.SYSRET else ""),
                 "who wrote the return address: the saved RIP, RCX before sysret, or a check that is missing there",
-                (Difference("rip", int(entry["rip"][0]) if entry is not None else rip & (1 << 47) - 1, rip),),
+                (Difference("rip", int(entry["rip"][0]) if entry is not None else rip & (1 << width - 1) - 1, rip),),
             )
         )
     if not bool(is_user(row)[0]):

@@ -1,0 +1,59 @@
+"""Interrupted kernel code by the frame that the CPU pushed: whose is the one that an iret pops?
+
+Kernel code is resumed from where it was interrupted on its own stack, so that the frame tells which context is meant
+even where RIP does not: an exception-table fixup goes on elsewhere, and what faulted there before and was fixed up in
+its turn is never resumed. A frame at the same place for the same RSP has overwritten the one before.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gdbext.arch import vectors
+from gdbext.events.row import Batch, Flag, How
+from gdbext.ledger.compare import BIT, GPR_BITS, Law, differences, is_user
+from gdbext.ledger.pending import Pending
+from gdbext.rules.policy import Policy
+
+FIXED_REGISTERS: Final = 2
+"""A fixup sets this many registers at most: a result, a count of what is left."""
+
+
+class KernelFrames:
+    """Finds the context whose frame an exit pops, and says what it lost."""
+
+    def __init__(self, pending: Pending, policy: Policy) -> None:
+        self._pending = pending
+        self._policy = policy
+
+    def take_owner(self, row: Batch, exact: Batch | None) -> Batch | None:
+        """The newest pending context whose frame the iret `row` (a batch of one) pops, with all that it overwrote.
+
+        None if it is not newer than `exact`, the context at the same RIP, or the exit does not go to kernel code.
+        """
+        if int(row["how"][0]) != How.IRET or bool(is_user(row)[0]):
+            return None
+        numbers = self._pending.at_frame(int(row["mode"][0]), int(row["frame"][0]))
+        rows = self._pending.rows(numbers)
+        mine = (rows["rsp"] == row["rsp"]) & ~is_user(rows) & ((rows["flags"] & Flag.IST) == 0)
+        owners = [(number, rows[at : at + 1]) for at, number in enumerate(numbers) if mine[at]]
+        if not owners or (exact is not None and owners[0][1]["seq"][0] < exact["seq"][0]):
+            return None
+        for number, _ in owners:
+            self._pending.take(number)
+        return owners[0][1]
+
+    def lost(self, entry: Batch, row: Batch, law: Law) -> int:
+        """The mask of what the exit `row` did not bring back of `entry`, what a fixup may change left out."""
+        mask = int(differences(entry, row, law)[0])
+        if not mask & BIT["rip"] or not self._may_fix(entry, row):
+            return mask
+        registers = mask & GPR_BITS
+        few = registers.bit_count() <= FIXED_REGISTERS
+        return mask & ~int(BIT["rip"]) & ~(registers if few else 0)
+
+    def _may_fix(self, entry: Batch, row: Batch) -> bool:
+        """True if an exception-table fixup, or an emulated instruction, may have moved RIP."""
+        vector, fixups = int(entry["vector"][0]), self._policy.fixups
+        raised = vectors.is_exception(vector) and vector != vectors.NMI
+        return raised and (fixups is None or int(row["rip"][0]) in fixups)

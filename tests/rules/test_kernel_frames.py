@@ -1,0 +1,60 @@
+"""Kernel code that is interrupted and goes on elsewhere on purpose, told by the frame; and wide linear addresses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gdbext.rules.policy import Policy
+from tests.rules.rows import How, context, entry, exit_
+from tests.rules.test_resume import codes
+
+COPY = context(5, user=False)
+"""Kernel code that copies from user memory."""
+TAIL = COPY | {"rip": COPY["rip"] + 0x20}
+"""Its byte-wise end, where a fixup leads."""
+FRAME = COPY["rsp"] - 40
+
+
+def fault(ctx: dict[str, Any]) -> Any:
+    return entry(ctx, How.EXCEPTION, frame=FRAME)
+
+
+def leave(ctx: dict[str, Any], **changes: Any) -> Any:
+    return exit_(ctx | changes, frame=FRAME)
+
+
+OTHER = {name: 0x777 + at for at, name in enumerate(("rax", "rbx", "rsi", "rdi", "r12"))}
+"""What a later copy from the same depth of the stack has in its registers."""
+
+
+def test_a_fixup_to_where_another_copy_faulted() -> None:
+    first = [fault(COPY), leave(TAIL), fault(TAIL), leave(TAIL, rip=TAIL["rip"] + 8, rax=1)]
+    again = [fault(COPY | OTHER), leave(TAIL | OTHER)]
+    assert codes(*first, *again) == []
+    assert codes(*first, *again[:1], leave(TAIL | OTHER, r13=5, r14=6, r15=7)) == [("CW101", "r13,r14,r15")]
+
+
+def test_a_fixup_may_set_two_registers() -> None:
+    assert codes(fault(COPY), leave(TAIL, rax=-14 & 0xFFFFFFFFFFFFFFFF, rcx=3)) == []
+
+
+def test_a_fixup_goes_where_the_exception_table_says() -> None:
+    policy = Policy(fixups=frozenset({TAIL["rip"]}))
+    assert codes(fault(COPY), leave(TAIL), policy=policy) == []
+    assert codes(fault(COPY), leave(TAIL, rip=TAIL["rip"] + 1), policy=policy) == [("CW101", "rip")]
+
+
+def test_an_interrupt_has_no_fixup() -> None:
+    assert codes(entry(COPY, frame=FRAME), leave(TAIL)) == [("CW101", "rip")]
+
+
+@pytest.mark.parametrize("stack", [0xFF56E2D700013DD8, 0xFFFFC90000013DD8])
+def test_what_is_canonical_depends_on_the_paging(stack: int) -> None:
+    user = context(rip=0x00F0_0000_0040_0000)
+    kernel = context(7, user=False, rsp=stack)
+    seen = [entry(kernel, frame=stack - 40), exit_(kernel, frame=stack - 40)]
+    expected = [] if stack >> 47 != 0x1FFFF else [("CW601", "rip")]
+    assert codes(*seen, entry(user), exit_(user)) == expected
+    assert codes(*seen, exit_(context(rip=0x0F00_0000_0040_0000))) == [("CW601", "rip")]
