@@ -202,8 +202,11 @@ class Machine:
         while not self._output.closed and (lines := self._output.lines()):
             self._chatter += lines
         lines = [line for line in self._chatter + self._output.lines() if line.strip()]
-        own = [line for line in lines if line.startswith(f"{self.program}: ")]
-        return (own or lines)[-1].removeprefix(f"{self.program}: ") if lines else ""
+        names = (f"{self.program}: ", f"{self.program.name}: ", "qemu: ")
+        said = ([line for line in lines if line.startswith(names)] or lines or [""])[-1]
+        for name in names:
+            said = said.removeprefix(name)
+        return said
 
     def _stop_process(self) -> None:
         deadline = time.monotonic() + _PATIENCE

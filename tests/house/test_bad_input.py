@@ -155,7 +155,8 @@ def test_a_guest_that_dies_at_once(via: str, scratch: Path) -> None:
 
 @pytest.mark.guest
 def test_qemu_that_refuses_its_options() -> None:
-    refused(run("--", *EMPTY, "-bogus"), 3, "QEMU did not start: qemu-system-x86_64: -bogus: invalid option")
+    refused(run("--", *EMPTY, "-bogus"), 3, "QEMU did not start: -bogus: invalid option")
+    refused(run("--", *EMPTY, "-m", "10Z"), 3, "QEMU did not start: -m 10Z: Parameter 'size' expects")
 
 
 @pytest.mark.guest
