@@ -36,8 +36,8 @@ class SaveMap:
     ``written``: everything else the path wrote and left, place → value; ``overwritten``: place → the field
     that was stored there before another one; ``needed``: the fields such a path has to keep. ``origin``: ``user`` or
     ``kernel`` if the path decided on the saved CS; ``ended``: the address of the instruction it ended at (the call of
-    compiled code), ``pointers``: RSP and the callee-saved registers there. ``switch``: the path is a thread
-    switch's, not an entry's.
+    compiled code), ``pointers``: RSP and the callee-saved registers there. ``stored_by``: place → the instruction that
+    stored there last. ``switch``: the path is a thread switch's, not an entry's.
     """
 
     entry: int
@@ -52,6 +52,7 @@ class SaveMap:
     ended: int
     end: End
     pointers: dict[str, Value]
+    stored_by: dict[Place, int]
     switch: bool = False
 
     @property
@@ -164,7 +165,7 @@ def save_maps(code: Code, entry: Entry, through: bool = False) -> list[SaveMap]:
     """
     has_code = entry.error_code if entry.error_code is not None else entry.vector in WITH_ERROR_CODE
     maps: list[SaveMap] = []
-    for path in Walker(code, through=through).run(entry.address, _at_entry(code.bits, entry.gateway, has_code)):
+    for path in Walker(code, through=through).run(entry.address, at_entry(code.bits, entry.gateway, has_code)):
         if path.end is End.LOST:
             continue
         found = _save_map(entry, path)
@@ -175,8 +176,8 @@ def save_maps(code: Code, entry: Entry, through: bool = False) -> list[SaveMap]:
     return sorted(maps, key=lambda m: len(m.never))
 
 
-def _at_entry(bits: int, gateway: Gateway, error_code: bool) -> State:
-    """The machine at an entry: registers hold the interrupted context, the frame is pushed."""
+def at_entry(bits: int, gateway: Gateway, error_code: bool) -> State:
+    """The machine at an entry: registers hold the interrupted context, the frame is pushed (where there is one)."""
     state = State(bits)
     for name in (*general(bits), "ds", "es", "fs", "gs", "fs_base", "gs_base", "kernel_gs_base", "simd"):
         state.regs[name] = Value(Context(name))
@@ -217,6 +218,7 @@ def _save_map(entry: Entry, path: Path) -> SaveMap:
         ended=path.address,
         end=path.end,
         pointers=_pointers(state),
+        stored_by=state.stored_by,
     )
 
 
@@ -325,6 +327,7 @@ def switch_maps(code: Code, function: SwitchFunction) -> tuple[SaveMap, RestoreM
         ended=function.load,
         end=End.STOP,
         pointers=_pointers(leaving.state),
+        stored_by=leaving.state.stored_by,
         switch=True,
     )
     walker = Walker(code, stop=frozenset(function.ends))

@@ -1,0 +1,113 @@
+"""``scripts/inject``: choose guests and faults, inject each into a running guest, and tell what was found."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from gdbext.errors import CtxwatchError, UsageError, printable
+from gdbext.qemu import guests
+from tests.inject import table
+from tests.inject.faults import FAULTS, Fault
+from tests.inject.run import FOUND, NO_EFFECT, NOT_HERE, UNHEALTHY, Result, inject
+
+KERNELS: Final = ("linux-amd64", "linux-amd64-new", "linux-i386")
+"""The guests that `all` stands for."""
+SCHEMA: Final = "ctxwatch.inject/1"
+_FINE: Final = (FOUND, NO_EFFECT, NOT_HERE)
+
+_EXAMPLES: Final = """examples:
+  scripts/inject linux-amd64 user-flag-iopl      one fault
+  scripts/inject linux-amd64 'skip-swapgs-*'     those whose names match
+  scripts/inject linux-i386 all --json out.json  every fault that kernel can have
+  scripts/inject all                             every fault in every Linux kernel
+  scripts/inject --markdown out.json             the table in docs/injection.md
+
+exit status: 0 all was found as expected, 1 something was not, 2 wrong usage, 3 a guest was not healthy to begin with
+"""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Do what the command line asks; the exit status."""
+    args = _parser().parse_args(words)
+    try:
+        if args.markdown:
+            print(table.markdown([_load(path) for path in args.markdown]))
+            return 0
+        if args.list:
+            _list()
+            return 0
+        results = list(_each(_chosen(args.guest, args.fault), quiet=args.json == "-"))
+        return _conclude(results, args.json)
+    except CtxwatchError as error:
+        print(f"inject: {error}", file=sys.stderr)
+        return error.status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scripts/inject", epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Change one thing in a healthy, running kernel from outside, and see that ctxwatch finds it.",
+    )  # fmt: skip
+    parser.add_argument("guest", nargs="?", help="a bundled guest, or all: the Linux kernels")
+    parser.add_argument("fault", nargs="*", help="names or patterns of faults (default: all)")
+    parser.add_argument("--list", action="store_true", help="list the faults")
+    parser.add_argument("--json", metavar="FILE", help="write the results there, - for standard output")
+    parser.add_argument("--markdown", nargs="+", metavar="FILE", help="print the table of results written by --json")
+    return parser
+
+
+def _list() -> None:
+    for fault in FAULTS.values():
+        bits = "" if len(fault.bits) == 2 else f" ({fault.bits[0]}-bit kernels)"
+        print(f"{fault.name:34} {fault.says}{bits}")
+
+
+def _chosen(guest: str | None, patterns: Sequence[str]) -> list[tuple[guests.Guest, Fault]]:
+    if guest is None:
+        raise UsageError("no guest is named", todo="scripts/inject --help shows examples")
+    names = [name for p in patterns or ("all",) for name in FAULTS if p == "all" or fnmatch.fnmatchcase(name, p)]
+    if not names:
+        raise UsageError(f"no fault is called {' or '.join(patterns)}", todo="scripts/inject --list names them")
+    subjects = [guests.find(name) for name in (KERNELS if guest == "all" else (guest,))]
+    return [(subject, FAULTS[name]) for subject in subjects for name in dict.fromkeys(names)]
+
+
+def _each(chosen: Sequence[tuple[guests.Guest, Fault]], quiet: bool) -> Iterator[Result]:
+    for guest, fault in chosen:
+        result = inject(guest, fault)
+        if not quiet:
+            print(table.line(result.document()), flush=True)
+        yield result
+
+
+def _conclude(results: Sequence[Result], out: str | None) -> int:
+    documents = [result.document() for result in results]
+    whole = {"schema": SCHEMA, "summary": table.summary(documents), "injections": documents}
+    if out is not None:
+        text = json.dumps(whole, indent=1) + "\n"
+        print(text, end="") if out == "-" else Path(out).write_text(text, encoding="utf-8")
+    if out != "-":
+        print(table.told(documents))
+    if any(result.verdict == UNHEALTHY for result in results):
+        return 3
+    return int(any(result.verdict not in _FINE for result in results))
+
+
+def _load(path: str) -> dict[str, Any]:
+    try:
+        document = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {printable(path)}", str(error)) from error
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        raise UsageError(f"{printable(path)} holds no results", todo="name a file written by scripts/inject --json")
+    return document
+
+
+if __name__ == "__main__":
+    sys.exit(main())

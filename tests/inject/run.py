@@ -1,0 +1,130 @@
+"""One injection: a healthy guest, one fault, and what the rules say at its first effect."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from gdbext.errors import CtxwatchError
+from gdbext.qemu.guests import Guest
+from gdbext.rules.finding import Finding
+from tests.inject.faults import Fault
+from tests.inject.live import Live, with_workload
+from tests.inject.patch import NotHere
+from tests.inject.scene import Expect, Injection, Scene
+from tests.inject.stub import StubError
+
+FOUND, OTHER, MISSED, NO_EFFECT, NOT_HERE, UNHEALTHY = (
+    "found", "found otherwise", "missed", "no effect", "not applicable", "not healthy",
+)  # fmt: skip
+BOOT: Final = 60.0
+"""Seconds a guest gets to come to its workloads."""
+HEALTHY: Final = 600
+"""Entries that the guest makes under its workload before it is held."""
+AFTER: Final = 25.0
+"""Seconds it runs with the fault, at most."""
+WORK: Final = 15
+"""Seconds of uptime for which a guest is given work."""
+
+
+@dataclass(slots=True)
+class Result:
+    """What came of one injection. ``later``: events between the injection and the first finding; ``healthy``: events
+    before it."""
+
+    guest: str
+    fault: str
+    verdict: str
+    says: str = ""
+    injection: Injection | None = None
+    finding: Finding | None = None
+    beside: list[str] = field(default_factory=list)
+    healthy: int = 0
+    later: int = 0
+    seconds: float = 0.0
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        done: dict[str, Any] = {"guest": self.guest, "fault": self.fault, "verdict": self.verdict, "says": self.says}
+        if self.injection is not None:
+            change = self.injection.change
+            done["changed"] = {
+                "address": f"{change.address:#x}", "symbol": change.symbol,
+                "before": list(change.before), "after": list(change.after),
+            }  # fmt: skip
+            done["expected"] = str(self.injection.expect)
+        if self.finding is not None:
+            done["found"] = {"code": self.finding.code, "field": self.finding.field, "cause": self.finding.cause}
+        return done | {
+            "beside": self.beside, "events_before": self.healthy, "events_until_found": self.later,
+            "seconds": round(self.seconds, 1),
+        }  # fmt: skip
+
+
+def fits(expect: Expect, finding: Finding) -> bool:
+    """Whether `finding` says what must be said."""
+    return finding.code in expect.codes and expect.fields <= {d.field for d in finding.differences}
+
+
+def inject(guest: Guest, fault: Fault) -> Result:
+    """Boot `guest`, let it be healthy for a while, strike, and see."""
+    began = time.monotonic()
+    result = Result(guest.name, fault.name, NOT_HERE)
+    bits = 64 if guest.arch == "x86_64" else 32
+    if bits not in fault.bits:
+        result.says = f"not a fault of {bits}-bit kernels"
+        return result
+    try:
+        with Live(with_workload(guest, fault.workload, WORK), simd=fault.simd) as live:
+            _strike(live, fault, result)
+    except (CtxwatchError, StubError, OSError) as error:
+        result.verdict, result.says = UNHEALTHY, str(error)
+    result.seconds = time.monotonic() - began
+    return result
+
+
+def _strike(live: Live, fault: Fault, result: Result) -> None:
+    if not live.watch(lambda: any("guest: start" in line for line in live.lines), BOOT):
+        result.verdict, result.says = UNHEALTHY, live.ended or "it did not start in time"
+        return
+    enough = live.engine.counts.entries + HEALTHY
+    live.watch(lambda: live.engine.counts.entries >= enough, BOOT)
+    live.hold()
+    if live.errors or live.complaints or live.ended:
+        result.verdict = UNHEALTHY
+        result.says = live.ended or "; ".join([*(f"{f.code} {f.cause}" for f in live.errors), *live.complaints])
+        return
+    result.healthy = live.engine.counts.entries + live.engine.counts.exits
+    scene = Scene(live)
+    try:
+        result.injection = fault.apply(scene)
+    except NotHere as reason:
+        result.says = str(reason)
+        return
+    live.catch_up()
+    struck = live.last_seq
+    live.go()
+    live.watch(lambda: bool(live.errors) or _finished(live), AFTER)
+    live.hold() if not live.ended else None
+    _conclude(live, result, struck)
+
+
+def _finished(live: Live) -> bool:
+    return any("guest: done" in line for line in live.lines)
+
+
+def _conclude(live: Live, result: Result, struck: int) -> None:
+    assert result.injection is not None
+    if not live.errors:
+        wrong = live.complaints or ([live.ended] if live.ended and not _finished(live) else [])
+        result.verdict = MISSED if wrong or not _finished(live) else NO_EFFECT
+        result.says = "; ".join(wrong[:3]) or ("the guest's self-checks pass" if _finished(live) else "it hangs")
+        return
+    first = [finding for finding in live.errors if finding.event == live.errors[0].event]
+    fitting = [finding for finding in first if fits(result.injection.expect, finding)]
+    result.finding = (fitting or first)[0]
+    result.verdict = FOUND if fitting else OTHER
+    result.beside = [f"{f.code} {f.field or ''}".strip() for f in first if f is not result.finding]
+    result.later = result.finding.event - struck
+    result.says = "; ".join(live.complaints[:2])
