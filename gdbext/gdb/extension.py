@@ -5,25 +5,28 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import threading
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gdb
 
-from gdbext.code import listing
-from gdbext.errors import CtxwatchError, printable
+from gdbext.errors import CtxwatchError, EnvironmentUnusable, printable
 from gdbext.gdb import declare, text
 from gdbext.gdb.declare import Needs
 from gdbext.gdb.functions import register_functions
-from gdbext.gdb.guest import GdbGuest, address_of, named
+from gdbext.gdb.guest import GdbGuest, GdbNames
 from gdbext.gdb.interrupts import Interrupts
+from gdbext.gdb.judging import Judging
 from gdbext.gdb.mi import register_mi
-from gdbext.gdb.sinks import EngineSink, Sink, StreamSink
-from gdbext.gdb.target import Target
-from gdbext.gdb.watch import Watch
-from gdbext.rules.engine import Engine
+from gdbext.gdb.sinks import EngineSink, Sink, StoppedSource, StreamSink
+from gdbext.gdb.target import Target, running
+from gdbext.gdb.watch import Watch, asked_for
+from gdbext.gdb.watching import Watching
+from gdbext.rules.engine import Counts
 from gdbext.rules.finding import Finding
+from gdbext.sources.knowledge import Knowledge
 
 if TYPE_CHECKING:
     from gdbext.gdb.areas import Areas
@@ -34,12 +37,14 @@ class Extension:
     """At most one watch, and the engine of the last one: its findings stay to be looked at."""
 
     def __init__(self) -> None:
-        self.watch: Watch | None = None
-        self.engine: Engine | None = None
+        self.watch: Watching | None = None
+        self.judging: Judging | None = None
         self.interrupts = Interrupts()
         self.profile: Profile | None = None
         self.areas: Areas | None = None
         self._lines: list[str] = []
+        self._posted = False
+        self._runs = False
 
     # What commands ask for
 
@@ -60,28 +65,59 @@ class Extension:
 
         self.profile = find(name) if name is not None else None
 
-    def start(self, codes: Collection[str] | None, halt: bool, stream: str | None) -> Watch:
-        """Begin to watch; raises CtxwatchError and leaves nothing behind if that cannot be."""
+    def start(self, codes: Collection[str] | None, halt: bool, via: str, stream: str | None) -> Watching:
+        """Begin to watch; raises CtxwatchError and leaves nothing behind if that cannot be.
+
+        via: probe, gdbstub, or auto for the probe if the guest has one.  stream: the socket that events go to.
+        """
         if self.watch is not None:
             raise CtxwatchError("already watching", todo="end it with ctx watch off first")
         target = Target()
+        watch: Watching
+        if stream is None and (via == "probe" or (via == "auto" and has_probe(target))):
+            watch = self._through_probe(target, codes, halt)
+        else:
+            watch = self._through_breakpoints(target, codes, halt, stream)
+        self.watch = watch
+        self.judging = watch.judging or self.judging
+        return watch
+
+    def _through_probe(self, target: Target, codes: Collection[str] | None, halt: bool) -> Watching:
+        from gdbext.gdb.probed import ProbeWatch
+
+        return ProbeWatch(target, kernel_file(), self.profile, codes, halt, self.say, self._found)
+
+    def _through_breakpoints(
+        self, target: Target, codes: Collection[str] | None, halt: bool, stream: str | None
+    ) -> Watching:
         sink: Sink
+        judging = None
         if stream is not None:
             sink = StreamSink(stream, target.read, halt)
         else:
-            policy = self.profile.policy(address_of, self.say) if self.profile else None
-            sink = EngineSink(GdbGuest(target), policy, codes, halt, self._found)
-            self.engine = sink.engine
-        watch = Watch(target, sink, kernel_file(), self.say, self.interrupts)
+            knowledge = Knowledge(self.profile, GdbNames(), self.say) if self.profile is not None else None
+            judging = Judging(StoppedSource(target.read), GdbGuest(target), knowledge, codes, self._found)
+            sink = EngineSink(judging, halt)
+        watch = Watch(target, sink, judging, kernel_file(), self.say, self.interrupts)
         try:
             watch.start()
         except BaseException:
             watch.close()
             raise
-        self.watch = watch
         return watch
 
-    def end(self) -> Watch | None:
+    @property
+    def findings(self) -> list[Finding]:
+        """Those of the watch at hand, or of the last one."""
+        with self.watch.held() if self.watch is not None else contextlib.nullcontext():
+            return self.judging.findings if self.judging is not None else []
+
+    @property
+    def counts(self) -> Counts | None:
+        """What was seen in the watch at hand, or in the last one; None if there was none."""
+        return self.judging.counts if self.judging is not None else None
+
+    def end(self) -> Watching | None:
         """End the watch, if there is one, and return it."""
         watch, self.watch = self.watch, None
         self.interrupts.release()
@@ -90,16 +126,18 @@ class Extension:
         return watch
 
     def say(self, line: str) -> None:
-        """Show a line. It may come from inside a stop, where GDB's pager must not ask: so where there is one, the line
-        is written as soon as GDB is back in its event loop."""
+        """Show a line, from any thread. It may come from inside a stop, where GDB's pager must not ask: so where there
+        is one, the line is written as soon as GDB is back in its event loop."""
         self._lines.append(line)
-        if not _pages():
+        if threading.current_thread() is threading.main_thread() and not _pages():
             self.flush()
-        elif len(self._lines) == 1:
+        elif self._runs and not self._posted:
+            self._posted = True
             gdb.post_event(self.flush)
 
     def flush(self) -> None:
         """Write what was said."""
+        self._posted = False
         lines, self._lines = self._lines, []
         if not lines:
             return
@@ -128,25 +166,29 @@ class Extension:
             atexit.register(self._forget_all)
 
     def _on_continue(self, event: Any) -> None:
-        if self.watch is not None:
+        self._runs = True
+        if isinstance(self.watch, Watch):
             self.interrupts.hold()
 
     def _on_prompt(self) -> None:
         """A command has ended; if it was a resumption that failed, no event told."""
         if not running():
+            self._runs = False
             self.interrupts.release()
+        self.flush()
 
     def _on_stop(self, event: Any) -> None:
         """The guest stands still for the user."""
+        self._runs = False
         self.interrupts.release()
         watch = self.watch
         if watch is not None:
             if getattr(event, "stop_signal", None) == "SIGQUIT":  # what QEMU reports for a shutdown
-                watch.shut_down()
-            if watch.halted_at is not None:
-                # Our breakpoints are silent: GDB has not said where the guest stands.
-                self.say(f"stopped before {self._instruction(watch.halted_at)}")
+                watch.shut_down(died=not asked_for(watch.target))
             watch.tidy()
+            why = watch.stopped()
+            if why:
+                self.say(why)
         self.flush()
 
     def _on_exiting(self, event: Any) -> None:
@@ -156,13 +198,6 @@ class Extension:
         self.end()
         if self.areas is not None:
             self.areas.unwatch()
-
-    def _instruction(self, address: int) -> str:
-        """``0xffffffff801029f5 <restore_context+0x86>: iretq``."""
-        assert self.watch is not None
-        code = self.watch.machine.code
-        insn = code.insn(address) if code else None
-        return f"{named(address)}" + (f": {listing.text(insn)}" if insn else "")
 
     def _on_exit(self, event: Any) -> None:
         if hasattr(event, "exit_code"):
@@ -177,7 +212,7 @@ class Extension:
     def _lost(self, what: str) -> None:
         watch = self.end()
         if watch is not None:
-            self.say(f"{what}; the watch ended after {watch.stops} stops")
+            self.say(f"{what}; the watch has ended: {watch.ending()}")
 
 
 def _pages() -> bool:
@@ -186,16 +221,21 @@ def _pages() -> bool:
     return bool(os.isatty(1) and gdb.parameter("pagination") and gdb.parameter("height"))
 
 
-def running() -> bool:
-    """Whether the guest runs, so that GDB can neither read nor write it or list its threads. All vCPUs run or none."""
-    thread = gdb.selected_thread()
-    return bool(thread is not None and thread.is_running())
-
-
 def kernel_file() -> Path | None:
     """The kernel image that GDB was given with ``file``, if there is one."""
     name = gdb.current_progspace().filename
     return Path(name) if name and os.path.isfile(name) else None
+
+
+def has_probe(target: Target) -> bool:
+    """Whether the guest's QEMU has loaded the probe where it can be found."""
+    from gdbext.gdb.probed import find
+
+    try:
+        find(target)
+    except EnvironmentUnusable:
+        return False
+    return True
 
 
 _registered: list[Extension] = []

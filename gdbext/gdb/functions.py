@@ -26,7 +26,7 @@ class ParityFunction(gdb.Function):  # type: ignore[misc]  # GDB's classes have 
     def invoke(self) -> str:
         """Called by GDB's expressions."""
         watch = self._extension.watch
-        return parity_name(watch.parity.of(Target.cpu()) if watch else None)
+        return parity_name(watch.gs.parity(Target.cpu()) if watch else None)
 
 
 class WindowFunction(gdb.Function):  # type: ignore[misc]  # GDB's classes have no types
@@ -42,7 +42,7 @@ class WindowFunction(gdb.Function):  # type: ignore[misc]  # GDB's classes have 
     def invoke(self, pc: Any) -> str:
         """Called by GDB's expressions."""
         watch = self._extension.watch
-        window = find(watch.machine.windows, int(pc) & ((1 << 64) - 1)) if watch else None
+        window = find(watch.windows, int(pc) & ((1 << 64) - 1)) if watch else None
         return window.reason.value if window else "none"
 
 

@@ -55,3 +55,11 @@ def address_of(name: str) -> int | None:
         return None
     address = re.search(r"\b0x[0-9a-f]+\b", found)
     return int(address[0], 16) if address else None
+
+
+class GdbNames:
+    """The addresses of names, by GDB's symbols."""
+
+    def address(self, name: str) -> int | None:
+        """See :func:`address_of`."""
+        return address_of(name)

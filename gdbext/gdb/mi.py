@@ -34,19 +34,18 @@ def state(extension: Extension) -> Answer:
     ``watching``: no, waiting (for an interrupt table), armed or failed; ``events``: entries, exits and swapgs seen;
     with the guest standing still also ``pc``, ``cpl`` and ``window``, the reason of the window it stands in or "".
     """
-    watch, engine = extension.watch, extension.engine
+    watch, counts = extension.watch, extension.counts
     answer: Answer = {"watching": "no", "events": 0, "findings": 0}
     if watch is not None:
         answer["watching"] = "failed" if watch.failed is not None else "armed" if watch.armed else "waiting"
-    if engine is not None:
-        counts = engine.counts
+    if counts is not None:
         answer["events"] = counts.entries + counts.exits + counts.swapgs
-        answer["findings"] = len(engine.findings)
+        answer["findings"] = len(extension.findings)
     thread = gdb.selected_thread()
     if thread is None or not thread.is_valid():
         return answer
     cpu = Target.cpu()
-    parity = watch.parity.of(cpu) if watch is not None else None
+    parity = watch.gs.parity(cpu) if watch is not None else None
     answer |= {"cpu": cpu, "parity": parity_name(parity)}
     if not thread.is_running():
         answer |= _place(extension, parity)
@@ -59,7 +58,7 @@ def _place(extension: Extension, parity: bool | None) -> Answer:
         pc, cs = int(frame.pc()), int(frame.read_register("cs"))
     except (gdb.error, ValueError):
         return {}
-    windows = extension.watch.machine.windows if extension.watch is not None else ()
+    windows = extension.watch.windows if extension.watch is not None else ()
     window = find(windows, pc, None if parity is None else not parity) if not cs & 3 else None
     answer = {"pc": hex(pc), "cpl": cs & 3, "window": window.reason.value if window else ""}
     if window is not None:
@@ -72,9 +71,8 @@ def findings(extension: Extension, columns: int = 0) -> Answer:
 
     columns: with a number, ``picture`` too: the finding as ``ctxwatch run`` draws it on a terminal so wide, in colour.
     """
-    engine = extension.engine
     answers = []
-    for finding in engine.findings if engine is not None else []:
+    for finding in extension.findings:
         answer = _plain(finding_document(finding)) | {"lines": text.whole(finding)}
         if columns:
             answer["picture"] = _picture(finding, columns)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import numpy as np
 
 from gdbext.arch.registers import GPR64
-from gdbext.errors import CtxwatchError
+from gdbext.errors import CtxwatchError, NotCapable
 from gdbext.events.row import Batch, Flag, How, Kind
+from gdbext.gdb.judging import Judging
 from gdbext.rules.codes import ERROR
-from gdbext.rules.engine import Engine
-from gdbext.rules.finding import Finding
-from gdbext.rules.guest import GuestView
-from gdbext.rules.policy import Policy
+from gdbext.sources.base import Capability
 from gdbext.sources.rowstream import HALT, MAX_READ, MEMORY, REQUEST_SIZE, ROWS, answer, parse_request
 
 
@@ -69,21 +67,43 @@ class Resumed:
         return True
 
 
+class StoppedSource:
+    """The guest at a stop of the collector, as the source of its rows: what else it can do is to be read."""
+
+    name = "gdbstub"
+    capabilities = Capability.MEMORY
+    lost = 0
+
+    def __init__(self, read: Callable[[int, int], bytes]) -> None:
+        self._read = read
+
+    def read(self, timeout: float) -> Batch | None:
+        """Refused: the collector puts its rows itself."""
+        raise NotCapable("taking events", "the collector puts them")
+
+    def release(self, cpu: int, halt: bool) -> None:
+        """Refused: the collector's stop ends with its verdict."""
+        raise NotCapable("releasing a vCPU", "it stands in a breakpoint")
+
+    def read_memory(self, address: int, length: int, cpu: int = 0) -> bytes:
+        """Guest virtual memory as the vCPU that has stopped sees it; raises OSError where it is unmapped."""
+        return self._read(address, length)
+
+    def set_watch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Refused: a debugger would have to stop at every store."""
+        raise NotCapable("stores cannot be watched through gdbstub", todo="use --via probe")
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 class EngineSink:
     """Judges rows: at once where the guest is to halt on a verdict, else in batches, which are a hundred times
-    cheaper. ``tell`` is called with each new finding."""
+    cheaper."""
 
-    def __init__(
-        self,
-        guest: GuestView,
-        policy: Policy | None,
-        codes: Collection[str] | None,
-        halt: bool,
-        tell: Callable[[Finding], None],
-    ) -> None:
-        self.engine = Engine(policy, codes=codes, guest=guest)
+    def __init__(self, judging: Judging, halt: bool) -> None:
+        self._judging = judging
         self._halt = halt
-        self._tell = tell
         self._rows: list[Batch] = []
         self._resumed = Resumed()
 
@@ -100,18 +120,14 @@ class EngineSink:
 
     def close(self) -> None:
         self._judge()
-        for finding in self.engine.finish():
-            self._tell(finding)
+        self._judging.finish()
 
     def _judge(self) -> bool:
         """Feed what has gathered; True if something severe was found."""
         if not self._rows:
             return False
         batch, self._rows = np.concatenate(self._rows), []
-        found = self.engine.feed(batch)
-        for finding in found:
-            self._tell(finding)
-        return any(finding.severity == ERROR for finding in found)
+        return any(finding.severity == ERROR for finding in self._judging.feed(batch))
 
 
 class StreamSink:

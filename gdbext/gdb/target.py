@@ -132,3 +132,9 @@ def mode(registers: Registers) -> int:
     if registers.get("efer", 0) & LMA:
         return 64
     return 32 if registers.get("cr0", PE) & PE else 16
+
+
+def running() -> bool:
+    """Whether the guest runs, so that GDB can neither read nor write it or list its threads. All vCPUs run or none."""
+    thread = gdb.selected_thread()
+    return bool(thread is not None and thread.is_valid() and thread.is_running())

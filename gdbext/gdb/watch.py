@@ -6,6 +6,7 @@ interrupted, resumed and switched. Each stop makes a row for the sink and lets t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import traceback
 from collections.abc import Callable
@@ -13,11 +14,14 @@ from pathlib import Path
 from typing import Final
 
 from gdbext.code.disasm import Code
-from gdbext.code.listing import listing
+from gdbext.code.listing import listing, text
+from gdbext.code.windows import Window
 from gdbext.errors import CtxwatchError
 from gdbext.events.row import Batch
-from gdbext.gdb import image, survey, target
+from gdbext.gdb import image, survey, symbols, target
+from gdbext.gdb.guest import named
 from gdbext.gdb.interrupts import Interrupts
+from gdbext.gdb.judging import Judging
 from gdbext.gdb.layout import Registers
 from gdbext.gdb.machine import Machine
 from gdbext.gdb.parity import Parity
@@ -25,21 +29,36 @@ from gdbext.gdb.plan import Stop
 from gdbext.gdb.points import Points
 from gdbext.gdb.sinks import Sink
 from gdbext.gdb.target import Target
+from gdbext.gdb.threads import unsignalled
+from gdbext.qemu.images import Symbols
+from gdbext.report.document import QemuFacts
+from gdbext.rules.gslog import GsLog
 
 _BEFORE_SHUTDOWN: Final = 4
 """Instructions between the ``out`` that turns the machine off and the one at which it stops, at most."""
 
 
 class Watch:
-    """One watch. ``say`` shows the user a line, from wherever it is called."""
+    """One watch. ``say`` shows the user a line, from wherever it is called.
+
+    sink: takes the rows.  judging: what stands behind it, if the rows are judged here.
+    """
 
     def __init__(
-        self, guest: Target, sink: Sink, kernel: Path | None, say: Callable[[str], None], interrupts: Interrupts
+        self,
+        guest: Target,
+        sink: Sink,
+        judging: Judging | None,
+        kernel: Path | None,
+        say: Callable[[str], None],
+        interrupts: Interrupts,
     ) -> None:
         self.target = guest
         self._interrupts = interrupts
         self.sink = sink
+        self.judging = judging
         self.parity = Parity()
+        self.gs = GsLog()
         self.stops = 0
         self.halted_at: int | None = None
         """Where the last stop was made for the user, until the guest goes on."""
@@ -56,6 +75,40 @@ class Watch:
         """Handlers are known; False while the guest has not loaded an IDT yet."""
         return self.machine.reach is not None
 
+    @property
+    def windows(self) -> list[Window]:
+        """The windows in what was reached."""
+        return self.machine.windows
+
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """Rows are judged in GDB's thread alone."""
+        return contextlib.nullcontext()
+
+    def beginning(self) -> str:
+        """What is told when it begins."""
+        if self.armed:
+            return f"Watching at {len(self.points)} addresses; continue to go on."
+        return "The guest has no interrupt table yet: watching begins when it loads one. Continue to go on."
+
+    def ending(self) -> str:
+        """What is told when it has ended."""
+        return f"{self.stops} stops were made"
+
+    def status(self) -> list[str]:
+        """What is watched, line by line."""
+        if not self.armed:
+            return ["Watching; the guest has not loaded an interrupt table yet."]
+        machine = self.machine
+        lines = [f"Watching at {len(self.points)} addresses, {self.stops} stops so far."]
+        lines += [f"  interrupt table {base:#x}, limit {limit:#x}" for base, limit in machine.tables.describe()]
+        for title, found in (("syscall", machine.syscalls), ("sysenter", machine.sysenters)):
+            lines += [f"  {title} entry {named(address)}" for address in sorted(found)]
+        if not machine.syscalls and not machine.sysenters:
+            lines.append("  no system-call entry found yet")
+        if machine.reach is not None and machine.reach.indirect:
+            lines.append(f"  {len(machine.reach.indirect)} indirect jumps and calls could not be followed")
+        return lines
+
     def start(self) -> None:
         """Arm with what the guest has now, or wait for its first ``lidt``; the target is stopped."""
         if not survey.learn(self.target, self.machine, self._image) and not self._image:
@@ -65,6 +118,28 @@ class Watch:
                 "give one with the file command, or watch once the kernel runs",
             )
         self.points.cover(self.machine.plan)
+
+    def record(self, path: Path, guest: str, qemu: QemuFacts, note: Callable[[str], None]) -> None:
+        """Record from now on; raises CtxwatchError."""
+        if self.judging is None:
+            raise CtxwatchError("the events go elsewhere", "this watch sends them to a socket", "record them there")
+        self.sink.settle()
+        names = _Recorded(self.target.read, symbols.snapshot())
+        with unsignalled():
+            self.judging.record(path, guest, names, qemu, note)
+
+    def end_recording(self) -> Path | None:
+        """End the recording; where it is, None if there was none."""
+        self.sink.settle()
+        return self.judging.end_recording() if self.judging is not None else None
+
+    def stopped(self) -> str:
+        """Our breakpoints are silent: where the guest stands if one of them has stopped it."""
+        at, self.halted_at = self.halted_at, None
+        if at is None:
+            return ""
+        insn = self.machine.code.insn(at) if self.machine.code else None
+        return f"stopped before {named(at)}" + (f": {text(insn)}" if insn else "")
 
     def hit(self, address: int) -> bool:
         """A vCPU stands at `address`; True stops it for the user. Never raises: what goes wrong ends the watch."""
@@ -91,7 +166,6 @@ class Watch:
 
     def tidy(self) -> None:
         """The guest stands still for the user: drop the breakpoints that are no longer planned."""
-        self.halted_at = None
         self.sink.settle()
         self.points.keep_only(self.machine.plan)
 
@@ -100,12 +174,9 @@ class Watch:
         self.points.clear()
         self.sink.close()
 
-    def shut_down(self) -> None:
-        """QEMU has stopped the machine for good. Unless code that talks to a device asked for it, it died."""
-        pc = self.target.registers()["rip"]
-        code = Code(self.target.read, self.machine.tables.bits)
-        around = listing(code, pc, before=_BEFORE_SHUTDOWN, after=0)
-        if not any(insn.name.startswith("out") for insn in around):
+    def shut_down(self, died: bool) -> None:
+        """QEMU has stopped the machine for good; `died`: the guest did not ask for it."""
+        if died:
             self._put(self.machine.capture.died(self.target.cpu()))
 
     def _hit(self, address: int) -> bool:
@@ -133,4 +204,21 @@ class Watch:
 
     def _put(self, row: Batch) -> bool:
         self.parity.note(row)
+        self.gs.put(row)
         return self.sink.put(row)
+
+
+class _Recorded:
+    """The guest as the recorder sees it, whose thread may not ask GDB for names."""
+
+    def __init__(self, read: Callable[[int, int], bytes], names: Symbols) -> None:
+        self.read = read
+        self.symbol = names.name
+
+
+def asked_for(guest: Target) -> bool:
+    """QEMU has stopped the machine for good: whether code that talks to a device asked for it. Else it died."""
+    registers = guest.registers()
+    code = Code(guest.read, target.mode(registers))
+    around = listing(code, registers["rip"], before=_BEFORE_SHUTDOWN, after=0)
+    return any(insn.name.startswith("out") for insn in around)

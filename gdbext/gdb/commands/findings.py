@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 def run(extension: Extension, args: argparse.Namespace) -> None:
     """Show what was found."""
-    if extension.engine is None:
+    if extension.judging is None:
         raise CtxwatchError("nothing was watched yet", todo="use ctx watch first")
-    found = extension.engine.findings
+    found = extension.findings
     if args.json:
         _write(Path(args.json), found)
         gdb.write(f"{len(found)} findings are in {args.json}.\n")

@@ -9,9 +9,9 @@ import gdb
 
 from gdbext.code.windows import find
 from gdbext.gdb.declare import Command
-from gdbext.gdb.extension import running
 from gdbext.gdb.functions import parity_name
 from gdbext.gdb.guest import named
+from gdbext.gdb.target import Target, running
 
 if TYPE_CHECKING:
     from gdbext.gdb.extension import Extension
@@ -24,33 +24,22 @@ def run(extension: Extension, args: argparse.Namespace) -> None:
         gdb.write("Not watching.\n")
     elif watch.failed is not None:
         gdb.write(f"The watch failed: {watch.failed}\n")
-    elif not watch.armed:
-        gdb.write("Watching; the guest has not loaded an interrupt table yet.\n")
     else:
-        machine = watch.machine
-        gdb.write(f"Watching at {len(watch.points)} addresses, {watch.stops} stops so far.\n")
-        for base, limit in machine.tables.describe():
-            gdb.write(f"  interrupt table {base:#x}, limit {limit:#x}\n")
-        for title, found in (("syscall", machine.syscalls), ("sysenter", machine.sysenters)):
-            for address in sorted(found):
-                gdb.write(f"  {title} entry {named(address)}\n")
-        if not machine.syscalls and not machine.sysenters:
-            gdb.write("  no system-call entry found yet\n")
-        if machine.reach is not None and machine.reach.indirect:
-            gdb.write(f"  {len(machine.reach.indirect)} indirect jumps and calls could not be followed\n")
-    engine = extension.engine
-    if engine is not None:
-        counts = engine.counts
+        gdb.write("".join(f"{line}\n" for line in watch.status()))
+    counts = extension.counts
+    if counts is not None:
         gdb.write(
             f"Events: {counts.entries} entries ({counts.syscalls} system calls), {counts.exits} exits, "
             f"{counts.swapgs} swapgs; {counts.identical} resumed identical, {counts.unmatched} unmatched.\n"
         )
-        gdb.write(f"Findings: {len(engine.findings)}.\n")
+        gdb.write(f"Findings: {len(extension.findings)}.\n")
+    if watch is not None and watch.judging is not None and watch.judging.recording is not None:
+        gdb.write(f"Recording to {watch.judging.recording}.\n")
     if running():
         gdb.write("The guest is running.\n")
     elif watch is not None:
         for thread in sorted(gdb.selected_inferior().threads(), key=lambda thread: thread.num):
-            gdb.write(f"  CPU {thread.ptid[1] - 1}: GS {parity_name(watch.parity.of(thread.ptid[1] - 1))}\n")
+            gdb.write(f"  CPU {thread.ptid[1] - 1}: GS {parity_name(watch.gs.parity(thread.ptid[1] - 1))}\n")
         _write_window(extension)
 
 
@@ -60,7 +49,8 @@ def _write_window(extension: Extension) -> None:
         pc = int(gdb.newest_frame().pc())
     except gdb.error:
         return  # no guest, or it runs
-    window = find(extension.watch.machine.windows, pc)
+    parity = extension.watch.gs.parity(Target.cpu())
+    window = find(extension.watch.windows, pc, None if parity is None else not parity)
     if window is None:
         gdb.write(f"{named(pc)} is in no window.\n")
     else:

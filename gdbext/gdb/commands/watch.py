@@ -23,15 +23,14 @@ def run(extension: Extension, args: argparse.Namespace) -> None:
         extension.check(Needs.WATCH)
         watch = extension.end()
         assert watch is not None
-        gdb.write(f"No longer watching; {watch.stops} stops were made.\n")
+        gdb.write(f"No longer watching; {watch.ending()}.\n")
         return
     extension.check(Needs.GUEST)
     chosen = codes.parse(args.rules) if args.rules else None
-    watch = extension.start(chosen, args.halt, args.stream)
-    if watch.armed:
-        gdb.write(f"Watching at {len(watch.points)} addresses; continue to go on.\n")
-    else:
-        gdb.write("The guest has no interrupt table yet: watching begins when it loads one. Continue to go on.\n")
+    if args.stream is not None and args.via == "probe":
+        raise UsageError("ctx watch: --stream is for --via gdbstub")
+    watch = extension.start(chosen, args.halt, args.via, args.stream)
+    gdb.write(f"{watch.beginning()}\n")
 
 
 COMMAND = Command(
@@ -43,7 +42,10 @@ COMMAND = Command(
 
         The entries are found from the guest's interrupt table and system-call entry, the exits from the code they
         reach; no symbols are needed. If the guest has not loaded a table yet, watching begins when it does. Your own
-        breakpoints, watchpoints and Ctrl-C work as before. Each event costs a stop of about a millisecond.
+        breakpoints, watchpoints and Ctrl-C work as before.
+
+        A guest whose QEMU was started with the words of `ctxwatch qemu-args` is watched through the probe they load,
+        at microseconds an event. Without it GDB sets breakpoints, and each event costs a stop of some milliseconds.
     """,
     example="""
 target remote :1234
@@ -53,9 +55,19 @@ continue
     run=run,
     arguments=(
         argument("off", "end the watch and remove its breakpoints", nargs="?", metavar="off"),
-        argument("--halt", "stop the guest at the exit that is about to resume a wrong context", action="store_true"),
+        argument(
+            "--halt",
+            "stop the guest where a wrong context is resumed",
+            action="store_true",
+        ),
         argument("--rules", "report only these codes: CW102,CW2xx", metavar="CODES"),
-        argument("--via", "how to watch: with breakpoints", choices=("auto", "gdbstub"), default="auto"),
+        argument(
+            "--via",
+            "how to watch: through the probe in QEMU, with breakpoints, or auto: the probe if there is one",
+            choices=("auto", "probe", "gdbstub"),
+            default="auto",
+            metavar="probe|gdbstub|auto",
+        ),
         argument("--stream", "send the events to this UNIX socket instead of judging them here", metavar="SOCKET"),
     ),
     complete=lambda: ("off",),
