@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -11,14 +13,10 @@ from gdbext.arch import vectors
 from gdbext.errors import printable
 from gdbext.report.context import ContextRow, context_rows
 from gdbext.report.document import RunReport
-from gdbext.rules.finding import Finding
+from gdbext.report.words import MATCHES, code_parts, elapsed
+from gdbext.rules.finding import CodeLine, Finding
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
-_MATCHES = {
-    "exact": "the entry with the same RIP and RSP",
-    "thread": "the last entry of the same thread",
-    "nearest": "the nearest entry: most fields agree",
-}
 
 
 def render_finding(finding: Finding, full: bool = False) -> RenderableType:
@@ -39,6 +37,10 @@ def _body(finding: Finding, full: bool) -> list[RenderableType]:
         parts.append(Padding(_contexts(rows, full), (1, 0), expand=False))
     if finding.table:
         parts.append(Padding(_area(finding), (0, 0, 1, 0), expand=False))
+    if len(finding.steps) > 1:
+        parts.append(Padding(_steps(finding), (0, 0, 1, 0), expand=False))
+    for title, lines, at in code_parts(finding):
+        parts.append(Padding(_code(title, lines, at), (0, 0, 1, 0), expand=False))
     parts.append(_sentences(finding))
     return parts
 
@@ -92,10 +94,40 @@ def _area(finding: Finding) -> Table:
     return table
 
 
+def _steps(finding: Finding) -> Table:
+    """The way from save to resume, one step a line, the line of time at the left."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, justify="right", style="dim")
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(overflow="fold")
+    for step in finding.steps:
+        guilty = step is finding.steps[-1] and bool(finding.differences)
+        place = Text(_address(step.pc, step.symbol), "dim")
+        table.add_row(
+            Text("▶" if guilty else "│", "red" if guilty else "dim"),
+            elapsed(step.time),
+            f"event {step.event}",
+            Text.assemble(printable(step.what), "  ", place),
+        )
+    return table
+
+
+def _code(title: str, lines: Sequence[CodeLine], at: int) -> RenderableType:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    for _ in range(3):
+        table.add_column(no_wrap=True)
+    for line in lines:
+        style = "bold" if line.address == at else "dim"
+        mark = Text("▶" if line.address == at else " ", "red")
+        table.add_row(mark, Text(f"{line.address:x}", style), Text(printable(line.text), style))
+    return Group(Text(title, "dim"), table)
+
+
 def _sentences(finding: Finding) -> Table:
     table = _columns()
     if finding.entry is not None:
-        how = _MATCHES.get(finding.match)
+        how = MATCHES.get(finding.match)
         table.add_row("compared to", f"event {finding.entry}" + (f", {how}" if how else ""))
     if finding.thread:
         table.add_row("thread", printable(finding.thread))

@@ -1,0 +1,41 @@
+"""What all renderers say of a finding in the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from gdbext.rules.finding import CodeLine, Finding
+
+MATCHES: Final = {
+    "exact": "the entry with the same RIP and RSP",
+    "thread": "the last entry of the same thread",
+    "nearest": "the nearest entry: most fields agree",
+}
+"""How the ledger entry was chosen."""
+
+_UNITS: Final = ((1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "µs"))
+
+
+def elapsed(nanoseconds: int | None) -> str:
+    """A time since the context was interrupted: ``+1.203 ms``; empty where it is not known."""
+    if nanoseconds is None:
+        return ""
+    sign = "-" if nanoseconds < 0 else "+"
+    return sign + duration(abs(nanoseconds))
+
+
+def duration(nanoseconds: float) -> str:
+    """A length of time with the unit that suits it: ``1.203 ms``."""
+    for size, unit in _UNITS:
+        if nanoseconds >= size:
+            return f"{nanoseconds / size:.3f} {unit}"
+    return f"{nanoseconds:.0f} ns"
+
+
+def code_parts(finding: Finding) -> Iterator[tuple[str, Sequence[CodeLine], int]]:
+    """What is known of the finding's code: title, instructions, the address of the one in question."""
+    if finding.guilty_code:
+        yield "where it was seen", finding.guilty_code, finding.pc
+    if finding.interrupted_code and finding.interrupted.rip != finding.pc:
+        yield "what was interrupted", finding.interrupted_code, finding.interrupted.rip
