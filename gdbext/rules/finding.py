@@ -34,6 +34,27 @@ class Difference:
     actual: int
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step on the way of a context from its save to its resume. ``time``: nanoseconds since it was interrupted,
+    None where that is not known; ``pc``: guest virtual address of the instruction."""
+
+    event: int
+    cpu: int
+    time: int | None
+    what: str
+    pc: int
+    symbol: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CodeLine:
+    """One instruction of the guest: its address and its text in Intel syntax."""
+
+    address: int
+    text: str
+
+
 TableRow = tuple[str, int | None, int | None, str | None]
 """One slot of a save area: its name, what it holds, what it should hold, whose value it holds."""
 
@@ -70,6 +91,14 @@ class Finding:
     pc_symbol: str | None = None
     table: tuple[TableRow, ...] = ()
     """A save area as it is beside as it should be (CW402)."""
+    rank: int = 0
+    """Place among the findings of one event: see :class:`gdbext.rules.draft.Draft`."""
+    steps: tuple[Step, ...] = ()
+    """From the save of the context to its resume, in order of events."""
+    guilty_code: tuple[CodeLine, ...] = ()
+    """The instructions around ``pc``."""
+    interrupted_code: tuple[CodeLine, ...] = ()
+    """The instructions around the interrupted one."""
 
     @property
     def name(self) -> str:
@@ -84,3 +113,12 @@ class Finding:
     def key(self) -> tuple[object, ...]:
         """Equal findings (same code, field and path) have equal keys and are shown once with a count."""
         return (self.code, self.field, self.pc, self.handler)
+
+    def learn_writer(self, again: Finding, known: str) -> None:
+        """Take over slot and writer from `again`, an equal finding of a later event, whose cause began with `known`."""
+        if self.writer is not None or again.writer is None:
+            return
+        self.slot, self.writer = again.slot, again.writer
+        added = again.cause.removeprefix(known).removeprefix(". ")
+        if added != again.cause:
+            self.cause += f". At event {again.event}, when it came again: {added}"
