@@ -10,7 +10,7 @@ from pathlib import Path
 from gdbext.arch.addresses import MASK64
 from gdbext.errors import UsageError, printable
 from gdbext.profiles.expression import Expression, Scope
-from gdbext.profiles.schema import AreasTable, CallsTable, ProfileFile, TrackedTable, load, parse, rule_parts
+from gdbext.profiles.schema import AreasTable, CallsTable, ProfileFile, TrackedTable, load, parse, rule_parts, shipped
 from gdbext.rules.policy import Calls, Implication, Layout, Policy, Tracked
 
 Note = Callable[[str], None]
@@ -94,9 +94,9 @@ class Profile:
 
 def find(name_or_path: str) -> Profile:
     """The shipped profile of that name, or the profile in that file; raises UsageError."""
-    shipped = resources.files(__package__) / f"{name_or_path}.toml"
-    if "/" not in name_or_path and shipped.is_file():
-        return Profile(parse(shipped.read_text(encoding="utf-8"), f"{name_or_path}.toml"))
+    text = shipped(name_or_path)
+    if text is not None:
+        return Profile(parse(text, f"{name_or_path}.toml"))
     path = Path(name_or_path)
     if not path.exists():
         raise UsageError(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import tomllib
+from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -153,6 +154,7 @@ class ProfileFile(_Strict):
 
     name: str = Field(pattern=f"^{NAME.pattern}$")
     title: str
+    extends: str | None = None
     bits: Literal[32, 64] = 64
     sources: list[str] = []
     policy: PolicyTable = PolicyTable()
@@ -168,6 +170,8 @@ def parse(text: str, where: str) -> ProfileFile:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"profile {where}", f"not TOML: {error}", "correct the file") from None
+    if "extends" in data:
+        data = _base(data["extends"], where) | data
     try:
         return ProfileFile.model_validate(data)
     except ValidationError as error:
@@ -178,6 +182,20 @@ def parse(text: str, where: str) -> ProfileFile:
             message = f"unknown key; allowed here: {', '.join(_allowed(path))}"
         key = ".".join(str(part) for part in path) or "the file"
         raise UsageError(f"profile {where}:{_line(text, path)}: {key}", message, "see docs/profiles.md") from None
+
+
+def shipped(name: str) -> str | None:
+    """The text of the shipped profile `name`, None if there is none."""
+    file = resources.files(__package__) / f"{name}.toml"
+    return file.read_text(encoding="utf-8") if "/" not in name and file.is_file() else None
+
+
+def _base(name: object, where: str) -> dict[str, Any]:
+    """The keys and tables of the shipped profile that another extends."""
+    text = shipped(name) if isinstance(name, str) else None
+    if text is None:
+        raise UsageError(f"profile {where}: extends", f"no shipped profile {name!r}", "see docs/profiles.md")
+    return tomllib.loads(text)
 
 
 def load(path: Path) -> ProfileFile:

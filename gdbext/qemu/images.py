@@ -111,7 +111,9 @@ class Symbols:
     def address(self, name: str) -> int | None:
         """The guest virtual address of `name` (a per-CPU variable's offset), or None."""
         linked = self._by_name.get(name)
-        return None if linked is None or self.slide is None else self._moved(linked)
+        if linked is None or (self.slide is None and linked >= self._fixed_below):
+            return None
+        return self._moved(linked)
 
     def _moved(self, linked: int) -> int:
         return linked if linked < self._fixed_below else (linked + (self.slide or 0)) & MASK64

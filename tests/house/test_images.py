@@ -69,6 +69,7 @@ def test_linux_has_no_names_until_it_is_found() -> None:
 
 def test_per_cpu_offsets_do_not_move() -> None:
     symbols = linux()
+    assert symbols.address("cpu_info") == 0x1F000, "known before the kernel is found"
     assert symbols.settle(14, 0xFFFF_FFFF_93C0_0B00)
     assert symbols.address("cpu_info") == 0x1F000
     assert symbols.name(0x1F010) is None, "an address of user code"

@@ -17,6 +17,9 @@ from gdbext.profiles.schema import parse
 HEAD = 'name = "mine"\ntitle = "a kernel"\n'
 
 
+SHIPPED = ["generic", "linux-amd64", "linux-amd64-nohz_full", "linux-i386", "nrk", "sel4-ia32", "sel4-x86_64"]
+
+
 def scope(memory: dict[int, int] | None = None, word: int = 8) -> Scope:
     words = memory or {}
 
@@ -28,7 +31,7 @@ def scope(memory: dict[int, int] | None = None, word: int = 8) -> Scope:
     return Scope({"gs_base": 0x1000, "rsp": 0x8000}, {"current": 0x2000}.get, read, word)
 
 
-@pytest.mark.parametrize("name", ["generic", "linux-amd64", "linux-i386", "nrk", "sel4-ia32", "sel4-x86_64"])
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_profiles_load_and_cite(name: str) -> None:
     profile = find(name)
     assert profile.name == name
@@ -37,7 +40,16 @@ def test_shipped_profiles_load_and_cite(name: str) -> None:
 
 
 def test_all_shipped_are_tested() -> None:
-    assert shipped_names() == ["generic", "linux-amd64", "linux-i386", "nrk", "sel4-ia32", "sel4-x86_64"]
+    assert shipped_names() == SHIPPED
+
+
+def test_a_profile_extends_a_shipped_one() -> None:
+    base, more = find("linux-amd64"), find("linux-amd64-nohz_full")
+    assert more.layout == base.layout
+    assert more.policy().replaces_own == base.policy().replaces_own
+    assert [variable.name for variable in more.policy().tracked] == ["context"]
+    with pytest.raises(UsageError, match="extends: no shipped profile 'nosuch'"):
+        parse('name = "mine"\ntitle = ""\nextends = "nosuch"\n', "mine.toml")
 
 
 def test_expressions() -> None:

@@ -39,7 +39,7 @@ void workload_restart(void)
     }
     reap(writer);
     /* These two are not restarted, whatever the flag says. (What is left includes the timer's slack of 50 us.) */
-    for (int i = 0; i < 10 * rounds; i++) {
+    for (int i = 0; i < 10 * rounds || (interrupted < 3 && i < 100 * rounds); i++) {
         struct timespec pause = {0, 20000000}, rest;
         if (nanosleep(&pause, &rest) < 0) {
             check(errno == EINTR && rest.tv_sec == 0 && rest.tv_nsec < 20100000, "nanosleep: %s", strerror(errno));

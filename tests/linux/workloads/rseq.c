@@ -26,5 +26,5 @@ void workload_rseq(void)
         regs_check("after the section", &out, &in, 1u << CX);
         aborted += out.reg[CX] != 0;
     }
-    check(aborted > 5, "only %d sections were aborted", aborted);
+    check(aborted > 0, "no section was aborted"); /* few are where the tick is off (nohz_full) */
 }
