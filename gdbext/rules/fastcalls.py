@@ -11,6 +11,7 @@ from typing import Final
 
 from gdbext.events.row import Batch, Flag
 from gdbext.ledger.compare import by_call, is_user, keys, may_change
+from gdbext.ledger.pending import Pending
 
 INT_BYTES: Final = 2
 """Length of ``int n`` (Intel SDM vol. 2, INT n)."""
@@ -33,6 +34,14 @@ class FastCalls:
         back = row.copy()
         back["rip"] -= INT_BYTES
         return back, int(keys(back)[0])
+
+    def forget_restarted(self, entry: Batch, pending: Pending) -> None:
+        """Where `entry` (a batch of one) is such a call, the call that the ``int n`` behind it made is over."""
+        if is_fast(entry):
+            behind = entry.copy()
+            behind["rip"] += INT_BYTES
+            for number in pending.find(int(keys(behind)[0])):
+                pending.take(number)
 
     def landed(self) -> None:
         """An exit was seen to return behind the ``int n``."""

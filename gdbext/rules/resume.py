@@ -70,6 +70,8 @@ class ResumeJudge:
             if flags & Flag.UNREADABLE:
                 continue
             if kind == Kind.ENTRY:
+                if flags & Flag.LINEAR32:
+                    self._fast.forget_restarted(row, self._pending)
                 self._pending.add(row, found_by)
                 continue
             live = Live(row, found_by, self._pending, partial(_around, batch, pairs, index))

@@ -305,3 +305,9 @@ def test_a_restarted_call_is_over() -> None:
     assert codes(entry(USER32, How.SOFT), restarted, entry(again, How.SOFT), exit_(again | {"rdi": 5})) == [
         ("CW106", "rdi")
     ]
+
+
+def test_a_restarted_call_that_was_never_resumed_is_over_with_the_next() -> None:
+    """Its process was killed, and another has its page tables; the next call was resumed by a vfork's child."""
+    left = entry(BEHIND | {"rdi": 7}, How.SOFT)
+    assert codes(left, fast_call(), exit_(BEHIND), exit_(BEHIND | {"rcx": 5, "rdx": 6}, How.SYSEXIT)) == []
