@@ -25,6 +25,7 @@ from gdbext.recording.reader import Recording
 from gdbext.recording.replay import Replay
 from gdbext.rules.engine import Counts
 from gdbext.rules.finding import Finding
+from gdbext.rules.gslog import GsLog
 from gdbext.rules.parity import ParityCount
 
 _CACHED: Final = 4
@@ -245,6 +246,17 @@ class Walk:
                 else:
                     stores[int(row["addr"])] = int(row["value"]), int(row["seq"]), int(row["pc"])
         return [Area(start, size, _slots(start, size, names, stores)) for start, size in sorted(sizes.items())]
+
+    def gs(self) -> GsLog:
+        """What had happened to the GS bases until then; it goes through the recording up to the event."""
+        log = GsLog()
+        here = self.event
+        for index in range(self._at + 1):
+            rows = self._unit(index)
+            before = rows[rows["seq"] < here]
+            if len(before):
+                log.put(before)
+        return log
 
     def memory(self, address: int, length: int) -> bytes:
         """Guest virtual memory as it was captured for the rules; fewer bytes where the rest was not. Raises NotCapable

@@ -12,6 +12,7 @@ from gdbext.repl.debugger import Gdb, Starter
 from gdbext.repl.facts import Seen
 from gdbext.repl.live import Ask, Live, Silent
 from gdbext.repl.screen import Screen
+from gdbext.report.refusal import moves
 
 if TYPE_CHECKING:
     from gdbext.repl.recorded import Recorded
@@ -60,7 +61,7 @@ class Session:
                 self.screen.note(f"{_behind(left)} not run")
             if not done or self.leaving:
                 return done
-            if left and typed.moves(part):
+            if left and moves(part):
                 await self.live.stopped()
         return True
 

@@ -8,10 +8,6 @@ from typing import Final
 from gdbext.errors import UsageError
 
 _CONTINUE: Final = re.compile(r"(?:c|cont(?:i(?:n(?:ue?)?)?)?|fg)(?:\s+\d+)?")
-_MOVES: Final = re.compile(
-    r"(?:c|cont(?:i(?:n(?:ue?)?)?)?|fg|s|step|n|next|si|stepi|ni|nexti|u|until|adv|advance|fin|finish|j|jump|r|run"
-    r"|start|starti|signal|rc|rs|rn|rsi|rni|reverse-\w+|ctx\s+skip)(?![\w-])"
-)
 _REPEATS: Final = re.compile(
     r"(?:c|cont(?:i(?:n(?:ue?)?)?)?|s|step|n|next|si|stepi|ni|nexti|u|until|up|down|reverse-\w+)(?![\w-])"
 )
@@ -40,11 +36,6 @@ def harmless(line: str) -> str:
     if not found[1]:
         raise UsageError("shell needs a command here", "there is no terminal for it")
     return f"shell ( {found[1]} ) < /dev/null"
-
-
-def moves(line: str) -> bool:
-    """The guest runs after it: what is typed behind it is meant for where it stops."""
-    return bool(_MOVES.match(line.strip()))
 
 
 def again(line: str) -> str:

@@ -13,6 +13,7 @@ from gdbext.repl.connection import Connection, State
 from gdbext.repl.facts import Facts, Findings
 from gdbext.repl.links import AddressLink
 from gdbext.repl.session import COMMANDS
+from gdbext.report.refusal import moves
 
 
 def test_states_follow_one_another() -> None:
@@ -59,14 +60,14 @@ def test_only_continue_goes_to_the_background(line: str, sent: str) -> None:
     "line", ["c", "continue 3", "si", "stepi 20", "until *0x1", "reverse-stepi", "ctx skip", "fin"]
 )
 def test_commands_that_run_the_guest(line: str) -> None:
-    assert typed.moves(line)
+    assert moves(line)
 
 
 @pytest.mark.parametrize(
     "line", ["condition 1", "info registers", "signals", "find 1", "step-mode", "x/i $pc", "ctx gs"]
 )
 def test_commands_that_do_not(line: str) -> None:
-    assert not typed.moves(line)
+    assert not moves(line)
 
 
 @pytest.mark.parametrize(
