@@ -6,7 +6,7 @@ import argparse
 import fnmatch
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,12 +14,12 @@ from gdbext.errors import CtxwatchError, UsageError, printable
 from gdbext.qemu import guests
 from tests.inject import table
 from tests.inject.faults import FAULTS, Fault
-from tests.inject.run import FOUND, NO_EFFECT, NOT_HERE, UNHEALTHY, Result, inject
+from tests.inject.run import FOUND, NO_EFFECT, NOT_HERE, UNHEALTHY, inject
 
 KERNELS: Final = ("linux-amd64", "linux-amd64-new", "linux-i386")
 """The guests that `all` stands for."""
 SCHEMA: Final = "ctxwatch.inject/1"
-_FINE: Final = (FOUND, NO_EFFECT, NOT_HERE)
+_FINE: Final = frozenset({FOUND, NO_EFFECT, NOT_HERE})
 
 _EXAMPLES: Final = """examples:
   scripts/inject linux-amd64 user-flag-iopl      one fault
@@ -42,8 +42,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if args.list:
             _list()
             return 0
-        results = list(_each(_chosen(args.guest, args.fault), quiet=args.json == "-"))
-        return _conclude(results, args.json)
+        return _run(_chosen(args.guest, args.fault), args.json)
     except CtxwatchError as error:
         print(f"inject: {error}", file=sys.stderr)
         return error.status
@@ -78,25 +77,23 @@ def _chosen(guest: str | None, patterns: Sequence[str]) -> list[tuple[guests.Gue
     return [(subject, FAULTS[name]) for subject in subjects for name in dict.fromkeys(names)]
 
 
-def _each(chosen: Sequence[tuple[guests.Guest, Fault]], quiet: bool) -> Iterator[Result]:
+def _run(chosen: Sequence[tuple[guests.Guest, Fault]], out: str | None) -> int:
+    """Inject all, telling each at once and keeping what there is after each."""
+    documents: list[dict[str, Any]] = []
     for guest, fault in chosen:
-        result = inject(guest, fault)
-        if not quiet:
-            print(table.line(result.document()), flush=True)
-        yield result
+        documents.append(inject(guest, fault).document())
+        if out != "-":
+            print(table.line(documents[-1]), flush=True)
+        if out is not None and out != "-":
+            Path(out).write_text(_json(documents), encoding="utf-8")
+    print(_json(documents) if out == "-" else table.told(documents))
+    verdicts = {document["verdict"] for document in documents}
+    return 3 if UNHEALTHY in verdicts else int(not verdicts <= _FINE)
 
 
-def _conclude(results: Sequence[Result], out: str | None) -> int:
-    documents = [result.document() for result in results]
+def _json(documents: Sequence[dict[str, Any]]) -> str:
     whole = {"schema": SCHEMA, "summary": table.summary(documents), "injections": documents}
-    if out is not None:
-        text = json.dumps(whole, indent=1) + "\n"
-        print(text, end="") if out == "-" else Path(out).write_text(text, encoding="utf-8")
-    if out != "-":
-        print(table.told(documents))
-    if any(result.verdict == UNHEALTHY for result in results):
-        return 3
-    return int(any(result.verdict not in _FINE for result in results))
+    return json.dumps(whole, indent=1)
 
 
 def _load(path: str) -> dict[str, Any]:

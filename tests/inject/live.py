@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import re
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.profiles import profile as profiles
 from gdbext.qemu import guests, images
 from gdbext.qemu.guests import Guest
+from gdbext.qemu.images import Image
 from gdbext.qemu.machine import Machine
 from gdbext.rules.codes import ERROR
 from gdbext.rules.engine import Engine
@@ -44,7 +46,7 @@ class Live:
     of thread switches seen, and their ends. All addresses are guest virtual.
     """
 
-    def __init__(self, guest: Guest, simd: bool = False, profile: Path | None = None) -> None:
+    def __init__(self, guest: Guest, simd: bool = False, nmi: bool = False) -> None:
         self.guest = guest
         self.findings: list[Finding] = []
         self.complaints: list[str] = []
@@ -58,14 +60,14 @@ class Live:
         self.switches: tuple[set[int], set[int]] = (set(), set())
         self.last_seq = 0
         self.bits = 64 if guest.arch == "x86_64" else 32
-        self._simd, self._profile = simd or guest.simd, profile
+        self._simd, self._nmi = simd or guest.simd, nmi
         self._stub: Stub | None = None
         self._close = contextlib.ExitStack()
 
     def __enter__(self) -> Live:
         with contextlib.ExitStack() as stack:
             kernel = guests.build(self.guest)
-            self.image = images.load(kernel)
+            self.image = _image(kernel)
             argv = tuple(self.guest.command(kernel))
             feed = stack.enter_context(
                 contextlib.closing(feeds.choose("probe", argv, feeds.Wishes(simd=self._simd), _silent))
@@ -74,8 +76,8 @@ class Live:
             source = stack.enter_context(contextlib.closing(feed.open(self.machine)))
             assert isinstance(source, ProbeSource)
             self.source = source
-            known = profiles.find(str(self._profile or self.guest.profile or "generic"))
-            self.knowledge = Knowledge(known, self.image.symbols, _silent)
+            self.profile = profiles.find(self.guest.profile or "generic")
+            self.knowledge = Knowledge(self.profile, self.image.symbols, _silent)
             self.knowledge.attach(source, self.read)
             self.engine = Engine(self.knowledge.policy, guest=self)
             self._close = stack.pop_all()
@@ -110,6 +112,8 @@ class Live:
             if self.ended or time.monotonic() > deadline:
                 return False
             self._take(TICK)
+            if self._nmi and self.machine.running:
+                self.machine.inject_nmi()
         return True
 
     def _take(self, timeout: float) -> int:
@@ -229,6 +233,19 @@ class Live:
             return dump.read_bytes()
         finally:
             dump.unlink(missing_ok=True)
+
+
+@functools.cache
+def _loaded(kernel: Path) -> tuple[Image, int | None]:
+    image = images.load(kernel)
+    return image, image.symbols.slide
+
+
+def _image(kernel: Path) -> Image:
+    """The kernel's image, read once; where KASLR has moved it is every boot's own."""
+    image, slide = _loaded(kernel)
+    image.symbols.slide = slide
+    return image
 
 
 def _silent(_: str) -> None:

@@ -76,7 +76,7 @@ def inject(guest: Guest, fault: Fault) -> Result:
         result.says = f"not a fault of {bits}-bit kernels"
         return result
     try:
-        with Live(with_workload(guest, fault.workload, WORK), simd=fault.simd) as live:
+        with Live(with_workload(guest, fault.workload, WORK), fault.simd, fault.nmi) as live:
             _strike(live, fault, result)
     except (CtxwatchError, StubError, OSError) as error:
         result.verdict, result.says = UNHEALTHY, str(error)

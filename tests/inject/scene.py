@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from gdbext.arch import vectors
 from gdbext.arch.vectors import is_exception
 from gdbext.code.disasm import Code
 from gdbext.code.paths import Entry, Gateway, Reach
@@ -14,7 +15,7 @@ from tests.inject.live import Live
 from tests.inject.patch import Change, NotHere, Patcher
 from tests.inject.sites import Move
 
-INTERRUPT, SYSCALL = "interrupt", "syscall"
+INTERRUPT, SYSCALL, NMI = "interrupt", "syscall", "nmi"
 """Kinds of entry paths."""
 USER, KERNEL = "user", "kernel"
 """Kinds of exit paths besides :data:`SYSCALL`: where an iret goes to."""
@@ -69,8 +70,10 @@ class Scene:
 
     def _entry(self, path: str) -> Entry:
         def fits(entry: Entry) -> bool:
-            call = entry.soft or entry.gateway is not Gateway.INTERRUPT
-            return call if path == SYSCALL else not call and not is_exception(entry.vector)
+            if entry.soft or entry.gateway is not Gateway.INTERRUPT:
+                return path == SYSCALL
+            kind = NMI if entry.vector == vectors.NMI else INTERRUPT if not is_exception(entry.vector) else ""
+            return path == kind
 
         seen = [entry for entry in self.live.handlers.all if fits(entry) and self.live.entries[entry.address]]
         if not seen:
@@ -118,6 +121,10 @@ class Scene:
                 seen.add(at)
                 work += self.reach.successors.get(at, ())
         return seen
+
+    def read(self, address: int, length: int) -> bytes:
+        """Guest virtual memory of the vCPU that is selected."""
+        return self.stub.read(address, length)
 
     def named(self, address: int, before: str, after: str) -> Change:
         """A change of a value at the instruction at `address`."""

@@ -1,0 +1,112 @@
+"""Faults at a stop: the guest stands in front of an exit or a base write, and a register or frame word is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from gdbext.arch import flags as rf
+from gdbext.profiles.expression import Expression, Scope
+from tests.inject.patch import NotHere
+from tests.inject.scene import KERNEL, SYSCALL, USER, Expect, Injection, Scene
+
+_OFFSETS: Final = {"rip": 0, "cs": 1, "rflags": 2, "rsp": 3, "ss": 4}
+"""Words of a hardware frame."""
+
+
+def run_to_exit(scene: Scene, path: str) -> int:
+    """Run to such an exit, its address; the vCPU that stands there is the selected one. Raises NotHere."""
+    leaving = scene.leaving(path)
+
+    def wanted(_: int) -> bool:
+        if path == SYSCALL:
+            return True
+        serialises = path == KERNEL and _frame_word(scene, "rip") == leaving + 2
+        return (_frame_word(scene, "cs") & 3 == 3) == (path == USER) and not serialises
+
+    if scene.live.run_to(leaving, wanted) is None:
+        raise NotHere(f"no return to {path} code came in time")
+    return leaving
+
+
+def _frame_address(scene: Scene, name: str) -> int:
+    return scene.stub.register("rsp") + _OFFSETS[name] * scene.word
+
+
+def _frame_word(scene: Scene, name: str) -> int:
+    return int.from_bytes(scene.stub.read(_frame_address(scene, name), scene.word), "little")
+
+
+def turn_flag(path: str, bit: int, codes: tuple[str, ...], scene: Scene) -> Injection:
+    """Turn one bit of the RFLAGS over that the exit is about to load."""
+    leaving = run_to_exit(scene, path)
+    if path == SYSCALL:
+        old = scene.stub.register("r11")
+        scene.stub.set_register("r11", old ^ bit)
+        what = "R11"
+    else:
+        address, old = _frame_address(scene, "rflags"), _frame_word(scene, "rflags")
+        scene.stub.write(address, (old ^ bit).to_bytes(scene.word, "little"))
+        what = f"[{address:#x}] (rflags)"
+    before, after = (f"{value:#x} ({rf.describe(value)})" for value in (old, old ^ bit))
+    change = scene.named(leaving, f"{what} = {before}", after)
+    return Injection(change, Expect(codes, frozenset({"rflags"})))
+
+
+def change_frame(path: str, name: str, value: Callable[[int], int], expect: Expect, scene: Scene) -> Injection:
+    leaving = run_to_exit(scene, path)
+    address = _frame_address(scene, name)
+    old = _frame_word(scene, name)
+    new = value(old) & ((1 << 8 * scene.word) - 1)
+    scene.stub.write(address, new.to_bytes(scene.word, "little"))
+    return Injection(scene.named(leaving, f"[{address:#x}] ({name}) = {old:#x}", f"{new:#x}"), expect)
+
+
+def move_rsp(path: str, words: int, scene: Scene) -> Injection:
+    leaving = run_to_exit(scene, path)
+    old = scene.stub.register("rsp")
+    scene.stub.set_register("rsp", old + words * scene.word)
+    change = scene.named(leaving, f"RSP = {old:#x}", f"{old + words * scene.word:#x}")
+    return Injection(change, Expect(("CW301",), frozenset({"rsp"})))
+
+
+def change_register(path: str, name: str, codes: tuple[str, ...], scene: Scene) -> Injection:
+    """Another value in a register that goes to the resumed context as it stands."""
+    leaving = run_to_exit(scene, path)
+    old = scene.stub.register(name)
+    new = (old ^ 0x5A5A000) & ((1 << 8 * scene.word) - 1)
+    scene.stub.set_register(name, new)
+    column = {"k_gs_base": "kernel_gs_base"}.get(name, name)
+    return Injection(scene.named(leaving, f"{name} = {old:#x}", f"{new:#x}"), Expect(codes, frozenset({column})))
+
+
+def change_tracked(path: str, scene: Scene) -> Injection:
+    """Leave a tracked variable of the guest's profile other than it was at the entry."""
+    table = next(iter(scene.live.profile.data.tracked), None)
+    if table is None:
+        raise NotHere("its profile tracks no variable")
+    leaving = run_to_exit(scene, path)
+    base = scene.stub.register("gs_base" if path == KERNEL else "k_gs_base")
+    address = Expression(table.address).evaluate(Scope({"gs_base": base}, scene.live.image.symbols.address, scene.read))
+    old = int.from_bytes(scene.stub.read(address, table.size), "little")
+    new = old ^ 2
+    scene.stub.write(address, new.to_bytes(table.size, "little"))
+    change = scene.named(leaving, f"{table.name} = {old:#x}", f"{new:#x}")
+    return Injection(change, Expect(("CW701", "CW702"), frozenset({table.name})))
+
+
+def change_base(msr: int, expect: Expect, scene: Scene) -> Injection:
+    """Another value in EAX where a base is about to be written."""
+    writes = {at: count for (at, number), count in scene.live.bases.items() if number == msr and count > 2}
+    if not writes:
+        raise NotHere(f"no writes of MSR {msr:#x} were seen")
+    at = max(writes, key=writes.__getitem__)
+
+    def wanted(_: int) -> bool:
+        return scene.stub.register("rcx") & 0xFFFF_FFFF == msr and scene.stub.register("rax") != 0
+
+    if scene.live.run_to(at, wanted) is None:
+        raise NotHere("no switch wrote it in time")
+    old = scene.stub.register("rax")
+    scene.stub.set_register("rax", old ^ 0x10000)
+    return Injection(scene.named(at, f"EAX = {old:#x} (for MSR {msr:#x})", f"{old ^ 0x10000:#x}"), expect)
