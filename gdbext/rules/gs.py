@@ -61,6 +61,7 @@ class GsJudge:
         """Of the last batch: events, positions, and the column in which the kernel's base stands there by count."""
         self._exit_swaps: dict[int, int] = {}
         self._entry_swaps: dict[int, int] = {}
+        self._pairs: dict[tuple[int, int], int] = {}
 
     @property
     def swaps_since(self) -> int | None:
@@ -109,7 +110,8 @@ class GsJudge:
         return judged
 
     def _learn(self, line: _Line) -> None:
-        """When swaps began, and which swapgs serve entries and exits, each with the event that showed it."""
+        """When swaps began, which swapgs serve entries and exits, and which two make a pair around a selector load,
+        each with the event that showed it."""
         rows, parity = line.rows, line.parity
         before, before_parity = line.back()
         if self._swaps_since is None:
@@ -126,6 +128,13 @@ class GsJudge:
         hits = np.flatnonzero(good & (rows["kind"] == Kind.EXIT) & is_user(rows) & line.fresh)
         for pc, first in zip(*np.unique(before["pc"][hits], return_index=True), strict=True):
             self._exit_swaps.setdefault(int(pc), int(rows["seq"][hits[first]]))
+        two, two_parity = line.back(2)
+        pair = (two["kind"] == Kind.SWAPGS) & (two_parity == KERNEL) & (before["kind"] == Kind.SWAPGS)
+        pair &= (parity == KERNEL) & ~((rows["kind"] == Kind.EXIT) & is_user(rows)) & line.fresh
+        hits = np.flatnonzero(pair)
+        places = np.stack((two["pc"][hits], before["pc"][hits]), axis=1)
+        for (one, other), first in zip(*np.unique(places, axis=0, return_index=True), strict=True):
+            self._pairs.setdefault((int(one), int(other)), int(rows["seq"][hits[first]]))
 
     def _odd(self, line: _Line) -> Bools:
         """Events that need a look: anything but the regular entry, swap, swap, exit."""
@@ -218,7 +227,9 @@ class GsJudge:
         two = line.rows.row(index - 2) if index > 1 else None
         if last["kind"][0] == Kind.SWAPGS and two is not None:
             if two["kind"][0] == Kind.SWAPGS:
-                return [(_swapped_twice(two), row, None)]
+                pair = self._pairs.get((int(two["pc"][0]), int(last["pc"][0])))
+                deliberate = pair is not None and pair < int(row["seq"][0])  # the exit itself has not swapped
+                return [(_wrong_at_exit(row, "user") if deliberate else _swapped_twice(two), row, None)]
             serves_exits = self._exit_swaps.get(int(last["pc"][0]))
             if _from_user(two) and serves_exits is not None and serves_exits < int(row["seq"][0]):
                 return [(_never_swapped(two), two, None)]

@@ -77,6 +77,13 @@ def test_exit_to_kernel_with_swap() -> None:
     assert codes(entry(ctx), swap(), entry(KERNEL), swap(pc=KERNEL_RIP + 0x880), exit_(KERNEL)) == ["CW201"]
 
 
+def test_exit_without_swap_behind_a_selector_load() -> None:
+    ctx = context()
+    load = swap(pc=KERNEL_RIP + 0xA00), swap(pc=KERNEL_RIP + 0xA08)
+    healthy = entry(ctx), swap(), *load, swap(pc=KERNEL_RIP + 0x880), exit_(ctx)
+    assert codes(*healthy, entry(ctx), swap(), *load, exit_(ctx)) == ["CW201"]
+
+
 def test_exit_that_swaps_twice() -> None:
     ctx = context()
     assert codes(entry(ctx), swap(), swap(), swap(), exit_(ctx)) == ["CW203"]
