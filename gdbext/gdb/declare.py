@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import gdb
 
 from gdbext.errors import CtxwatchError, UsageError
+from gdbext.gdb.text import show
+from gdbext.report.refusal import refusal
 
 if TYPE_CHECKING:
     from gdbext.gdb.extension import Extension
+    from gdbext.report.walked import Walked
 
 PREFIX: Final = "ctx"
 
@@ -59,6 +62,8 @@ class Command:
     arguments: tuple[Argument, ...] = ()
     needs: Needs = Needs.NOTHING
     complete: Callable[[], Sequence[str]] | None = None
+    recorded: bool = False
+    """While a recording is open, it is the recording that answers."""
 
     def usage(self) -> str:
         """``ctx watch [off] [--halt]``."""
@@ -127,12 +132,23 @@ class Adapter(gdb.Command):  # type: ignore[misc]  # GDB's classes have no types
         self.dont_repeat()
         try:
             arguments = self._command.parser().parse_args(gdb.string_to_argv(text))
+            if self._extension.walked is not None and self._of_recording(self._extension.walked, text):
+                return
             self._extension.check(self._command.needs)
             self._command.run(self._extension, arguments)
         except CtxwatchError as error:
             raise gdb.GdbError(str(error)) from None
         except gdb.error as error:
             raise gdb.GdbError(" ".join(str(error).split())) from None
+
+    def _of_recording(self, walked: Walked, text: str) -> bool:
+        """Have the open recording answer; False for a command that has nothing to do with a guest."""
+        command = self._command
+        if command.recorded:
+            show(walked.answer(f"ctx {command.name} {text}"))
+        elif command.needs is not Needs.NOTHING:
+            raise refusal(f"ctx {command.name}")
+        return command.recorded
 
     def complete(self, text: str, word: str) -> Sequence[str]:
         """Options and what the command itself offers."""

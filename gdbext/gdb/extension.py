@@ -31,6 +31,7 @@ from gdbext.sources.knowledge import Knowledge
 if TYPE_CHECKING:
     from gdbext.gdb.areas import Areas
     from gdbext.profiles.profile import Profile
+    from gdbext.report.walked import Walked
 
 
 class Extension:
@@ -42,6 +43,8 @@ class Extension:
         self.interrupts = Interrupts()
         self.profile: Profile | None = None
         self.areas: Areas | None = None
+        self.walked: Walked | None = None
+        """The recording that is open."""
         self._lines: list[str] = []
         self._posted = False
         self._runs = False
@@ -50,6 +53,8 @@ class Extension:
 
     def check(self, needs: Needs) -> None:
         """Raise CtxwatchError unless what a command needs is so."""
+        if needs is not Needs.NOTHING and self.walked is not None:
+            raise CtxwatchError("a recording is open", "what ctx shows is of it", "close it with ctx replay off first")
         if needs is Needs.WATCH and self.watch is None:
             raise CtxwatchError("nothing is watched", todo="use ctx watch first")
         if needs is not Needs.NOTHING:

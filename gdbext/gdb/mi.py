@@ -6,7 +6,6 @@ such commands and goes without.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +16,6 @@ from gdbext.gdb import text
 from gdbext.gdb.functions import parity_name
 from gdbext.gdb.target import Target
 from gdbext.report.document import finding_document
-from gdbext.rules.finding import Finding
 
 if TYPE_CHECKING:
     from gdbext.gdb.extension import Extension
@@ -75,22 +73,9 @@ def findings(extension: Extension, columns: int = 0) -> Answer:
     for finding in extension.findings:
         answer = _plain(finding_document(finding)) | {"lines": text.whole(finding)}
         if columns:
-            answer["picture"] = _picture(finding, columns)
+            answer["picture"] = text.drawn(finding, columns)
         answers.append(answer)
     return {"findings": answers}
-
-
-def _picture(finding: Finding, columns: int) -> str:
-    from rich.console import Console
-
-    from gdbext.report.text import render_finding
-
-    drawn = io.StringIO()
-    console = Console(
-        file=drawn, width=columns, force_terminal=True, color_system="standard", highlight=False, markup=False
-    )
-    console.print(render_finding(finding))
-    return drawn.getvalue()
 
 
 def _plain(value: Any) -> Any:

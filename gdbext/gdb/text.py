@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+import gdb
+
 from gdbext.arch import flags as rf
 from gdbext.arch import vectors
 from gdbext.arch.registers import display_name
+from gdbext.errors import printable
 from gdbext.rules.finding import Difference, Finding, Place
+
+if TYPE_CHECKING:
+    from gdbext.report.walked import Line
+
+_COLUMNS: Final = 100
+"""Of a drawn finding, where GDB does not know its terminal's."""
 
 
 def place(where: Place) -> str:
@@ -58,3 +72,37 @@ def whole(finding: Finding) -> list[str]:
 def _value(field: str, value: int, bits: int) -> str:
     flags = f" ({rf.describe(value)})" if field == "rflags" else ""
     return f"{display_name(field, bits)} = {value:#x}{flags}"
+
+
+def drawn(finding: Finding, columns: int, colour: bool = True) -> str:
+    """The finding as ``ctxwatch run`` draws it on a terminal so wide."""
+    from rich.console import Console
+
+    from gdbext.report.text import render_finding
+
+    out = io.StringIO()
+    console = Console(
+        file=out,
+        width=columns,
+        force_terminal=colour,
+        color_system="standard" if colour else None,
+        highlight=False,
+        markup=False,
+    )
+    console.print(render_finding(finding))
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip("\n").split("\n"))
+
+
+def picture(finding: Finding) -> list[Line]:
+    """The finding drawn for GDB's terminal."""
+    from gdbext.report.walked import Line
+
+    columns = gdb.parameter("width") or _COLUMNS
+    styled = bool(gdb.parameter("style enabled")) and os.isatty(1)
+    return [Line(drawn(finding, min(columns, 2 * _COLUMNS), styled), "picture")]
+
+
+def show(lines: Iterable[Line]) -> None:
+    """Write a recording's answer."""
+    for line in lines:
+        gdb.write((line.text if line.style == "picture" else printable(line.text)) + "\n")

@@ -48,5 +48,6 @@ COMMAND = Command(
     text="Equal findings are shown once, with how often they were seen.",
     example="ctx findings --json findings.json",
     run=run,
+    recorded=True,
     arguments=(argument("--json", "write them to FILE, as ctxwatch run --json does", metavar="FILE"),),
 )

@@ -97,6 +97,7 @@ COMMAND = Command(
     """,
     example="ctx gs 20",
     run=run,
+    recorded=True,
     arguments=(
         argument("count", "show this many transitions", nargs="?", type=int, metavar="N"),
         argument("--cpu", "of this CPU alone", type=int, metavar="CPU"),

@@ -66,4 +66,5 @@ COMMAND = Command(
     """,
     example="ctx status",
     run=run,
+    recorded=True,
 )

@@ -129,6 +129,7 @@ continue
 ctx tcb history rflags
 """,
     run=run,
+    recorded=True,
     needs=Needs.GUEST,
     arguments=(
         argument("action", "list, show, add, watch, unwatch or history", nargs="?", default="list", metavar="ACTION"),
