@@ -8,7 +8,7 @@
  *     qemu-system-x86_64 -plugin OBJECT,ring=FILE[,simd=on][,watch=on][,halt=on][,self=on][,rows=N]
  *
  * simd    capture x87, XMM and MXCSR at entries and exits
- * watch   see stores into watched ranges and tracked variables (costs time at every store of kernel code)
+ * watch   see stores into watched ranges and tracked variables, once there are any (then every store costs time)
  * halt    begin with vCPUs waiting at exits that are not identical
  * self    also report irets that merely serialise (resume the next instruction), which are counted otherwise
  * rows    rows in each vCPU's ring
@@ -36,7 +36,7 @@ EXPORT int qemu_plugin_version = API;
 
 static qemu_plugin_id_t plugin_id;
 static struct qemu_plugin_scoreboard *scores;
-static bool watch_wanted, told_of_entries;
+static bool told_of_entries;
 static atomic_bool flush_pending;
 
 /* --- the first instruction of an entry point ------------------------------------------------------------------ */
@@ -285,7 +285,7 @@ static void instrument_block(block *b)
 {
     size_t count = qemu_plugin_tb_n_insns(b->tb), length = 0, length_before = 0;
     uint8_t both[2][16];
-    bool cs_read = false;
+    bool cs_read = false, stores = atomic_load(&stores_seen);
 
     for (size_t n = 0; n < count; n++, length_before = length) {
         struct qemu_plugin_insn *at = qemu_plugin_tb_get_insn(b->tb, n);
@@ -294,7 +294,7 @@ static void instrument_block(block *b)
         insn i = {.kind = OP_OTHER};
 
         length = qemu_plugin_insn_data(at, bytes, sizeof(both[0]));
-        if (watch_wanted && b->bits != 16) {
+        if (stores && b->bits != 16) {
             qemu_plugin_register_vcpu_mem_cb(at, on_store, QEMU_PLUGIN_CB_R_REGS, QEMU_PLUGIN_MEM_W, (void *)pc);
         }
         if (may_matter(bytes, length, b->bits)) {
@@ -407,9 +407,26 @@ static CB_VCPU(on_vcpu_init, index)
     }
 }
 
+/* A vCPU that stood still runs again: the reader may have wished for stores meanwhile. */
+static CB_VCPU(on_vcpu_resume, index)
+{
+    CB_UNUSED();
+    (void)index;
+    look_at_wishes();
+}
+
+static CB_ATEXIT(on_exit_of_qemu)
+{
+    CB_UNUSED();
+    (void)userdata_;
+    atomic_store_explicit(SHARED(shared.header->state, uint32_t), RING_STATE_ENDED, memory_order_release);
+}
+
 static void register_callbacks(void)
 {
+    qemu_plugin_register_atexit_cb(plugin_id, on_exit_of_qemu, NULL);
     qemu_plugin_register_vcpu_init_cb(plugin_id, on_vcpu_init CB_NULL);
+    qemu_plugin_register_vcpu_resume_cb(plugin_id, on_vcpu_resume CB_NULL);
     qemu_plugin_register_vcpu_tb_trans_cb(plugin_id, on_translation CB_NULL);
     if (told_of_entries) {
         qemu_plugin_register_vcpu_discon_cb(plugin_id, QEMU_PLUGIN_DISCON_INTERRUPT, on_discontinuity CB_NULL);
@@ -438,13 +455,6 @@ static void flush_translations(void)
         qemu_plugin_reset(plugin_id, after_reset);
 #endif
     }
-}
-
-static CB_ATEXIT(on_exit_of_qemu)
-{
-    CB_UNUSED();
-    (void)userdata_;
-    atomic_store_explicit(SHARED(shared.header->state, uint32_t), RING_STATE_ENDED, memory_order_release);
 }
 
 typedef struct {
@@ -515,7 +525,8 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int
     }
     shared.header->halt |= o.halt;
     simd_wanted = o.simd;
-    watch_wanted = o.watch;
+    watch_allowed = o.watch;
+    stores_seen = o.watch && ring_wants_stores(&shared);
     self_wanted = o.self;
     vcpus = calloc(vcpu_most, sizeof(*vcpus));
     for (unsigned i = 0; vcpus && i < vcpu_most; i++) {
@@ -529,6 +540,5 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int
     told_of_entries = qemu_plugin_register_vcpu_discon_cb != NULL;
     scores = qemu_plugin_scoreboard_new(sizeof(score));
     register_callbacks();
-    qemu_plugin_register_atexit_cb(id, on_exit_of_qemu, NULL);
     return vcpus ? 0 : -1;
 }

@@ -10,7 +10,8 @@
 #include "vcpu.h"
 
 static ring shared;
-static bool simd_wanted, swapgs_seen;
+static bool simd_wanted, swapgs_seen, watch_allowed;
+static atomic_bool stores_seen; /* kernel code is translated with a callback at every store */
 static _Atomic uint64_t last_star;
 
 enum { MSR_STAR = 0xc0000081, MSR_LSTAR, MSR_CSTAR, MSR_FMASK, MSR_FS_BASE = 0xc0000100, MSR_GS_BASE,
@@ -160,6 +161,17 @@ static void await_pause(void)
     }
 }
 
+static void flush_translations(void);
+
+/* Stores are looked at from when the reader first wishes to see some: a callback at each costs time. */
+static inline void look_at_wishes(void)
+{
+    if (watch_allowed && !atomic_load_explicit(&stores_seen, memory_order_relaxed) && ring_wants_stores(&shared)) {
+        atomic_store(&stores_seen, true);
+        flush_translations();
+    }
+}
+
 /* Number and publish a row; with `wait`, stand still until the reader has judged it. */
 static void publish(vcpu *v, ctx_row *row, bool wait, bool caught)
 {
@@ -169,6 +181,7 @@ static void publish(vcpu *v, ctx_row *row, bool wait, bool caught)
         ring_announce_wait(&shared, v->index, caught);
     }
     ring_publish(&shared, v->index);
+    look_at_wishes();
     if (wait && ring_await_release(&shared, v->index) == RING_RELEASE_HALT) {
         await_pause();
     }

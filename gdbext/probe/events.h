@@ -6,8 +6,6 @@
 
 #include "exit.h"
 
-static void flush_translations(void);
-
 static void on_swapgs(unsigned index, void *userdata)
 {
     vcpu *v = vcpu_of(index);

@@ -257,6 +257,13 @@ static bool ring_open(ring *r, const char *path, unsigned cpus, unsigned rows, u
     return true;
 }
 
+/* Does the reader wish to see any stores? */
+static inline bool ring_wants_stores(const ring *r)
+{
+    uint32_t active = atomic_load_explicit(SHARED(r->header->watch_active, uint32_t), memory_order_relaxed) & 1;
+    return r->header->watch_count[active] != 0 || r->header->tracked_count != 0;
+}
+
 /* Does a store of `size` bytes at `address` touch a watched range? */
 static inline bool ring_watches(const ring *r, uint64_t address, unsigned size)
 {
