@@ -49,7 +49,8 @@ def _load_codes(path: str, name: str, scene: Scene) -> tuple[str, ...]:
     return (*codes, "CW108") if scene.switches_too(path) else codes
 
 
-def _without_load(scene: Scene, move: Move, moves: list[Move]) -> Change:
+def _without_load(scene: Scene, move: Move, moves: list[Move], scratch: str = "") -> Change:
+    """Leave `move` out; ``scratch``: a register that nobody misses at the end of this path."""
     insn = move.insn
     if insn.name != "pop":
         return scene.patch.nop(insn)
@@ -57,6 +58,8 @@ def _without_load(scene: Scene, move: Move, moves: list[Move]) -> Change:
     spare = [name for name in later if name in GPR64 and len(pop(name)) <= insn.size]
     if spare:  # another register takes the word: its own load comes later
         return scene.patch.replace(insn.address, pop(spare[-1]) + NOP * (insn.size - len(pop(spare[-1]))))
+    if scratch:
+        return scene.patch.replace(insn.address, pop(scratch) + NOP * (insn.size - 1))
     following = scene.code.insn(insn.end)
     if following is not None and following.raw[:-1] == (b"\x48\x83\xc4" if scene.word == 8 else b"\x83\xc4"):
         more = following.raw[:-1] + bytes([following.raw[-1] + scene.word])
@@ -118,7 +121,7 @@ def drop_in_switch(part: str, name: str, scene: Scene) -> Injection:
     expect = Expect(("CW108",), frozenset({name}))
     if part == "store":
         return Injection(_without_store(scene, the(pushes, name).insn), expect)
-    return Injection(_without_load(scene, the(pops, name), pops), expect)
+    return Injection(_without_load(scene, the(pops, name), pops, "rcx"), expect)
 
 
 # swapgs

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Final
 
 from gdbext.arch import flags as rf
+from gdbext.arch.registers import MSR_FS_BASE
+from gdbext.ledger.compare import is_call, is_user
 from gdbext.profiles.expression import Expression, Scope
 from tests.inject.patch import NotHere
 from tests.inject.scene import KERNEL, SYSCALL, USER, Expect, Injection, Scene
@@ -102,8 +104,20 @@ def change_base(msr: int, expect: Expect, scene: Scene) -> Injection:
         raise NotHere(f"no writes of MSR {msr:#x} were seen")
     at = max(writes, key=writes.__getitem__)
 
+    column = "fs_base" if msr == MSR_FS_BASE else "gs_base"
+
     def wanted(_: int) -> bool:
-        return scene.stub.register("rcx") & 0xFFFF_FFFF == msr and scene.stub.register("rax") != 0
+        """For a thread whose interrupted user code is about to go on: not for a system call that sets the base."""
+        value = scene.stub.register("rdx") << 32 | scene.stub.register("rax") & 0xFFFF_FFFF
+        if scene.stub.register("rcx") & 0xFFFF_FFFF != msr or not value:
+            return False
+        scene.live.catch_up()
+        waiting = scene.live.engine.pending()
+        last = waiting[-1:]
+        if len(last) and is_call(last)[0] and not scene.live.switched:
+            return False
+        fit = is_user(waiting) & ~is_call(waiting) & (waiting[column] == value)
+        return bool((fit & (waiting["cr3"] >> 12 == scene.stub.register("cr3") >> 12)).any())
 
     if scene.live.run_to(at, wanted) is None:
         raise NotHere("no switch wrote it in time")

@@ -20,16 +20,19 @@ _TELLING: Final = 1 << 16
 _ENOUGH: Final = 6
 """Telling values that must lie there."""
 _CONTEXTS: Final = 40
+_LOOKS: Final = 8
+"""How often memory is searched, and """
+_EVENTS_APART: Final = 400
+"""events between."""
 _XMM: Final = 6
 """The XMM register that is changed; with its neighbour it is looked for in memory."""
 
 
 def change_stored(field: str, value: Callable[[int], int], codes: tuple[str, ...], scene: Scene) -> Injection:
     """Change `field` of a context of user code that an interrupt suspended."""
-    ram = scene.live.physical()
-    for context in _suspended(scene):
-        for rip in _occurrences(ram, _word(scene, context, "rip"), scene.word):
-            at = _slot(scene, ram, context, rip, field)
+    for ram in _looks(scene):
+        for context in _suspended(scene):
+            at = _find(scene, ram, context, field)
             if at is None:
                 continue
             old = int.from_bytes(ram[at : at + scene.word], "little")
@@ -39,6 +42,25 @@ def change_stored(field: str, value: Callable[[int], int], codes: tuple[str, ...
             change = Change(at, "guest physical memory", (f"{where} = {old:#x}",), (f"{new:#x}",))
             return Injection(change, Expect(codes, frozenset({field})))
     raise NotHere("no suspended context was found in memory")
+
+
+def _looks(scene: Scene) -> Iterator[bytes]:
+    """The guest's RAM, now and at some later times: what is looked for need not be there at once."""
+    for _ in range(_LOOKS):
+        yield scene.live.physical()
+        before = scene.live.last_seq
+        scene.live.go()
+        scene.live.watch(lambda: scene.live.last_seq > before + _EVENTS_APART, 2.0)  # noqa: B023 - called at once
+        scene.live.hold()
+
+
+def _find(scene: Scene, ram: bytes, context: Batch, field: str) -> int | None:
+    """The physical address of `field` of `context` where the kernel keeps it."""
+    for rip in _occurrences(ram, _word(scene, context, "rip"), scene.word):
+        at = _slot(scene, ram, context, rip, field)
+        if at is not None:
+            return at
+    return None
 
 
 def _suspended(scene: Scene) -> Iterator[Batch]:
@@ -80,17 +102,17 @@ def _slot(scene: Scene, ram: bytes, context: Batch, rip: int, field: str) -> int
 
 def change_xmm(scene: Scene) -> Injection:
     """Change one XMM register of a suspended thread where FXSAVE or XSAVE has put it."""
-    ram = scene.live.physical()
-    for row in _with_simd(scene):
-        both = b"".join(row["simd"]["xmm"][0][number].tobytes() for number in (_XMM, _XMM + 1))
-        found = list(_occurrences(ram, both, 16))
-        if len(set(both)) < 8 or len(found) != 1:
-            continue
-        at = found[0]
-        scene.stub.write_physical(at, bytes([ram[at] ^ 0xFF]))
-        where = f"xmm{_XMM} of the context interrupted at event {int(row['seq'][0])}"
-        change = Change(at, "guest physical memory", (f"{where}: byte 0 = {ram[at]:#x}",), (f"{ram[at] ^ 0xFF:#x}",))
-        return Injection(change, Expect(("CW105",), frozenset({f"xmm{_XMM}"})))
+    for ram in _looks(scene):
+        for row in _with_simd(scene):
+            both = b"".join(row["simd"]["xmm"][0][number].tobytes() for number in (_XMM, _XMM + 1))
+            found = list(_occurrences(ram, both, 16)) if len(set(both)) > 8 else []
+            if len(found) != 1:
+                continue
+            at = found[0]
+            scene.stub.write_physical(at, bytes([ram[at] ^ 0xFF]))
+            where = f"byte 0 of xmm{_XMM} of the context interrupted at event {int(row['seq'][0])}"
+            change = Change(at, "guest physical memory", (f"{where} = {ram[at]:#x}",), (f"{ram[at] ^ 0xFF:#x}",))
+            return Injection(change, Expect(("CW105",), frozenset({f"xmm{_XMM}"})))
     raise NotHere("no XMM registers of a suspended thread were found in memory")
 
 

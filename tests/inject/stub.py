@@ -13,7 +13,22 @@ ANSWER: Final = 10.0
 """Seconds that QEMU gets to answer a packet."""
 _CHUNK: Final = 1024
 
-_FIELDS: Final = ("rip", "eflags", "cs", "ss", "ds", "es", "fs", "gs", "fs_base", "gs_base", "k_gs_base")
+_FIELDS: Final = (
+    "rip",
+    "eflags",
+    "cs",
+    "ss",
+    "ds",
+    "es",
+    "fs",
+    "gs",
+    "fs_base",
+    "gs_base",
+    "k_gs_base",
+    "cr0",
+    "cr2",
+    "cr3",
+)
 _WIDE: Final = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{n}" for n in range(8, 16)), *_FIELDS)
 _NARROW: Final = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *_FIELDS)
 NUMBERS: Final = {"x86_64": _WIDE, "i386": _NARROW}
