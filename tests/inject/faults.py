@@ -55,11 +55,11 @@ _SAVED: Final = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "r8", "r9", "r
 _CALL: Final = ("rbx", "rbp", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r12", "r13", "r14", "r15")
 _USER_FLAGS: Final = (
     ("if", rf.IF, ("CW602",)), ("tf", rf.TF, ("CW102",)), ("df", rf.DF, ("CW102",)), ("iopl", rf.IOPL, ("CW603",)),
-    ("nt", rf.NT, ("CW603",)), ("ac", rf.AC, ("CW102",)), ("cf", rf.CF, ("CW102",)),
+    ("nt", rf.NT, ("CW603",)), ("ac", rf.AC, ("CW102",)), ("cf", rf.CF, ("CW102",)), ("rf", rf.RF, ()),
 )  # fmt: skip
 _KERNEL_FLAGS: Final = (
     ("if", rf.IF, ("CW102",)), ("tf", rf.TF, ("CW102",)), ("df", rf.DF, ("CW102",)), ("iopl", rf.IOPL, ("CW102",)),
-    ("nt", rf.NT, ("CW102",)), ("ac", rf.AC, ("CW102",)), ("zf", rf.ZF, ("CW102",)),
+    ("nt", rf.NT, ("CW102",)), ("ac", rf.AC, ("CW102",)), ("zf", rf.ZF, ("CW102",)), ("rf", rf.RF, ()),
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from gdbext.arch import vectors
 from gdbext.arch.vectors import is_exception
 from gdbext.code.disasm import Code
 from gdbext.code.paths import Entry, Gateway, Reach
-from gdbext.events.row import How
+from gdbext.events.row import How, Kind
 from tests.inject import sites
 from tests.inject.live import Live
 from tests.inject.patch import Change, NotHere, Patcher
@@ -29,6 +29,8 @@ class Expect:
     fields: frozenset[str] = field(default_factory=frozenset)
 
     def __str__(self) -> str:
+        if not self.codes:
+            return "nothing"
         return "|".join(self.codes) + (f" {','.join(sorted(self.fields))}" if self.fields else "")
 
 
@@ -99,19 +101,21 @@ class Scene:
         return any(leaving.address == pc for leaving in self.reach.exits)
 
     def loads(self, path: str) -> list[Move]:
-        """The restore before such an exit, in order of address."""
+        """The restore before such an exit, in order of address: the longest run on that way, and what follows it."""
         leaving = self.leaving(path)
         runs = sites.loads(self.code, self.reach, leaving)
+        swaps = {at for at, beside, _ in self.live.swaps if beside == Kind.EXIT}
+        if path != SYSCALL and swaps:  # else both ways are one
+            runs = [run for run in runs if bool(self._forward(run[-1].insn.end, leaving) & swaps) == (path == USER)]
         if not runs:
             raise NotHere(f"no restore was found before the exit at {leaving:#x}")
-        if path == SYSCALL or len(runs) == 1:
-            return max(runs, key=len)
-        swaps = {at for at, beside, _ in self.live.swaps}
-        for run in sorted(runs, key=len, reverse=True):
-            after = self._forward(run[-1].insn.end, leaving)
-            if bool(after & swaps) == (path == USER):
-                return run
-        raise NotHere(f"no restore on the way to {path} code was found")
+        longest = max(runs, key=len)
+        after = self._forward(longest[-1].insn.end, leaving)
+        found = {move.field: move for move in longest}
+        for run in runs:
+            if run[0].insn.address in after:
+                found = {move.field: move for move in run} | found
+        return sorted(found.values(), key=lambda move: move.insn.address)
 
     def _forward(self, start: int, leaving: int) -> set[int]:
         seen, work = set[int](), [start]

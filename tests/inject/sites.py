@@ -22,8 +22,6 @@ _EXIT_PATH: Final = 80
 """Instructions before an exit among which its loads are looked for."""
 _GAP: Final = 16
 """Bytes between two instructions of one save, at most."""
-_FEWEST: Final = 3
-"""Registers loaded in a row that make a restore."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +78,22 @@ def reached(code: Code, entries: Sequence[Entry]) -> Reach:
 
 
 def loads(code: Code, reach: Reach, leaving: int) -> list[list[Move]]:
-    """The runs of instructions that load a context before the exit at `leaving`, the nearest first."""
+    """The runs of instructions that load a context before the exit at `leaving`, by address; each is run straight."""
     before = Graph(reach).backward([leaving], lambda _: False, _EXIT_PATH)
-    moves = [Move(insn, field) for at in sorted(before) if (insn := code.insn(at)) and (field := _loaded(insn))]
-    runs = [run for run in _runs(moves) if len({move.field for move in run}) >= _FEWEST]
-    return sorted(runs, key=lambda run: abs(leaving - run[-1].insn.end))
+    runs: list[list[Move]] = []
+    straight = False
+    for at in sorted(before):
+        insn = code.insn(at)
+        if insn is None:
+            continue
+        field = _loaded(insn)
+        if field and straight and runs:
+            runs[-1].append(Move(insn, field))
+        elif field:
+            runs.append([Move(insn, field)])
+            straight = True
+        straight = straight and insn.flow is Flow.NEXT and insn.end in before
+    return runs
 
 
 def _loaded(insn: Insn) -> str:

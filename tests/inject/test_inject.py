@@ -1,0 +1,128 @@
+"""Faults injected into running kernels: how places are found and changed, and that the rules say what was changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gdbext.code.disasm import Code
+from gdbext.code.paths import Entry
+from gdbext.errors import EnvironmentUnusable
+from gdbext.qemu import guests, images
+from tests.inject import sites, table
+from tests.inject.__main__ import SCHEMA, main
+from tests.inject.faults import FAULTS
+from tests.inject.patch import drop_word, pop, push
+from tests.inject.run import FOUND, NO_EFFECT, inject
+
+BASE = 0x1000
+PUSHES = bytes.fromhex("50 51 52 53 4154 4155 48897c2408 e800000000 0f0b")  # rax rcx rdx rbx r12 r13, a mov of rdi
+RESTORE = bytes.fromhex("415c 5b 5a 59 4883c408 48cf")  # pop r12, rbx, rdx, rcx; drop the error code; iretq
+
+
+def code(data: bytes, bits: int = 64) -> Code:
+    def read(address: int, length: int) -> bytes:
+        if not BASE <= address < BASE + len(data):
+            raise OSError("unmapped")
+        return data[address - BASE :][:length]
+
+    return Code(read, bits)
+
+
+def test_stores_are_found_by_what_they_store() -> None:
+    found = {move.field: move.insn.address - BASE for move in sites.stores(code(PUSHES), Entry(BASE, error_code=True))}
+    assert found == {"rax": 0, "rcx": 1, "rdx": 2, "rbx": 3, "r12": 4, "r13": 6, "rdi": 8}
+
+
+def test_loads_are_found_before_an_exit() -> None:
+    text = code(RESTORE)
+    reach = sites.reached(text, [Entry(BASE)])
+    (run,) = sites.loads(text, reach, BASE + len(RESTORE) - 2)
+    assert [(move.field, move.insn.address - BASE) for move in run] == [("r12", 0), ("rbx", 2), ("rdx", 3), ("rcx", 4)]
+
+
+@pytest.mark.parametrize("name", ["rax", "rbx", "rsi", "r8", "r15"])
+def test_pushes_and_pops_are_encoded(name: str) -> None:
+    for data, mnemonic in ((push(name), "push"), (pop(name), "pop")):
+        insn = code(data).insn(BASE)
+        assert insn is not None
+        assert (insn.mnemonic, insn.op_str, insn.size) == (mnemonic, name, len(data))
+
+
+@pytest.mark.parametrize(("bits", "shown"), [(64, "lea rsp, [rsp + 8]"), (32, "lea esp, [esp + 4]")])
+def test_a_word_is_dropped(bits: int, shown: str) -> None:
+    insn = code(drop_word(bits), bits).insn(BASE)
+    assert insn is not None
+    assert f"{insn.mnemonic} {insn.op_str}" == shown
+
+
+def test_every_fault_is_for_some_kernel() -> None:
+    assert all(fault.bits and set(fault.bits) <= {32, 64} for fault in FAULTS.values())
+    assert len(FAULTS) > 100
+
+
+def result(verdict: str, **more: object) -> dict[str, object]:
+    changed = {"address": "0x1000", "symbol": "exit", "before": ["nop", "nop"], "after": ["swapgs"]}
+    whole = {"guest": "g", "fault": "f", "verdict": verdict, "says": "why", "changed": changed, "expected": "CW201"}
+    return whole | {"beside": [], "events_until_found": 3} | more
+
+
+def test_the_table_counts_and_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = result("found", found={"code": "CW201", "field": "gs_base", "cause": "c"})
+    missed = result("missed", fault="other")
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps({"schema": SCHEMA, "injections": [found, missed, result("not applicable", fault="x")]}))
+    assert main(["--markdown", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "| g | 2 | 1 | 0 | 1 | 0 |" in said
+    assert "| f | `exit`: `nop ×2 → swapgs` | CW201 | CW201 gs_base | 3 |" in said
+    assert "missed: why" in said
+    assert table.told([found, missed]) == "1 found, 1 missed"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "no guest is named"),
+        (["clean-nrk", "nosuch"], "no fault is called nosuch"),
+        (["nosuch", "user-flag-df"], "no bundled guest is called"),
+        (["--markdown", "/nosuch"], "cannot read /nosuch"),
+    ],
+)
+def test_wrong_usage_is_told(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.guest
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("guest", "fault"),
+    [
+        ("clean-nrk", "interrupt-drop-store-rbx"),
+        ("clean-nrk", "skip-swapgs-interrupt-entry"),
+        ("clean-ia32-osdev", "user-drop-load-rsi"),
+        ("linux-amd64", "double-swapgs-interrupt-exit"),
+    ],
+)
+def test_an_injected_fault_is_found_at_its_first_effect(guest: str, fault: str) -> None:
+    try:
+        images.load(guests.build(guests.find(guest)))
+    except EnvironmentUnusable as error:
+        pytest.skip(str(error))
+    done = inject(guests.find(guest), FAULTS[fault])
+    assert done.verdict == FOUND, done.document()
+    assert done.injection is not None
+    assert done.healthy > 500
+
+
+@pytest.mark.guest
+@pytest.mark.slow
+def test_a_change_without_effect_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RF is no part of the law: the very machinery that finds the others must then find nothing."""
+    monkeypatch.setattr("tests.inject.run.AFTER", 30.0)
+    fault = FAULTS["user-flag-rf"]
+    done = inject(guests.find("clean-nrk"), fault)
+    assert done.verdict == NO_EFFECT, done.document()
