@@ -126,7 +126,7 @@ def watch(subject: Subject, knowledge: Knowledge, options: Options, feed: Feed, 
         view.detail(f"added to the QEMU command line: {shlex.join(machine.launch.added)}")
         with contextlib.closing(_open(feed, machine)) as source, contextlib.ExitStack() as stack:
             guest: GuestView = _LiveGuest(machine, source, subject.image)
-            knowledge.attach(source, guest.read)
+            knowledge.attach(source, guest.read, may_wait=not options.halt)
             recorder = None
             if options.record is not None:
                 from gdbext.recording.writer import Recorder
@@ -298,6 +298,7 @@ class _Run:
         self._settle(batch)
         rows = self.knowledge.add_areas(batch)
         found = self.engine.feed(rows)
+        self.knowledge.follow(self.engine.wanted)
         if self.recorder is not None:
             self.recorder.write(rows)
         self.last_seq = max(self.last_seq, int(batch["seq"].max()))

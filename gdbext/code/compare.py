@@ -36,13 +36,15 @@ FAULTS: Final = frozenset(Kind) - {Kind.COMPILER, Kind.ELSEWHERE}
 @dataclass(frozen=True, slots=True)
 class Statement:
     """One sentence about `fields`. ``slot``: the place the exit loads from (else where the entry stores), as the exit
-    path reaches it; None where no slot is concerned. ``word``: its index in words from the area's beginning."""
+    path reaches it; None where no slot is concerned. ``word``: its index in words from the area's beginning.
+    ``by``: the instruction of the entry path that stores there last, None where none does."""
 
     kind: Kind
     fields: tuple[str, ...]
     text: str
     slot: Place | None = None
     word: int | None = None
+    by: int | None = None
 
     @property
     def fault(self) -> bool:
@@ -182,7 +184,8 @@ class _Comparison:
                     f"{self.entry} stores {self._name(name)} and then {self._name(other)} in the same place "
                     f"{place.text(self.bits)}"
                 )
-                found.append(Statement(Kind.CLASH, (name, other), text, place, self._index(place)))
+                by = self.save.stored_by.get(place)
+                found.append(Statement(Kind.CLASH, (name, other), text, place, self._index(place), by))
         return found
 
     def _exchanged(self) -> list[Statement]:
@@ -295,7 +298,8 @@ class _Comparison:
 
     def _statement(self, kind: Kind, fields: tuple[str, ...], text: str, place: Place) -> Statement:
         inside = self._in_save(place)
-        return Statement(kind, fields, text, place, self._index(inside or place))
+        by = self.save.stored_by.get(inside) if inside is not None else None
+        return Statement(kind, fields, text, place, self._index(inside or place), by)
 
     def _name(self, field: str) -> str:
         return register(field, self.bits)

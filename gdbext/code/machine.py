@@ -51,6 +51,7 @@ class _Step:
         self.ops = insn.operands
 
     def run(self) -> None:
+        self.state.at = self.insn.address
         name = self.insn.name
         if name not in _FLAG_SAFE and name[0] != "j":
             self.state.if_zero = ""

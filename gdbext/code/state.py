@@ -21,7 +21,7 @@ class State:
 
     ``origin``: ``user`` or ``kernel`` once a branch on the saved CS has told; ``if_zero``: what ZF set would tell, if
     the last test was one of the saved CS; ``overwritten``: place → the interrupted field that another one replaced
-    there, off the stack.
+    there, off the stack; ``at``: the instruction being executed; ``stored_by``: place → the one that stored there last.
     """
 
     def __init__(self, bits: int) -> None:
@@ -31,6 +31,8 @@ class State:
         self.regs: dict[str, Value] = {name: Value(Start(name)) for name in names}
         self.memory: dict[tuple[str, Atom | None], Region] = {}
         self.overwritten: dict[Place, str] = {}
+        self.at = 0
+        self.stored_by: dict[Place, int] = {}
         self.origin = ""
         self.if_zero = ""
 
@@ -40,6 +42,7 @@ class State:
         other.bits, other.word, other.origin, other.if_zero = self.bits, self.word, self.origin, self.if_zero
         other.regs = dict(self.regs)
         other.overwritten = dict(self.overwritten)
+        other.at, other.stored_by = self.at, dict(self.stored_by)
         other.memory = {key: dict(region) for key, region in self.memory.items()}
         return other
 
@@ -85,6 +88,7 @@ class State:
             if before and value.context not in ("", before) and place.atom != self.rsp.atom:
                 self.overwritten[place] = before
         region[place.disp] = (size, value)
+        self.stored_by[place] = self.at
 
     def push(self, value: Value, size: int) -> None:
         """Push `size` bytes."""

@@ -15,7 +15,8 @@ class Draft:
 
     blame: the event (a batch of one) at fault where it is not the judged one.  slot, writer: the place in the save
     area and the address of the instruction that wrote it.  table: per slot its name, what it holds, what it should
-    hold, and whose value that is.
+    hold, and whose value that is.  rank: among the findings of one event, the cause (below 0) comes before what it
+    shows in (0), and that before what follows from it (above 0).
     """
 
     code: str
@@ -28,6 +29,7 @@ class Draft:
     slot: str | None = None
     writer: int | None = None
     table: tuple[TableRow, ...] = ()
+    rank: int = 0
 
 
 Judged = tuple[Draft, Batch, Batch | None]

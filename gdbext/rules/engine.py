@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,6 +30,8 @@ from gdbext.rules.resume import ResumeJudge
 from gdbext.rules.scene import Scenes
 from gdbext.rules.selectors import SelectorJudge
 from gdbext.rules.state import StateJudge
+from gdbext.rules.stores import FrameStores
+from gdbext.rules.suspended import SuspendedStackJudge
 from gdbext.rules.switches import SwitchJudge
 
 
@@ -75,7 +77,8 @@ class Engine:
         self._resume = ResumeJudge(self.policy, self.history, self._width)
         self._gs = GsJudge()
         self._areas = AreaJudge(self.policy)
-        self._explainer = Explainer(self.guest, self.history, self._areas)
+        self._frames = FrameStores()
+        self._explainer = Explainer(self.guest, self.history, self._areas, self._frames)
         self._scenes = Scenes(self.guest, self.history, self._areas)
         self._judges: tuple[Judge, ...] = (
             self._gs,
@@ -85,16 +88,18 @@ class Engine:
             SwitchJudge(),
             NestingJudge(self.policy),
             LandingJudge(self.history),
+            SuspendedStackJudge(),
             StateJudge(self.policy),
             CodeJudge(self.guest),
             self._areas,
+            self._frames,
         )
         self._found: dict[tuple[object, ...], Finding] = {}
 
     @property
     def findings(self) -> list[Finding]:
-        """All findings so far, equal ones once with a count, in order of events."""
-        return sorted(self._found.values(), key=lambda finding: finding.event)
+        """All findings so far, equal ones once with a count, in order of events; at one event the cause comes first."""
+        return self._in_order(self._found.values())
 
     def feed(self, batch: Batch) -> list[Finding]:
         """Judge `batch` (rows in order of ``seq``); return the findings that are the first of their kind."""
@@ -113,6 +118,11 @@ class Engine:
         judged.sort(key=lambda item: int(item[1]["seq"][0]))
         return self._collect(judged)
 
+    @property
+    def wanted(self) -> Mapping[int, int]:
+        """Where the rules want to see stores from now on: first byte of each range, and the one behind it."""
+        return self._frames.spans
+
     def finish(self) -> list[Finding]:
         """The stream has ended."""
         return []
@@ -130,26 +140,28 @@ class Engine:
         self.counts.swapgs += int((kind == Kind.SWAPGS).sum())
 
     def _collect(self, judged: Iterable[Judged]) -> list[Finding]:
+        """The findings that `judged` makes for the first time; those known are counted."""
         new: list[Finding] = []
         for draft, row, entry in judged:
-            if draft.code not in self._codes:
-                continue
             finding = self._finding(draft, row, entry)
             known = self._found.setdefault(finding.key(), finding)
-            if known is not finding:
-                known.count += 1
-                if not self._explainer.could_say_more(known):
-                    continue
-            more = self._collect((extra, row, entry) for extra in self._explainer.complete(finding))
             if known is finding:
+                extra = self._explainer.complete(finding)
+                new += [finding, *self._collect((more, row, entry) for more in extra)]
                 self._scenes.add(finding)
-                new += [finding, *more]
-            elif finding.writer is not None:
-                self._scenes.add(finding)
-                finding.count = known.count
-                self._found[finding.key()] = finding
-                new += more
-        return new
+                continue
+            known.count += 1
+            if self._explainer.could_say_more(known):
+                extra = self._explainer.complete(finding)
+                if finding.writer is not None:
+                    new += self._collect((more, row, entry) for more in extra)
+            known.learn_writer(finding, draft.cause)
+        return self._in_order(new)
+
+    def _in_order(self, findings: Iterable[Finding]) -> list[Finding]:
+        """Those of `findings` that were asked for, in order."""
+        asked = (finding for finding in findings if finding.code in self._codes)
+        return sorted(asked, key=lambda finding: (finding.event, finding.rank))
 
     def _finding(self, draft: Draft, row: Batch, entry: Batch | None) -> Finding:
         blamed = draft.blame if draft.blame is not None else row
@@ -178,6 +190,7 @@ class Engine:
             slot=draft.slot,
             writer=Writer(draft.writer, self.guest.symbol(draft.writer)) if draft.writer is not None else None,
             table=draft.table,
+            rank=draft.rank,
         )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from gdbext.arch import vectors
+from gdbext.arch.frames import FRAME_FIELDS
 from gdbext.code.compare import Kind as Fact
 from gdbext.code.compare import Statement
 from gdbext.events.row import Batch, Flag, Kind
@@ -16,6 +18,7 @@ from gdbext.rules.finding import Finding, Writer
 from gdbext.rules.guest import GuestView
 from gdbext.rules.history import History
 from gdbext.rules.pathfacts import PathFacts
+from gdbext.rules.stores import FrameStores
 
 _CONTEXT_CODES: Final = frozenset({"CW101", "CW102", "CW103", "CW104", "CW106", "CW603"})
 """Findings about a saved register: they have a save path, a slot and a last writer."""
@@ -23,21 +26,26 @@ _TRIES: Final = 1000
 """How often a finding is explained anew to learn its slot's last writer."""
 _TELLING: Final = 0xFFFF
 """A register's old value above this is no coincidence."""
+_CAUSE: Final = -1
+_CONSEQUENCE: Final = 1
+"""Ranks of drafts beside the finding they belong to."""
 
 
 class Explainer:
     """Explains findings of one engine."""
 
-    def __init__(self, guest: GuestView, history: History, areas: AreaJudge) -> None:
+    def __init__(self, guest: GuestView, history: History, areas: AreaJudge, frames: FrameStores) -> None:
         self._guest = guest
         self._history = history
         self._areas = areas
+        self._frames = frames
         self._paths = PathFacts(guest)
         self._tries: dict[tuple[object, ...], int] = {}
 
     def could_say_more(self, finding: Finding) -> bool:
         """True if a finding that comes again may now have a last writer, which was not yet watched the first time."""
-        if finding.writer is not None or finding.code not in _CONTEXT_CODES or not self._areas.known:
+        watched = finding.code in _CONTEXT_CODES and self._areas.known
+        if finding.writer is not None or not (watched or (finding.code == "CW302" and self._frames.spans)):
             return False
         tries = self._tries.get(finding.key(), 0)
         self._tries[finding.key()] = tries + 1
@@ -52,53 +60,55 @@ class Explainer:
         if not fields:
             return []
         statements = self._paths.statements(entry, row)
-        clash = next((s for s in statements if s.kind is Fact.CLASH), None)
-        extra = [_clash(clash, finding)] if clash is not None else []
+        clash = next((s for s in statements if s.kind is Fact.CLASH and set(s.fields) & set(fields)), None)
         stale = self._add_writer(finding, entry, fields[0])
+        if clash is not None and finding.writer is None and clash.by is not None:
+            finding.writer = Writer(clash.by, self._guest.symbol(clash.by))
         beyond = _beyond_frame(finding, entry)
         if beyond is not None:
-            return [*extra, beyond]
-        said = self._add_path(finding, statements, fields)
+            return [beyond]
+        skipped = self._paths.stores(entry, row, fields[0])
+        said = self._add_path(finding, statements, fields, skipped)
         seen = self._add_when_seen(finding, entry, fields[0])
-        if stale is not None:
-            extra.append(stale)
-        elif seen and not said and finding.code == "CW101":
-            extra.append(_stale(finding, f"{fields[0]} was not stored by this save"))
-        if not extra and self._overwritten(finding, entry, row, fields):
-            draft = _overwritten(finding, fields)
-            if set(fields) <= {"rip", "rsp"}:  # no register was lost: this says all of it
-                finding.code, finding.cause, finding.look_at = draft.code, draft.cause, draft.look_at
-            else:
-                extra.append(draft)
+        extra = []
+        if clash is not None:
+            extra.append(_clash(clash, finding))
+        elif stale or (finding.code == "CW101" and (skipped if said else seen)):
+            why = stale or f"{fields[0]} was not stored by this save"
+            extra.append(_stale(finding, why, _CAUSE if skipped else _CONSEQUENCE))
+        if not extra:
+            extra += self._overwritten(finding, entry, row, fields)
         return extra
 
-    def _add_path(self, finding: Finding, statements: list[Statement], fields: list[str]) -> bool:
-        """Say what the code does with the fields: never stored, other slot, exchanged."""
+    def _add_path(self, finding: Finding, statements: list[Statement], fields: list[str], skipped: bool) -> bool:
+        """Say what the code does with the fields: never stored (but `skipped`: on another way it is), other slot,
+        exchanged."""
         told = [s for s in statements if s.fault and set(s.fields) & set(fields)]
         for statement in told[:2]:
-            finding.cause += f". {statement.text[:1].upper()}{statement.text[1:]}"
+            text = f"on one of its ways {statement.text}" if skipped and _not_stored(statement) else statement.text
+            finding.cause += f". {text[:1].upper()}{text[1:]}"
             if finding.slot is None and statement.word is not None:
                 finding.slot = f"slot {statement.word}"
         return bool(told)
 
-    def _add_writer(self, finding: Finding, entry: Batch, field: str) -> Draft | None:
-        """Say who wrote the slot last; a draft of CW404 if that was before the context was interrupted."""
+    def _add_writer(self, finding: Finding, entry: Batch, field: str) -> str:
+        """Say who wrote the slot last; why the slot is stale, if that was before the context was interrupted."""
         area = self._areas.area_of(entry, finding.event)
         write = self._areas.last_write(area, field, finding.event) if area is not None else None
         number = self._areas.slot_number(field)
         if write is None or number is None:
-            return None
+            return ""
         finding.slot = f"slot {number}"
         finding.writer = Writer(write.pc, self._guest.symbol(write.pc))
         where = finding.writer.symbol or f"{write.pc:#x}"
         if write.event > int(entry["seq"][0]):
             finding.cause += f". Slot {number} was written on this save, by {where}"
-            return None
+            return ""
         finding.cause += (
             f". Slot {number} was last written by {self._path_of(write)} at {where}, {self._ago(write, entry)}"
         )
         finding.cause += "; this save never stored it"
-        return _stale(finding, f"slot {number} was last written at event {write.event}")
+        return f"slot {number} was last written at event {write.event}"
 
     def _path_of(self, write: Write) -> str:
         """The handler in which a store was made."""
@@ -131,11 +141,43 @@ class Explainer:
         )
         return True
 
-    def _overwritten(self, finding: Finding, entry: Batch, row: Batch, fields: list[str]) -> bool:
-        """True if the exit pops the CPU's own frame in place and a word of it has changed."""
-        if not set(fields) <= {"rip", "cs", "rflags", "rsp", "ss"} or finding.code == "CW603":
+    def _overwritten(self, finding: Finding, entry: Batch, row: Batch, fields: list[str]) -> list[Draft]:
+        """CW302 where all that came back wrong is words of the CPU's own frame, which the exit pops in place or the
+        paths copy there and back: `finding` becomes it where no register but RIP and RSP was lost."""
+        if not set(fields) <= set(FRAME_FIELDS) or finding.code == "CW603" or not int(entry["frame"][0]):
+            return []
+        change = self._frames.change(entry, row, fields[0])
+        in_place = self._paths.frame_in_place(entry, row) is True
+        if change is None and not in_place and not self._copied(finding, entry, row, fields):
+            return []
+        self._frames.follow(entry)
+        draft = _overwritten(finding, fields, in_place)
+        if change is not None:
+            symbol = self._guest.symbol(change.pc)
+            finding.writer, finding.slot = Writer(change.pc, symbol), f"slot {fields[0]}"
+            draft = replace(draft, writer=change.pc, slot=finding.slot, cause=f"{draft.cause}{_by(change, symbol)}")
+        if set(fields) <= {"rip", "rsp"}:  # no register was lost: this says all of it
+            finding.code, finding.cause, finding.look_at = draft.code, draft.cause, draft.look_at
+            return []
+        return [draft]
+
+    def _copied(self, finding: Finding, entry: Batch, row: Batch, fields: list[str]) -> bool:
+        """True if the save copied a wrong word: the paths are right, and the slot, if it is watched, holds what it was
+        given by this save."""
+        if not self._paths.copies(entry, row, fields):
             return False
-        return self._paths.frame_in_place(entry, row) is True
+        area = self._areas.area_of(entry, finding.event)
+        write = self._areas.last_write(area, fields[0], finding.event) if area is not None else None
+        return write is None or (write.event > int(entry["seq"][0]) and write.value == int(row[fields[0]][0]))
+
+
+def _by(change: Write, symbol: str | None) -> str:
+    where = f"{symbol} ({change.pc:#x})" if symbol else f"{change.pc:#x}"
+    return f". It was the store of {change.value:#x} at {where}, event {change.event}"
+
+
+def _not_stored(statement: Statement) -> bool:
+    return statement.kind in (Fact.NEVER_STORED, Fact.LOST)
 
 
 def _beyond_frame(finding: Finding, entry: Batch) -> Draft | None:
@@ -154,28 +196,35 @@ def _beyond_frame(finding: Finding, entry: Batch) -> Draft | None:
     look = "the save of contexts interrupted in the kernel: its SP is the address behind the frame, not a word in it"
     writer = finding.writer.rip if finding.writer else None
     slot = finding.slot or f"slot {name}"
-    return Draft("CW403", cause, look, found, match=finding.match, slot=slot, writer=writer)
+    return Draft("CW403", cause, look, found, match=finding.match, slot=slot, writer=writer, rank=_CAUSE)
 
 
 def _clash(statement: Statement, finding: Finding) -> Draft:
     slot = f"slot {statement.word}" if statement.word is not None else None
     text = statement.text[:1].upper() + statement.text[1:]
     look = "the slot numbers of the save path beside those of the restore path: each register needs its own"
-    return Draft("CW405", text, look, finding.differences, match=finding.match, slot=slot)
+    writer = finding.writer.rip if finding.writer else None
+    return Draft("CW405", text, look, finding.differences, match=finding.match, slot=slot, writer=writer, rank=_CAUSE)
 
 
-def _stale(finding: Finding, why: str) -> Draft:
+def _stale(finding: Finding, why: str, rank: int) -> Draft:
     field = finding.differences[0].field
     cause = f"the {field} resumed is a stale one: {why}, before the context was interrupted at event {finding.entry}"
     look = "the condition under which this save skips the slot, or the path that never stores it"
     writer = finding.writer.rip if finding.writer else None
-    return Draft("CW404", cause, look, finding.differences[:1], ERROR, finding.match, slot=finding.slot, writer=writer)
+    found = finding.differences[:1]
+    return Draft("CW404", cause, look, found, ERROR, finding.match, slot=finding.slot, writer=writer, rank=rank)
 
 
-def _overwritten(finding: Finding, fields: list[str]) -> Draft:
-    cause = (
-        f"the exit pops the very frame that the CPU pushed, and its {', '.join(fields)} changed while the handler ran: "
-        "something wrote into a live hardware frame"
-    )
+def _overwritten(finding: Finding, fields: list[str], in_place: bool) -> Draft:
+    listed = ", ".join(field.upper() for field in fields)
+    if in_place:
+        cause = f"the exit pops the very frame that the CPU pushed, and its {listed} changed while the handler ran"
+    else:
+        cause = (
+            f"the paths copy {listed} from the frame that the CPU pushed to a save area and load it from there, all "
+            "as it should be; what they copied had changed"
+        )
+    cause += ": something wrote into a live hardware frame"
     look = "stray writes near the top of this stack; watch the slot (ctx tcb watch) to see the writer"
-    return Draft("CW302", cause, look, finding.differences, match=finding.match)
+    return Draft("CW302", cause, look, finding.differences, match=finding.match, rank=_CAUSE)

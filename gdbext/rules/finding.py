@@ -119,6 +119,7 @@ class Finding:
         if self.writer is not None or again.writer is None:
             return
         self.slot, self.writer = again.slot, again.writer
-        added = again.cause.removeprefix(known).removeprefix(". ")
-        if added != again.cause:
-            self.cause += f". At event {again.event}, when it came again: {added}"
+        told = self.cause.split(". ")
+        added = [part for part in again.cause.removeprefix(known).split(". ") if part and part not in told]
+        if added:
+            self.cause += f". At event {again.event}, when it came again: {'. '.join(added)}"

@@ -5,6 +5,7 @@ Each handler and exit is decoded once. Code that cannot be read or followed says
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 from gdbext.code.compare import Statement, compare, pairs
@@ -44,6 +45,23 @@ class PathFacts:
         if key not in self._statements:
             self._statements[key] = self._compare(key[0], leaving, origin)
         return self._statements[key]
+
+    def stores(self, entry: Batch, leaving: Batch, field: str) -> bool:
+        """True if some way of the entry path stores `field` in an area, for code of the interrupted privilege level."""
+        if not int(entry["pc"][0]):
+            return False
+        origin = "user" if bool(is_user(entry)[0]) else "kernel"
+        saves = self._save(entry_of(entry), leaving)
+        return any(save.origin in ("", origin) and field in save.layout for save in saves)
+
+    def copies(self, entry: Batch, leaving: Batch, fields: Collection[str]) -> bool:
+        """True if the entry path copies `fields` of the frame to an area, and the exit loads them from there."""
+        statements = self.statements(entry, leaving)
+        if not int(entry["frame"][0]) or any(s.fault and set(s.fields) & set(fields) for s in statements):
+            return False
+        restores = self._restore(entry_of(entry), leaving)
+        loaded = any(set(fields) <= restore.layout.keys() and restore.area not in STACKS for restore in restores)
+        return loaded and all(self.stores(entry, leaving, field) for field in fields)
 
     def frame_in_place(self, entry: Batch, leaving: Batch) -> bool | None:
         """True if the exit pops the very frame the CPU pushed, False if code built it; None if that is not known."""

@@ -10,7 +10,7 @@ that area alone and is said once.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
@@ -28,6 +28,8 @@ MAX_AREAS: Final = 256
 """Areas watched at most; each costs a check at every store into its page."""
 EAGER: Final = 64
 """Looks without pause at the start; later ones are INTERVAL apart."""
+CLOSELY: Final = 500
+"""Entries from the first area on during which the guest waits at every exit to a context not seen before."""
 INTERVAL: Final = 0.05
 """Seconds."""
 FXSAVE_WRITES: Final = 416
@@ -43,7 +45,9 @@ class AreaWatcher:
     profile: what is known of the kernel; None, or one without an area: learnt from the guest's code, where the source
     sees stores.  symbol: the address of a name.  note: told, in one line, what could not be watched.  code: the
     guest's code bytes, by default the source's memory.  still: holds the guest while its code is looked at, so that
-    no save goes by unseen meanwhile.
+    no save goes by unseen meanwhile.  wait: has each vCPU wait (True) at exits that resume no context as it was, or
+    no longer (False); None where that is not ours to ask for. Each context's first run is such an exit, and shows its
+    area before anything is saved there.
     """
 
     def __init__(
@@ -54,9 +58,14 @@ class AreaWatcher:
         note: Note,
         code: Read | None = None,
         still: Callable[[], AbstractContextManager[object]] = nullcontext,
+        wait: Callable[[bool], None] | None = None,
     ) -> None:
         self.profile = profile
         self._still = still
+        self._wait = wait
+        self._closely = 0
+        """Entries still to come of those that are watched closely; 0 before and behind that."""
+        self._wanted: dict[int, int] = {}
         self._source = source
         self._symbol = symbol
         self._note = note
@@ -88,9 +97,29 @@ class AreaWatcher:
             last = _last_entries(batch)
             with self._still() if last and not self._looks and not _waits(batch) else nullcontext():
                 rows += [row for at in last if self._due() for row in self._find(at)]
+            rows += [row for at in _waiting_exits(batch) for row in self._find(at)]
+            self._pay_attention(batch)
         for row in rows:
             row["seq"] = int(batch["seq"][0]) - 1  # what the batch shows is judged with this knowledge
         return concat(rows) if rows else batch[:0]
+
+    def follow(self, wanted: Mapping[int, int]) -> None:
+        """Watch these ranges (first byte of each, and the one behind it), too: the rules ask who writes there."""
+        if len(wanted) > len(self._wanted) and self._can_watch:
+            self._wanted = dict(wanted)
+            self._set_watch()
+
+    def _pay_attention(self, batch: Batch) -> None:
+        """Have the guest wait at first runs for a while, beginning with the first area."""
+        if self._wait is None or not self._areas:
+            return
+        if not self._closely:
+            self._closely = CLOSELY
+            self._wait(True)
+        self._closely -= int((batch["kind"] == Kind.ENTRY).sum())
+        if self._closely <= 0:
+            self._wait(False)
+            self._wait = None
 
     @property
     def _watchable(self) -> bool:
@@ -176,11 +205,15 @@ class AreaWatcher:
             return []
         self._areas |= dict.fromkeys(new, self._size)
         if self._can_watch:
-            try:
-                self._source.set_watch([span for start in sorted(self._areas) for span in self._spans(start)])
-            except NotCapable as error:
-                self._say(str(error))
+            self._set_watch()
         return [_told(row, Kind.AREA, addr=start, value=self._areas[start]) for start in new]
+
+    def _set_watch(self) -> None:
+        spans = [span for start in sorted(self._areas) for span in self._spans(start)]
+        try:
+            self._source.set_watch([*spans, *self._wanted.items()])
+        except NotCapable as error:
+            self._say(str(error))
 
     def _spans(self, start: int) -> Iterator[tuple[int, int]]:
         """The watched ranges of the area at `start`: all of it but what FXSAVE writes at every save."""
@@ -216,6 +249,12 @@ def _last_entries(batch: Batch) -> list[Batch]:
     user = is_user(batch)
     last = (np.flatnonzero(entries & wanted)[-1:] for wanted in (user, ~user))
     return [batch[int(index) : int(index) + 1] for found in last for index in found]
+
+
+def _waiting_exits(batch: Batch) -> list[Batch]:
+    """The exits at which a vCPU stands: what memory says of the context that is resumed holds until it is released."""
+    waiting = (batch["kind"] == Kind.EXIT) & ((batch["flags"] & (Flag.WAITING | Flag.UNREADABLE)) == Flag.WAITING)
+    return [batch[index : index + 1] for index in np.flatnonzero(waiting)]
 
 
 def _waits(batch: Batch) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Protocol
@@ -39,10 +39,15 @@ class Knowledge:
             note(f"profile {profile.name}: {error}: no variable is tracked")
             self.policy = replace(self.policy, tracked=())
 
-    def attach(self, source: Source, code: Callable[[int, int], bytes]) -> None:
-        """Begin with `source`; `code` reads the guest's code bytes."""
-        still = source.still if isinstance(source, ProbeSource) else nullcontext
-        self._areas = AreaWatcher(self._profile, source, self._symbols.address, self._note, code, still)
+    def attach(self, source: Source, code: Callable[[int, int], bytes], *, may_wait: bool = False) -> None:
+        """Begin with `source`; `code` reads the guest's code bytes.
+
+        may_wait: vCPUs may be made to wait at exits in the beginning; who reads `source` releases those that do.
+        """
+        probe = source if isinstance(source, ProbeSource) else None
+        still = probe.still if probe is not None else nullcontext
+        wait = probe.set_halt if probe is not None and may_wait else None
+        self._areas = AreaWatcher(self._profile, source, self._symbols.address, self._note, code, still, wait)
         if self._tracked:
             if isinstance(source, ProbeSource):
                 source.set_tracked(self._tracked)
@@ -55,6 +60,11 @@ class Knowledge:
         assert self._areas is not None, "not attached to a source"
         found = self._areas.look(batch)
         return concat([found, batch]) if len(found) else batch
+
+    def follow(self, wanted: Mapping[int, int]) -> None:
+        """Watch where the rules want to see stores (``Engine.wanted``), as far as the source can."""
+        if wanted and self._areas is not None:
+            self._areas.follow(wanted)
 
 
 def _tracked(address: str, size: int, symbols: Names) -> TrackedVariable:
