@@ -20,10 +20,12 @@ from gdbext.gdb.guest import GdbGuest, GdbNames
 from gdbext.gdb.interrupts import Interrupts
 from gdbext.gdb.judging import Judging
 from gdbext.gdb.mi import register_mi
+from gdbext.gdb.safety import Safety
 from gdbext.gdb.sinks import EngineSink, Sink, StoppedSource, StreamSink
 from gdbext.gdb.target import Target, running
 from gdbext.gdb.watch import Watch, asked_for
 from gdbext.gdb.watching import Watching
+from gdbext.gdb.windows import Windows
 from gdbext.rules.engine import Counts
 from gdbext.rules.finding import Finding
 from gdbext.sources.knowledge import Knowledge
@@ -45,6 +47,8 @@ class Extension:
         self.areas: Areas | None = None
         self.walked: Walked | None = None
         """The recording that is open."""
+        self.windows = Windows(self, kernel_file)
+        self.safety = Safety(self, self.windows)
         self._lines: list[str] = []
         self._posted = False
         self._runs = False
@@ -201,6 +205,7 @@ class Extension:
 
     def _forget_all(self) -> None:
         self.end()
+        self.safety.forget()
         if self.areas is not None:
             self.areas.unwatch()
 
@@ -257,4 +262,5 @@ def register() -> None:
         declare.Adapter(command, extension)
     register_functions(extension)
     register_mi(extension)
+    extension.safety.connect_events()
     extension.connect_events()

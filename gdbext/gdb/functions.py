@@ -41,8 +41,8 @@ class WindowFunction(gdb.Function):  # type: ignore[misc]  # GDB's classes have 
 
     def invoke(self, pc: Any) -> str:
         """Called by GDB's expressions."""
-        watch = self._extension.watch
-        window = find(watch.windows, int(pc) & ((1 << 64) - 1)) if watch else None
+        windows = self._extension.windows
+        window = find(windows.known() or windows.all(), int(pc) & ((1 << 64) - 1))
         return window.reason.value if window else "none"
 
 

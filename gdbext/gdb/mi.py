@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import gdb
 
-from gdbext.code.windows import find
-from gdbext.gdb import text
+from gdbext.gdb import safetext, text
 from gdbext.gdb.functions import parity_name
 from gdbext.gdb.target import Target
 from gdbext.report.document import finding_document
@@ -46,21 +45,21 @@ def state(extension: Extension) -> Answer:
     parity = watch.gs.parity(cpu) if watch is not None else None
     answer |= {"cpu": cpu, "parity": parity_name(parity)}
     if not thread.is_running():
-        answer |= _place(extension, parity)
+        answer |= _place(extension)
     return answer
 
 
-def _place(extension: Extension, parity: bool | None) -> Answer:
+def _place(extension: Extension) -> Answer:
     try:
-        frame = gdb.newest_frame()
-        pc, cs = int(frame.pc()), int(frame.read_register("cs"))
+        cs = int(gdb.newest_frame().read_register("cs"))
     except (gdb.error, ValueError):
         return {}
-    windows = extension.watch.windows if extension.watch is not None else ()
-    window = find(windows, pc, None if parity is None else not parity) if not cs & 3 else None
-    answer = {"pc": hex(pc), "cpl": cs & 3, "window": window.reason.value if window else ""}
-    if window is not None:
-        answer["half_switched"] = window.state_at(pc)
+    place = extension.windows.here()
+    if place is None:
+        return {}
+    answer = {"pc": hex(place.pc), "cpl": cs & 3, "window": place.window.reason.value if place.window else ""}
+    if place.window is not None:
+        answer["half_switched"] = safetext.state(place)
     return answer
 
 

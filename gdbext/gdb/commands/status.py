@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import gdb
 
-from gdbext.code.windows import find
+from gdbext.gdb import safetext
 from gdbext.gdb.declare import Command
 from gdbext.gdb.functions import parity_name
 from gdbext.gdb.guest import named
-from gdbext.gdb.target import Target, running
+from gdbext.gdb.target import running
 
 if TYPE_CHECKING:
     from gdbext.gdb.extension import Extension
@@ -40,21 +40,18 @@ def run(extension: Extension, args: argparse.Namespace) -> None:
     elif watch is not None:
         for thread in sorted(gdb.selected_inferior().threads(), key=lambda thread: thread.num):
             gdb.write(f"  CPU {thread.ptid[1] - 1}: GS {parity_name(watch.gs.parity(thread.ptid[1] - 1))}\n")
+    if not running():
         _write_window(extension)
 
 
 def _write_window(extension: Extension) -> None:
-    assert extension.watch is not None
-    try:
-        pc = int(gdb.newest_frame().pc())
-    except gdb.error:
-        return  # no guest, or it runs
-    parity = extension.watch.gs.parity(Target.cpu())
-    window = find(extension.watch.windows, pc, None if parity is None else not parity)
-    if window is None:
-        gdb.write(f"{named(pc)} is in no window.\n")
+    place = extension.windows.here()
+    if place is None or not extension.windows.all():
+        return
+    if place.window is None:
+        gdb.write(f"{named(place.pc)} is in no window.\n")
     else:
-        gdb.write(f"{named(pc)} is in a window ({window.reason.value}): {window.state_at(pc)}.\n")
+        gdb.write(f"{named(place.pc)} is in a window ({place.window.reason.value}): {safetext.state(place)}.\n")
 
 
 COMMAND = Command(

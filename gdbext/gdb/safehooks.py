@@ -1,0 +1,107 @@
+"""GDB's hooks, by which the safety mode hears of a command before it runs, however it was given.
+
+A hook runs for a command typed, abbreviated, repeated by Enter, from a script or another command, and for those of
+the machine interface that GDB makes of it (``-exec-step-instruction`` and its like). An error in it cancels the
+command. It is not told the arguments.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Final, Protocol
+
+import gdb
+
+from gdbext.errors import CtxwatchError
+
+STEPS: Final = ("stepi", "nexti", "step", "next", "until", "advance", "finish", "jump")
+REVERSE: Final = ("reverse-stepi", "reverse-nexti", "reverse-step", "reverse-next", "reverse-finish")
+BREAKS: Final = ("break", "tbreak", "hbreak", "thbreak", "rbreak")
+CALLS: Final = ("print", "call", "output", "printf", "eval", "display")
+
+_GUARD: Final = "maintenance ctxwatch-guard"
+_HOOKS: Final = tuple(
+    [f"hook-{name}" for name in (*STEPS, *REVERSE, *BREAKS, *CALLS)]
+    + [f"hookpost-{name}" for name in (*BREAKS, *CALLS)]
+)
+
+
+class Guard(Protocol):
+    """What hears of commands; what it raises cancels the command, or ends it with an error."""
+
+    def before(self, command: str) -> None:
+        """`command` is about to run; may raise CtxwatchError."""
+
+    def after(self, command: str) -> None:
+        """`command` has run without an error; may raise CtxwatchError."""
+
+
+class GuardCommand(gdb.Command):  # type: ignore[misc]  # GDB's classes have no types
+    """Called by the safety mode's hooks; see help ctx safe."""
+
+    def __init__(self, guard: Guard) -> None:
+        super().__init__(_GUARD, gdb.COMMAND_MAINTENANCE)
+        self._guard = guard
+
+    def invoke(self, text: str, from_tty: bool) -> None:
+        """``hook-stepi`` or ``hookpost-break``. (It leaves alone what Enter repeats: that is the hooked command.)"""
+        when, _, command = text.partition("-")
+        try:
+            (self._guard.after if when == "hookpost" else self._guard.before)(command)
+        except CtxwatchError as error:
+            whole = getattr(error, "whole", error.__str__)
+            raise gdb.GdbError(whole()) from None
+
+
+class Hooks:
+    """The hooks in GDB. A hook that the user has defined goes on behind ours, and is as it was when ours go."""
+
+    def __init__(self, guard: Guard) -> None:
+        GuardCommand(guard)
+        self._users: dict[str, list[str]] = {}
+        self._installed = False
+
+    def install(self) -> None:
+        """Hook the commands, once."""
+        if self._installed:
+            return
+        self._installed = True
+        for name in _HOOKS:
+            body = _body(name)
+            if body is not None and any(_GUARD in line for line in body):
+                continue
+            self._users[name] = body or []
+            _define(name, [f"{_GUARD} {name}", *self._users[name]])
+
+    def remove(self) -> None:
+        """Leave the user's own hooks alone; GDB cannot forget a hook, so others stay and do nothing."""
+        self._installed = False
+        for name in _HOOKS:
+            body = _body(name)
+            if body is not None and any(_GUARD in line for line in body):
+                _define(name, self._users.get(name, []))
+
+    def missing(self) -> list[str]:
+        """The hooks that somebody has put another in the place of since."""
+        return (
+            []
+            if not self._installed
+            else [name for name in _HOOKS if not any(_GUARD in line for line in _body(name) or ())]
+        )
+
+
+def _body(name: str) -> list[str] | None:
+    """The lines of a user-defined command, None if there is none of that name."""
+    try:
+        shown = str(gdb.execute(f"show user {name}", to_string=True))
+    except gdb.error:
+        return None
+    title, _, body = shown.partition("\n")
+    if title != f'User command "{name}":':  # GDB takes hook-step for an abbreviation of hook-stepi
+        return None
+    return textwrap.dedent(body).strip("\n").splitlines()
+
+
+def _define(name: str, body: list[str]) -> None:
+    with gdb.with_parameter("confirm", False):
+        gdb.execute("\n".join([f"define {name}", *body, "end"]), to_string=True)

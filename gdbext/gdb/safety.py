@@ -1,0 +1,283 @@
+"""The safety mode: no step, breakpoint or call where the guest's state is half-switched.
+
+On from the moment the extension is loaded; nothing of the guest is read before somebody steps or breaks, or the guest
+stops. Commands are heard of through hooks (gdbext.gdb.safehooks); a step that comes from outside stops in front of a
+window (gdbext.gdb.safeedges); new breakpoints are looked at as they are made, whoever makes them; GDB's own
+``may-call-functions`` is off while the guest stands inside one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import gdb
+
+from gdbext.code.windows import find
+from gdbext.gdb import safehooks, safetext
+from gdbext.gdb.points import Point
+from gdbext.gdb.safeedges import Edge, Edges, own
+from gdbext.gdb.target import running
+from gdbext.gdb.windows import Place, Windows, nearest_safe
+
+if TYPE_CHECKING:
+    from gdbext.gdb.extension import Extension
+
+_RUNS: Final = frozenset({"until", "advance", "finish", "jump"})
+"""Commands that let the guest run to a place of their own."""
+_OURS: Final = (Point, Edge)
+_MAY_CALL: Final = "may-call-functions"
+
+
+class Safety:
+    """``on``: the mode; ``irqs``: interrupts were let in while stepping; ``history``: (time, what) of each time it
+    was switched or overridden."""
+
+    def __init__(self, extension: Extension, windows: Windows) -> None:
+        self.on = True
+        self.irqs = False
+        self.history: list[tuple[float, str]] = []
+        self.hooks = safehooks.Hooks(self)
+        self._extension = extension
+        self._windows = windows
+        self._edges = Edges()
+        self._overridden = False
+        self._command = ""
+        """The guarded command that is about to run the guest."""
+        self._stood = 0
+        self._refused: list[gdb.Breakpoint] = []
+        self._breaking = False
+        self._calling: Place | None = None
+        self._may_call: bool | None = None
+
+    # Switching
+
+    @property
+    def active(self) -> bool:
+        """Whether commands are looked at now."""
+        return self.on and not self._overridden
+
+    def switch(self, on: bool) -> None:
+        """Turn the mode on or off."""
+        if on == self.on:
+            return
+        self.on = on
+        self.note(f"switched {'on' if on else 'off'}")
+        if on:
+            self.hooks.install()
+            self.look()
+        else:
+            self.hooks.remove()
+            self._allow_calls()
+
+    @contextlib.contextmanager
+    def overridden(self, command: str) -> Iterator[None]:
+        """Let everything pass for a while; noted as `command`."""
+        self.note(f"overridden for: {command}")
+        with self.unguarded():
+            yield
+
+    @contextlib.contextmanager
+    def unguarded(self) -> Iterator[None]:
+        """Let everything pass for a while."""
+        before, self._overridden = self._overridden, True
+        self._allow_calls()
+        try:
+            yield
+        finally:
+            self._overridden = before
+            self.look()
+
+    def note(self, what: str) -> None:
+        """Put into the history."""
+        self.history.append((time.time(), what))
+
+    # What the hooks tell
+
+    def before(self, command: str) -> None:
+        """A guarded command is about to run; raises Refused."""
+        self._command = ""
+        self._breaking = command in safehooks.BREAKS
+        if not self.active or self._breaking or running() or gdb.selected_inferior().pid == 0:
+            return
+        place = self._windows.here()
+        if command in safehooks.CALLS:
+            self._calling = place if place is not None and place.window is not None else None
+            self._limit_calls(place)
+        elif place is not None:
+            runs = command in _RUNS and command != "until"
+            if place.window is not None or (place.opens is not None and not runs):
+                raise safetext.step(command, place)
+            self._command, self._stood = command, place.pc
+
+    def after(self, command: str) -> None:
+        """A guarded command has run; raises Refused if breakpoints it made were."""
+        self._calling = None
+        self._breaking = False
+        refused = self.delete_refused()
+        if refused is not None:
+            raise refused
+
+    # What GDB tells
+
+    def connect_events(self) -> None:
+        """Listen."""
+        gdb.events.cont.connect(self._on_continue)
+        gdb.events.stop.connect(self._on_stop)
+        gdb.events.before_prompt.connect(self._on_prompt)
+        gdb.events.breakpoint_created.connect(self._on_breakpoint)
+        gdb.events.exited.connect(self._on_exit)
+
+    def _on_continue(self, event: Any) -> None:
+        self._allow_calls()
+        command, self._command = self._command, ""
+        if command and not self._edges.armed:
+            self._arm(command)
+        self._windows.forget()
+
+    def _arm(self, command: str) -> None:
+        """Breakpoints for what GDB is about to do, which by now it has set its own for."""
+        thread = gdb.selected_thread().global_num
+        ends = own().ends
+        found = self._windows.known()
+        if command == "jump":
+            pc = int(gdb.newest_frame().pc())
+            ends = frozenset({pc}) if find(found, pc) is not None else frozenset()
+            self._edges.arm(list(ends), thread, always=True)
+        elif command in _RUNS and (ends or command != "until"):
+            held = [window for window in found if any(window.at(end) is not None for end in ends)]
+            self._edges.arm([a for a, w in self._windows.edges(True).items() if w in held], thread, always=True)
+        else:
+            self._edges.arm(list(self._windows.edges(self.irqs)), thread, always=False)
+
+    def _on_stop(self, event: Any) -> None:
+        """The guest stands still for the user."""
+        hit, stood = self._edges.hit, self._stood
+        self._edges.disarm()
+        self.delete_refused()
+        if not self.on or running() or not _remote():
+            return
+        self.hooks.install()
+        self._windows.forget()
+        place = self.look()
+        if hit is None or place is None:
+            if place is not None and place.window is not None and not self._overridden:
+                self._extension.say(safetext.stop(place))
+            return
+        self._at_edge(hit, stood, place)
+
+    def _at_edge(self, hit: int, stood: int, place: Place) -> None:
+        machine = self._windows.machine()
+        window = self._windows.edges(True).get(hit)
+        if window is not None:
+            self._extension.say(safetext.edge(hit, window, machine.code if machine is not None else None))
+        elif place.window is not None and place.pc == hit:  # a jump: nothing has run yet
+            gdb.execute(f"set var $pc = {stood:#x}")
+            self._say(safetext.jump(hit, place.window, stood))
+            self.look()
+
+    def look(self) -> Place | None:
+        """Where the guest stands, with calls allowed or not as it must be there."""
+        if running() or gdb.selected_inferior().pid == 0:
+            return None
+        place = self._windows.here()
+        self._limit_calls(place)
+        return place
+
+    def _on_prompt(self) -> None:
+        """A command has ended, perhaps with an error."""
+        self._command = ""
+        self._breaking = False
+        self.delete_refused()
+        calling, self._calling = self._calling, None
+        if calling is not None and self.active:
+            self._say(safetext.call(calling))
+
+    def _on_breakpoint(self, breakpoint: gdb.Breakpoint) -> None:
+        """Somebody made a breakpoint. It must not be deleted in here: others still look at it."""
+        kinds = (gdb.BP_BREAKPOINT, gdb.BP_HARDWARE_BREAKPOINT)
+        if not self.active or isinstance(breakpoint, _OURS) or breakpoint.type not in kinds:
+            return
+        found = self._windows.known() if running() else self._windows.all()
+        if found and any(find(found, address) is not None for address in addresses(breakpoint)):
+            breakpoint.enabled = False
+            self._refused.append(breakpoint)
+            # Else a hook follows. (GDB crashes where a script ends it with an event posted; there it asks nothing.)
+            if not self._breaking and gdb.parameter("confirm"):
+                gdb.post_event(self._tell_refused)
+
+    def delete_refused(self) -> safetext.Refused | None:
+        """Delete the breakpoints that were refused; why the first was."""
+        refused, self._refused = self._refused, []
+        first = None
+        for breakpoint in refused:
+            if breakpoint.is_valid():
+                first = first or self._reason(breakpoint)
+                breakpoint.delete()
+        return first
+
+    def _reason(self, breakpoint: gdb.Breakpoint) -> safetext.Refused | None:
+        found, calls = self._windows.known(), self._windows.calls()
+        for address in addresses(breakpoint):
+            window = find(found, address)
+            if window is not None:
+                nearest = nearest_safe(found, calls, address)
+                return safetext.breakpoint_in(breakpoint.number, address, window, nearest)
+        return None
+
+    def _tell_refused(self) -> None:
+        """Made by a front end, whose command no hook follows."""
+        refused = self.delete_refused()
+        if refused is not None:
+            self._say(refused)
+
+    def _say(self, refused: safetext.Refused) -> None:
+        for line in refused.whole().splitlines():
+            self._extension.say(line)
+
+    def _on_exit(self, event: Any) -> None:
+        self._edges.disarm()
+        self._allow_calls()
+
+    def forget(self) -> None:
+        """GDB exits: its breakpoints must go before Python does."""
+        self._edges.disarm()
+
+    # Calls
+
+    def _limit_calls(self, place: Place | None) -> None:
+        if place is not None and place.window is not None and self.active:
+            if self._may_call is None:
+                self._may_call = bool(gdb.parameter(_MAY_CALL))
+                _set_may_call(False)
+        else:
+            self._allow_calls()
+
+    def _allow_calls(self) -> None:
+        """As the user had it."""
+        before, self._may_call = self._may_call, None
+        if before is not None:
+            _set_may_call(before)
+
+
+def _remote() -> bool:
+    """Whether GDB is connected to a stub, and so perhaps to a guest. Before it is, no command is hooked."""
+    connection = getattr(gdb.selected_inferior(), "connection", None)
+    return connection is not None and "remote" in connection.type
+
+
+def _set_may_call(on: bool) -> None:
+    gdb.execute(f"set {_MAY_CALL} {'on' if on else 'off'}", to_string=True)
+
+
+def addresses(breakpoint: gdb.Breakpoint) -> list[int]:
+    """Where a breakpoint is (guest virtual); none while it is pending."""
+    if hasattr(breakpoint, "locations"):
+        return [location.address for location in breakpoint.locations if location.address is not None]
+    try:  # GDB before 13
+        _, found = gdb.decode_line(breakpoint.location)
+    except gdb.error:
+        return []
+    return [sal.pc for sal in found or ()]

@@ -1,0 +1,179 @@
+"""Which windows the guest has, and whether a vCPU stands in one: with or without a watch.
+
+While a watch follows the guest its machine is asked; otherwise a survey of the guest as it stands is made when
+somebody wants to know, and kept for as long as the connection. Until then nothing of the guest is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import gdb
+
+from gdbext.code.paths import Gateway
+from gdbext.code.windows import Reason, Window, find
+from gdbext.errors import CtxwatchError
+from gdbext.gdb.machine import Machine
+from gdbext.gdb.survey import Survey
+from gdbext.gdb.target import Target
+from gdbext.gdb.watch import Watch
+
+if TYPE_CHECKING:
+    from gdbext.gdb.extension import Extension
+
+ENTRY_SIDE: Final = frozenset({Reason.SYSCALL_ENTRY, Reason.INTERRUPT_ENTRY, Reason.IST_HANDLER})
+"""Windows that begin where an entry begins: the first instruction belongs to them, and nothing opens them."""
+_EXCEPTIONS: Final = 32
+"""Vectors below it are the CPU's own (Intel SDM vol. 3A, 6.2); a step meets them with interrupts held back too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a vCPU stands. ``window``: the one `pc` (guest virtual) lies in; ``opens``: the one that the instruction
+    there opens; at most one of the two is there. ``parity``: True while the kernel's GS base is active, None if that
+    is not known."""
+
+    pc: int
+    window: Window | None
+    opens: Window | None
+    parity: bool | None
+
+
+class Windows:
+    """The windows of the guest that GDB is connected to.
+
+    kernel: gives the image of the kernel, if GDB was given one.
+    """
+
+    def __init__(self, extension: Extension, kernel: Callable[[], Path | None]) -> None:
+        self._extension = extension
+        self._kernel = kernel
+        self._survey: Survey | None = None
+        self._fresh = False
+
+    def forget(self) -> None:
+        """The guest goes on: what it has may change."""
+        self._fresh = False
+
+    def machine(self) -> Machine | None:
+        """What is known of the guest's entries now; None without a guest, or while it has no interrupt table. The
+        guest must stand still."""
+        watch = self._extension.watch
+        if isinstance(watch, Watch):
+            return watch.machine if watch.armed else None
+        connection = getattr(gdb.selected_inferior(), "connection", None)
+        if self._survey is None or self._survey.target.connection is not connection:
+            self._survey = self._begin()
+            self._fresh = False
+        if self._survey is None:
+            return None
+        if not self._fresh:
+            self._survey.windows()
+            self._fresh = True
+        return self._survey.machine if self._survey.machine.reach is not None else None
+
+    def _begin(self) -> Survey | None:
+        try:
+            return Survey(Target(), self._kernel())
+        except CtxwatchError:
+            return None
+
+    def all(self) -> list[Window]:
+        """The windows known now, none if the guest has no table. The guest must stand still."""
+        machine = self.machine()
+        return machine.windows if machine is not None else []
+
+    def known(self) -> list[Window]:
+        """The windows as they were when last looked up; for a guest that runs."""
+        machine = self._known()
+        return machine.windows if machine is not None else []
+
+    def calls(self) -> Mapping[int, int]:
+        """Call instruction → target in the code of :meth:`known`."""
+        machine = self._known()
+        return machine.reach.calls if machine is not None and machine.reach is not None else {}
+
+    def _known(self) -> Machine | None:
+        watch, survey = self._extension.watch, self._survey
+        return watch.machine if isinstance(watch, Watch) else survey.machine if survey is not None else None
+
+    def parity(self, pc: int) -> bool | None:
+        """Which GS base is active on the selected vCPU, which stands at `pc`, by count: True the kernel's, None if it
+        was not counted. A watch counts a ``swapgs`` when it is about to run: of one at `pc` nothing is said."""
+        watch, machine = self._extension.watch, self.machine()
+        if watch is None or (machine is not None and pc in (machine.reach.swapgs if machine.reach else ())):
+            return None
+        with watch.held():
+            return watch.gs.parity(Target.cpu())
+
+    def here(self) -> Place | None:
+        """Where the selected vCPU stands; None where that, or the guest's windows, cannot be told."""
+        try:
+            pc = int(gdb.newest_frame().pc())
+        except gdb.error:
+            return None
+        found, parity = self.all(), self.parity(pc)
+        window = find(found, pc, None if parity is None else not parity)
+        return Place(pc, window, opened_at(found, pc) if window is None else None, parity)
+
+    def edges(self, irqs: bool) -> dict[int, Window]:
+        """Where a step that comes from outside must stop: the instructions that open a window, and the first ones of
+        entries that a step can lead to. irqs: whether interrupts are let in while stepping."""
+        machine = self.machine()
+        if machine is None or machine.reach is None:
+            return {}
+        stepped = set()
+        for handler in machine.tables.handlers():
+            if irqs or handler.callable or min(handler.vectors) < _EXCEPTIONS:
+                stepped.add(handler.address)
+        stepped |= {e.address for e in machine.reach.entries if e.gateway is not Gateway.INTERRUPT}
+        found: dict[int, Window] = {}
+        for window in machine.windows:
+            for address in window.opened_by:
+                if address in stepped if window.reason in ENTRY_SIDE else find(machine.windows, address) is None:
+                    found.setdefault(address, window)
+        for call in machine.reach.calls:
+            insn = machine.code.insn(call) if machine.code is not None else None
+            window_after = find(machine.windows, insn.end) if insn is not None else None
+            if insn is not None and window_after is not None and window_after.at(call) is not None:
+                found.setdefault(insn.end, window_after)  # a call made inside comes back inside
+        return found
+
+
+def opened_at(found: list[Window], pc: int) -> Window | None:
+    """The window that the instruction at `pc` opens when it runs; None if it opens none, or lies in another one."""
+    if find(found, pc) is not None:
+        return None
+    return next((w for w in found if w.reason not in ENTRY_SIDE and pc in w.opened_by), None)
+
+
+def nearest_safe(found: list[Window], calls: Mapping[int, int], pc: int) -> int | None:
+    """The address nearest to `pc`, which lies in a window, at which a stop is safe on the way through that window:
+    the instruction that opens it, the first one after it, or a function called in it. None if there is none.
+
+    calls: call instruction → target, of the code that was explored.
+    """
+    seen: set[int] = set()
+    safe: set[int] = set()
+    work = [pc]
+    while work:
+        for candidate in set(_neighbours(found, calls, work.pop())) - seen:
+            seen.add(candidate)
+            if find(found, candidate) is None:
+                safe.add(candidate)
+            else:
+                work.append(candidate)
+    return min(safe, key=lambda address: abs(address - pc), default=None)
+
+
+def _neighbours(found: list[Window], calls: Mapping[int, int], pc: int) -> Iterator[int]:
+    for window in found:
+        if window.at(pc) is None:
+            continue
+        yield from window.landings
+        if window.reason not in ENTRY_SIDE:
+            yield from window.opened_by
+        yield from (target for call, target in calls.items() if window.at(call) is not None)
