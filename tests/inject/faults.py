@@ -63,8 +63,12 @@ _KERNEL_FLAGS: Final = (
 )  # fmt: skip
 
 
-def _wide(name: str) -> tuple[int, ...]:
-    return (64,) if name in GPR64[8:] else (64, 32)
+def _kernels(path: str, name: str) -> tuple[int, ...]:
+    """The kernels in which losing `name` on `path` shows: selectors are kept by 32-bit ones, EDX is sysexit's."""
+    if name in SEGMENTS:
+        return (32,)
+    wide = name in GPR64[8:] or (path == SYSCALL and name == "rdx") or path == NMI
+    return (64,) if wide else (64, 32)
 
 
 _SELECTORS: Final = ("ds", "es", "fs")
@@ -81,7 +85,7 @@ _SWITCHED: Final = ("rbx", "rbp", "r12", "r15", "rsi", "rdi")
 def _moves() -> Iterator[Fault]:
     for path, names in _STORED:
         for name in names:
-            bits = (32,) if name in SEGMENTS else _wide(name)
+            bits = _kernels(path, name)
             says = f"the {path} entry does not store {name}"
             yield Fault(f"{path}-drop-store-{name}", says, partial(drop_store, path, name), bits)
         yield Fault(
@@ -90,7 +94,7 @@ def _moves() -> Iterator[Fault]:
         )  # fmt: skip
     for path, names in _LOADED:
         for name in names:
-            bits = (32,) if name in SEGMENTS else (64,) if path == KERNEL else _wide(name)
+            bits = (64,) if path == KERNEL else _kernels(path, name)
             says = f"the exit to {path} code does not load {name}" if path != SYSCALL else f"sysret without {name}"
             yield Fault(f"{path}-drop-load-{name}", says, partial(drop_load, path, name), bits)
         yield Fault(
@@ -98,7 +102,7 @@ def _moves() -> Iterator[Fault]:
             partial(exchange_loads, path), (64,) if path == KERNEL else (64, 32),
         )  # fmt: skip
     for part, name in itertools.product(("store", "load"), _SWITCHED):
-        bits = (32,) if name in ("rsi", "rdi") else _wide(name)
+        bits = (32,) if name in ("rsi", "rdi") else _kernels("", name)
         says = f"the thread switch does not {part} {name}"
         yield Fault(f"switch-drop-{part}-{name}", says, partial(drop_in_switch, part, name), bits)
 
@@ -162,7 +166,7 @@ def _stored() -> Iterator[Fault]:
     for name, field, bits, codes in _STORED_WORDS:
         says = f"{field} of a suspended context is changed where the kernel keeps it"
         apply = partial(change_stored, field, partial(_flipped, bits), codes)
-        yield Fault(f"stored-{name}", says, apply, _wide(field), workload="spin")
+        yield Fault(f"stored-{name}", says, apply, _kernels("", field), workload="spin")
     says = "an XMM register of a suspended thread is changed where the kernel keeps it"
     yield Fault("stored-xmm", says, change_xmm, workload="simd", simd=True)
     for path in (KERNEL, USER):

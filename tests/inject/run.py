@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -106,7 +107,9 @@ def _strike(live: Live, fault: Fault, result: Result) -> None:
     struck = live.last_seq
     live.go()
     live.watch(lambda: bool(live.errors) or _finished(live), AFTER)
-    live.hold() if not live.ended else None
+    if not live.ended:
+        with contextlib.suppress(CtxwatchError, StubError):  # it may be past stopping: what was found stands
+            live.hold()
     _conclude(live, result, struck)
 
 
