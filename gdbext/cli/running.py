@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -77,8 +77,7 @@ def run(asked: Request) -> int:
             codes=codes.parse(asked.rules) if asked.rules else None,
             record=Path(asked.record) if asked.record else None,
         )
-        symbols = subject.image.symbols if subject.image is not None else Symbols()
-        knowledge = Knowledge(profiles.find(asked.profile or profile or GENERIC), symbols, view.note)
+        knowledge = knowledge_of(asked.profile or profile or GENERIC, subject.image, view.note)
         kernel = subject.image.path if subject.image is not None else None
         wishes = feeds.Wishes(asked.halt, asked.simd or simd, asked.simd, kernel)
         feed = feeds.choose(asked.via, subject.argv, wishes, view.note)
@@ -87,6 +86,14 @@ def run(asked: Request) -> int:
         if document is not None:
             print(outcome.report.json(), file=document)
     return _conclude(outcome, quiet=asked.json == "-")
+
+
+def knowledge_of(profile: str, image: Image | None, note: Callable[[str], None]) -> Knowledge:
+    """What `profile` and the kernel's `image` say of it."""
+    knowledge = Knowledge(profiles.find(profile), image.symbols if image is not None else Symbols(), note)
+    if image is not None:
+        knowledge.policy = replace(knowledge.policy, fixups=image.fixups)
+    return knowledge
 
 
 def _conclude(outcome: Outcome, quiet: bool) -> int:

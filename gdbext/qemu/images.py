@@ -22,6 +22,8 @@ from gdbext.arch import vectors
 from gdbext.arch.addresses import MASK64
 from gdbext.errors import UsageError, printable
 from gdbext.qemu import bzimage, child
+from gdbext.rules import fixups
+from gdbext.rules.fixups import Fixups
 
 _SYMBOL: Final = {
     64: np.dtype(
@@ -123,7 +125,7 @@ class Image:
     """A kernel file.
 
     ``digest``: the file's SHA-256; ``bits``: 32 or 64; ``symbols``: empty for a stripped one; ``entry``: its entry
-    address.
+    address; ``fixups``: Linux's exception table, None if it has none.
     """
 
     def __init__(self, path: Path, digest: str, elf: Any) -> None:
@@ -132,6 +134,7 @@ class Image:
         self.bits = int(elf.elfclass)
         self.entry = int(elf.entry)
         self.symbols = Symbols(_symbols(elf))
+        self.fixups = _fixups(elf)
         self._segments = [
             (int(segment.header.p_vaddr), bytes(segment.data()))
             for segment in elf.iter_segments()
@@ -194,6 +197,13 @@ def _parse(path: Path) -> Any:
             """Leave it: pwntools gives up on releases such as 6.12.95+deb12, and nothing here asks for it."""
 
     return Kernel(str(path), checksec=False)
+
+
+def _fixups(elf: Any) -> Fixups | None:
+    section = elf.get_section_by_name("__ex_table")
+    if section is None:
+        return None
+    return Fixups(frozenset(fixups.parse(int(section["sh_addr"]), bytes(section.data()), int(elf.elfclass))))
 
 
 def _symbols(elf: Any) -> list[Symbol]:

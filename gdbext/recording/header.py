@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from gdbext.errors import RecordingError
 from gdbext.events.row import SCHEMA_VERSION
+from gdbext.rules.fixups import Fixups
 from gdbext.rules.policy import Calls, Implication, Layout, Policy, Tracked
 
 KEY: Final = "ctxwatch"
@@ -78,9 +79,9 @@ def parse(metadata: Mapping[bytes, bytes] | None) -> Header:
 
 
 def _policy_document(policy: Policy) -> dict[str, Any]:
-    document = asdict(policy)
+    document = asdict(replace(policy, fixups=None))
     document["syscall_returns"] = sorted(policy.syscall_returns)
-    document["fixups"] = sorted(policy.fixups) if policy.fixups is not None else None
+    document["fixups"] = sorted(policy.fixups.pairs) if policy.fixups is not None else None
     return document
 
 
@@ -89,7 +90,7 @@ def _policy(document: dict[str, Any]) -> Policy:
     layout, writers, fixups = given["layout"], given["writers"], given["fixups"]
     given |= {
         "syscall_returns": frozenset(given["syscall_returns"]),
-        "fixups": frozenset(fixups) if fixups is not None else None,
+        "fixups": Fixups(frozenset((int(at), int(to)) for at, to in fixups)) if fixups is not None else None,
         **{name: _calls(given.get(name, {})) for name in ("replaces_own", "edits_others")},
         "tracked": tuple(_tracked(table) for table in given["tracked"]),
         "layout": Layout(**layout) if layout is not None else None,

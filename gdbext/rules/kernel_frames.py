@@ -55,5 +55,6 @@ class KernelFrames:
     def _may_fix(self, entry: Batch, row: Batch) -> bool:
         """True if an exception-table fixup, or an emulated instruction, may have moved RIP."""
         vector, fixups = int(entry["vector"][0]), self._policy.fixups
-        raised = vectors.is_exception(vector) and vector != vectors.NMI
-        return raised and (fixups is None or int(row["rip"][0]) in fixups)
+        return vectors.is_exception(vector) and (
+            fixups is None or fixups.lead(vector, int(entry["rip"][0]), int(row["rip"][0]))
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gdbext.arch.addresses import MASK64
+from gdbext.rules.fixups import Fixups
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class Policy:
     user_redirects: True where the kernel redirects interrupted user code (signals, restartable sequences).
     replaces_own: calls that replace their caller's context: the return of a signal handler.
     edits_others: calls that may change the context of another thread: a tracer's.
-    fixups: addresses that an exception-table fixup may resume at; None when the table is not known.
+    fixups: the kernel's exception table; None when it is not known.
     tracked: variables sampled at every entry and exit, four at most.
     layout: the save area's layout, None when unknown.
     writers: ranges (start, end) of code that may write a save area; None when unknown.
@@ -84,7 +85,7 @@ class Policy:
     user_redirects: bool = False
     replaces_own: Calls = Calls()
     edits_others: Calls = Calls()
-    fixups: frozenset[int] | None = None
+    fixups: Fixups | None = None
     tracked: tuple[Tracked, ...] = ()
     layout: Layout | None = None
     writers: tuple[tuple[int, int], ...] | None = None

@@ -19,10 +19,9 @@ from typing import Any, Final
 
 from rich.table import Table
 
-from gdbext.cli import feeds, output, session
+from gdbext.cli import feeds, output, running, session
 from gdbext.cli.session import Outcome, Subject
 from gdbext.errors import CtxwatchError, UsageError
-from gdbext.profiles import profile as profiles
 from gdbext.qemu import guests, images
 from gdbext.qemu.guests import Guest
 from gdbext.report import text
@@ -30,7 +29,6 @@ from gdbext.report.document import finding_document
 from gdbext.rules.codes import ERROR
 from gdbext.rules.engine import Counts
 from gdbext.rules.finding import Finding
-from gdbext.sources.knowledge import Knowledge
 
 WORKLOADS: Final = (
     "default",
@@ -218,7 +216,7 @@ def soak(machine: Machine, workloads: Sequence[str], seconds: float, options: ar
     tally = Tally(workloads)
     nmi = options.nmi if options.nmi is not None else guest.nmi_ms
     subject = Subject(guest.name, tuple(guest.command(kernel)), image, guest.until, guest.seconds, nmi, ticks=True)
-    knowledge = Knowledge(profiles.find(options.profile or guest.profile), image.symbols, tally.note)
+    knowledge = running.knowledge_of(options.profile or guest.profile, image, tally.note)
     feed = feeds.choose("probe", subject.argv, feeds.Wishes(simd=options.simd), tally.note)
     asked = session.Options(timeout=seconds + BOOT_SECONDS)
     result = Result(machine)

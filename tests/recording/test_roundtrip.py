@@ -19,6 +19,7 @@ from gdbext.recording.mark import Mark
 from gdbext.recording.memory import RecordedGuest, RememberingGuest
 from gdbext.recording.reader import Recording
 from gdbext.recording.writer import Recorder
+from gdbext.rules.fixups import Fixups
 from gdbext.rules.policy import Implication, Layout, Policy, Tracked
 from gdbext.sources.base import Capability
 from gdbext.sources.recording import RecordingSource
@@ -28,7 +29,7 @@ from tests.rules.rows import KERNEL_RIP
 POLICY = Policy(
     syscall_returns=frozenset({"rax", "rdx"}),
     user_iopl=True,
-    fixups=frozenset({5, 1 << 63}),
+    fixups=Fixups(frozenset({(5, 1 << 63)})),
     tracked=(Tracked("depth", 0xFF, True, (Implication(True, False, 3),)), Tracked("state")),
     layout=Layout({"rip": 0, "rsp": 8}, 64),
     writers=((1, 2), (3, 4)),

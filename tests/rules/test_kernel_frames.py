@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import pytest
 
+from gdbext.arch import vectors
+from gdbext.rules.fixups import Fixups, parse
 from gdbext.rules.policy import Policy
 from tests.rules.rows import How, context, entry, exit_
 from tests.rules.test_resume import codes
@@ -40,10 +43,33 @@ def test_a_fixup_may_set_two_registers() -> None:
     assert codes(fault(COPY), leave(TAIL, rax=-14 & 0xFFFFFFFFFFFFFFFF, rcx=3)) == []
 
 
+SLID = -0x1240_0000
+"""From where it is linked to where the kernel runs."""
+
+
+def linked(*pairs: tuple[int, int]) -> Policy:
+    return Policy(fixups=Fixups(frozenset((at - SLID, to - SLID) for at, to in pairs)))
+
+
 def test_a_fixup_goes_where_the_exception_table_says() -> None:
-    policy = Policy(fixups=frozenset({TAIL["rip"]}))
-    assert codes(fault(COPY), leave(TAIL), policy=policy) == []
-    assert codes(fault(COPY), leave(TAIL, rip=TAIL["rip"] + 1), policy=policy) == [("CW101", "rip")]
+    known = linked((COPY["rip"], TAIL["rip"]))
+    assert codes(fault(COPY), leave(TAIL), policy=known) == []
+    assert codes(fault(COPY), leave(TAIL, rip=TAIL["rip"] + 1), policy=known) == [("CW101", "rip")]
+    assert codes(fault(TAIL), leave(COPY), policy=known) == [("CW101", "rip")]
+
+
+def test_what_the_exception_table_does_not_say() -> None:
+    known = linked((COPY["rip"], TAIL["rip"]))
+    patched = entry(TAIL, How.EXCEPTION, frame=FRAME, vector=vectors.BP)
+    assert codes(patched, leave(TAIL, rip=TAIL["rip"] + 4), policy=known) == []
+    module = TAIL | {"rip": 0xFFFFFFFFC0100000}
+    assert codes(fault(module), leave(module, rip=module["rip"] + 4), policy=known) == []
+
+
+def test_an_exception_table_is_read() -> None:
+    table = struct.pack("<iii", 0x10, 0x20, 3) + struct.pack("<iii", -0x100, -0xF0, 1) + b"\0" * 5
+    assert list(parse(0x1000, table, 64)) == [(0x1010, 0x1024), (0xF0C, 0xF20)]
+    assert list(parse(0x10, table, 32)) == [(0x20, 0x34), (0xFFFFFF1C, 0xFFFFFF30)]
 
 
 def test_an_interrupt_has_no_fixup() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from gdbext.events.row import Batch
 from gdbext.rules.engine import Engine
+from gdbext.rules.fixups import Fixups
 from gdbext.rules.policy import Policy
 from tests.rules.rows import Flag, How, batch, context, entry, exit_
 
@@ -136,7 +137,7 @@ def test_fixup_changes_rip_alone() -> None:
     ctx = context(user=False)
     there = ctx["rip"] + 0x40
     assert codes(entry(ctx, How.EXCEPTION), exit_(ctx | {"rip": there})) == []
-    known = Policy(fixups=frozenset({there}))
+    known = Policy(fixups=Fixups(frozenset({(ctx["rip"], there)})))
     assert codes(entry(ctx, How.EXCEPTION), exit_(ctx | {"rip": there}), policy=known) == []
     assert codes(entry(ctx, How.EXCEPTION), exit_(ctx | {"rip": there + 8}), policy=known) == [("CW101", "rip")]
     assert codes(entry(ctx, How.INTERRUPT), exit_(ctx | {"rip": there})) == [("CW101", "rip")]
