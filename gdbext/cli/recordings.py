@@ -94,6 +94,25 @@ def export(file: str, form: str, name: str | None) -> int:
         return 0 if _say_flaw(recording, view.note) else INCOMPLETE
 
 
+def report(file: str, name: str | None) -> int:
+    """Write the recording's page and return the exit status."""
+    from gdbext.report import html
+    from gdbext.report.gather import Gatherer
+
+    view = TerminalView()
+    with Recording(Path(file)) as recording, _output(recording, name, ".html") as partial:
+        work, gathered = Replay(recording), Gatherer()
+        with view:
+            started = time.monotonic()
+            for batch, findings in work.steps():
+                gathered.feed(batch, bool(findings))
+                view.progress(work.engine.counts, time.monotonic() - started)
+        gathered.finish()
+        page = html.page(recorded.report(work), recording.header, gathered, recording.guest.symbol)
+        partial.write_text(page, encoding="utf-8")
+        return 0 if _say_flaw(recording, view.note) else INCOMPLETE
+
+
 def _to_parquet(recording: Recording, path: Path) -> None:
     from gdbext.recording.parquet import ParquetWriter
 

@@ -1,0 +1,134 @@
+"""One finding as HTML: the same picture as on the terminal, every field of both contexts in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from gdbext.arch import vectors
+from gdbext.errors import printable
+from gdbext.report.context import ContextRow, context_rows
+from gdbext.report.words import MATCHES, code_parts, elapsed
+from gdbext.rules.codes import CODES
+from gdbext.rules.finding import CodeLine, Finding
+
+
+def article(number: int, finding: Finding) -> str:
+    """The finding, closed but for the first; `number` from 1 names it in the page."""
+    opened = " open" if number == 1 else ""
+    return (
+        f'<details class="finding {_text(finding.severity)}" id="finding-{number}"{opened}>{_summary(finding)}'
+        f'<div class="body">{_sentences(finding)}'
+        f'<p><button type="button" class="show" data-finding="{number}" hidden>Show in the timeline</button></p>'
+        f'{_places(finding)}<div class="picture"><div>{_contexts(finding)}{_area(finding)}</div>'
+        f"<div>{_steps(finding)}{_codes(finding)}</div></div></div></details>"
+    )
+
+
+def _summary(finding: Finding) -> str:
+    times = "once" if finding.count == 1 else f"{finding.count:,} times"
+    field = f"<span>{_text(finding.field)}</span>" if finding.field else ""
+    place = finding.interrupted
+    return (
+        f'<summary><span class="code">{finding.code}</span> <strong>{_text(finding.name)}</strong> {field}'
+        f'<span class="quiet">{times}, first at event {finding.event}, CPU {finding.cpu}, '
+        f"{_text(vectors.name(finding.vector))}, {_text(place.symbol or hex(place.rip))}</span></summary>"
+    )
+
+
+def _sentences(finding: Finding) -> str:
+    cause = _text(finding.cause[:1].upper() + finding.cause[1:])
+    says = _text(CODES[finding.code].says)
+    return (
+        f'<p class="cause">{cause}.</p><p class="advice"><b>Look at</b> {_text(finding.look_at)}.</p>'
+        f'<p class="quiet">{finding.code} {_text(finding.name)}: {says}.</p>'
+    )
+
+
+def _places(finding: Finding) -> str:
+    place, writer = finding.interrupted, finding.writer
+    rows = [("interrupted", _address(place.rip, place.symbol) + (", user code" if place.cpl == 3 else ", kernel code"))]
+    if finding.handler:
+        rows.append(("handler", _address(finding.handler, None)))
+    rows.append(("seen at", _address(finding.pc, finding.pc_symbol)))
+    if finding.slot:
+        by = f", last written at {_address(writer.rip, writer.symbol)}" if writer is not None else ""
+        rows.append(("slot", _text(finding.slot) + by))
+    if finding.entry is not None:
+        how = MATCHES.get(finding.match)
+        rows.append(("compared to", f"event {finding.entry}" + (f", {_text(how)}" if how else "")))
+    if finding.thread:
+        rows.append(("thread", _text(finding.thread)))
+    return (
+        '<dl class="places">' + "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows) + "</dl>"
+    )
+
+
+def _contexts(finding: Finding) -> str:
+    rows = [row for row in context_rows(finding) if row.before is not None or row.after is not None or row.differs]
+    if not rows:
+        return ""
+    body = "".join(_context(row) for row in rows)
+    return (
+        '<h4>Contexts</h4><div class="scroll"><table class="context"><thead><tr><th scope="col">field</th>'
+        '<th scope="col">interrupted</th><th scope="col">resumed</th><th scope="col"><span class="hidden">difference'
+        f"</span></th></tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _context(row: ContextRow) -> str:
+    marked = ' class="differs"' if row.differs else ""
+    mark = '<span class="hidden">differs: </span>' if row.differs else ""
+    before, after = (("not captured" if v is None else f"{v:0{row.digits}x}") for v in (row.before, row.after))
+    return (
+        f'<tr{marked}><th scope="row">{mark}{_text(row.label)}</th><td>{before}</td><td>{after}</td>'
+        f'<td class="note">{_text(row.note)}</td></tr>'
+    )
+
+
+def _area(finding: Finding) -> str:
+    """The save area as it is beside the area un-shifted (CW402)."""
+    if not finding.table:
+        return ""
+    body = []
+    for name, holds, should, whose in finding.table:
+        marked = "" if holds == should else ' class="differs"'
+        values = "".join(f"<td>{'?' if value is None else f'{value:#x}'}</td>" for value in (holds, should))
+        body.append(f'<tr{marked}><th scope="row">{_text(name)}</th>{values}<td>{_text(whose or "")}</td></tr>')
+    return (
+        '<h4>Save area</h4><div class="scroll"><table class="context"><thead><tr><th scope="col">slot</th>'
+        '<th scope="col">holds</th><th scope="col">un-shifted</th><th scope="col">it is that of</th></tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _steps(finding: Finding) -> str:
+    if len(finding.steps) < 2:
+        return ""
+    body = "".join(
+        f'<li><span class="time">{elapsed(step.time)}</span> <span class="quiet">event {step.event}</span> '
+        f'{_text(step.what)} <span class="quiet">{_address(step.pc, step.symbol)}</span></li>'
+        for step in finding.steps
+    )
+    return f'<h4>From save to resume</h4><ol class="steps">{body}</ol>'
+
+
+def _codes(finding: Finding) -> str:
+    return "".join(_code(title, lines, at) for title, lines, at in code_parts(finding))
+
+
+def _code(title: str, lines: Sequence[CodeLine], at: int) -> str:
+    body = "".join(
+        f'<tr{" class=differs" if line.address == at else ""}><td class="quiet">{line.address:x}</td>'
+        f"<td>{_text(line.text)}</td></tr>"
+        for line in lines
+    )
+    return f'<h4>Code {_text(title)}</h4><div class="scroll"><table class="asm"><tbody>{body}</tbody></table></div>'
+
+
+def _address(address: int, symbol: str | None) -> str:
+    return f"<code>{_text(symbol)}</code> ({address:#x})" if symbol else f"<code>{address:#x}</code>"
+
+
+def _text(value: object) -> str:
+    return escape(printable(str(value)))
