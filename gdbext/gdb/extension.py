@@ -23,6 +23,7 @@ from gdbext.gdb.mi import register_mi
 from gdbext.gdb.safety import Safety
 from gdbext.gdb.sinks import EngineSink, Sink, StoppedSource, StreamSink
 from gdbext.gdb.target import Target, running
+from gdbext.gdb.tui import register_tui
 from gdbext.gdb.watch import Watch, asked_for
 from gdbext.gdb.watching import Watching
 from gdbext.gdb.windows import Windows
@@ -264,3 +265,4 @@ def register() -> None:
     register_mi(extension)
     extension.safety.connect_events()
     extension.connect_events()
+    register_tui(extension)  # it shows what the events before it have brought about
