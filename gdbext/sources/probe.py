@@ -72,7 +72,7 @@ class ProbeSource:
         self._ready: list[Batch] = []
         self._targets: dict[int, tuple[int, int]] = {}
         self._open = True
-        self._at_close: tuple[int, dict[str, int]] = 0, {}
+        self._at_close: tuple[int, dict[str, int], int] = 0, {}, 0
         if not len(ring.control):
             ring.map_rings()
         if not int(ring.header["present"][0]):
@@ -99,6 +99,11 @@ class ProbeSource:
     def counters(self) -> dict[str, int]:
         """What the probe has counted so far, over all CPUs; see :data:`gdbext.sources.ring.COUNTERS`."""
         return {name: self._counter(name) for name in COUNTERS} if self._open else self._at_close[1]
+
+    @property
+    def published(self) -> int:
+        """Rows that the probe has written so far, over all CPUs."""
+        return self._counter("head") if self._open else self._at_close[2]
 
     def _counter(self, name: str) -> int:
         return int(self._ring.control[name].sum())
@@ -295,7 +300,7 @@ class ProbeSource:
     def close(self) -> None:
         """Cease to read; waiting vCPUs go on, and the guest with them. Idempotent."""
         if self._open:
-            self._at_close = self.lost, self.counters
+            self._at_close = self.lost, self.counters, self.published
             self._open = False
             self._ring.close()
 

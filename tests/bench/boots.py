@@ -1,0 +1,239 @@
+"""A Linux boot with its workload, timed in several ways of watching it.
+
+The time is that from the guest's first instruction to the line with which its workload ends, as the serial port shows
+it. Beside it stands the processor time that QEMU's process took until then: what other programs on the machine do
+disturbs it less, and it leaves out how long a vCPU waited for its reader.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from gdbext.cli import feeds, running, session
+from gdbext.errors import GuestFailed
+from gdbext.events.row import Batch, Kind
+from gdbext.qemu import guests, images, probe
+from gdbext.qemu.guests import Guest
+from gdbext.qemu.machine import Machine, which
+from gdbext.rules.engine import Counts
+from gdbext.rules.finding import Finding
+from gdbext.sources.base import Source
+from gdbext.sources.probe import ProbeSource
+from gdbext.sources.ring_file import RingFile
+
+LATE: Final = 300.0
+"""Seconds after which a boot is given up."""
+AREAS: Final = 64
+AREA_BYTES: Final = 256
+STACK_BYTES: Final = 16384
+"""A thread's kernel stack on x86-64 Linux; the user's registers lie at its top."""
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """One boot. ``seconds``: wall time; ``cpu``: QEMU's processor time in seconds; ``events``: rows in the ring."""
+
+    seconds: float
+    cpu: float
+    events: int = 0
+
+
+def processor_seconds(pid: int) -> float:
+    """Processor time that all threads of process `pid` have taken."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            total += int((task / "schedstat").read_text().split()[0])
+        except OSError:  # it has just ended
+            continue
+    return total / 1e9
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Runs from :meth:`start` until the guest prints `until`."""
+
+    until: str
+    machine: Machine | None = None
+    began: float = 0.0
+    seconds: float = 0.0
+    cpu: float = 0.0
+
+    def start(self, machine: Machine) -> None:
+        """The guest is about to run."""
+        self.machine = machine
+        self.began = time.monotonic()
+
+    def line(self, text: str) -> None:
+        """The guest printed `text`."""
+        if self.machine is not None and not self.seconds and self.until in text:
+            self.seconds = time.monotonic() - self.began
+            self.cpu = processor_seconds(self.machine.pid)
+
+    def wait(self, read: Callable[[], None]) -> None:
+        """Let the guest run, calling `read` all the time, until it has printed it."""
+        assert self.machine is not None
+        while not self.seconds:
+            read()
+            for line in self.machine.serial():
+                self.line(line)
+            if time.monotonic() - self.began > LATE or self.machine.ending() is not None:
+                raise GuestFailed(f"the guest never printed {self.until!r}")
+
+    def result(self, events: int) -> Boot:
+        """The boot timed."""
+        if not self.seconds:
+            raise GuestFailed(f"the guest never printed {self.until!r}")
+        return Boot(self.seconds, self.cpu, events)
+
+
+class Bench:
+    """Boots one bundled guest in each way. ``scratch``: where recordings and logs go, as the last boot left them."""
+
+    def __init__(self, guest: str, smp: int, rounds: int, scratch: Path) -> None:
+        found = guests.find(guest)
+        self.guest: Guest = replace(found, smp=smp, append=f"{found.append} rounds={rounds}")
+        self.kernel = guests.build(self.guest)
+        self.argv = self.guest.command(self.kernel)
+        self.scratch = scratch
+        self.probe = probe.build(which(self.argv[0]))
+        self.image = images.load(self.kernel)
+
+    @property
+    def recording(self) -> Path:
+        """What :meth:`recorded` leaves."""
+        return self.scratch / "boot.ctx"
+
+    def alone(self) -> Boot:
+        """Nobody watches."""
+        return self._bare(self.argv)
+
+    def logged(self) -> Boot:
+        """QEMU writes its interrupt log."""
+        return self._bare([*self.argv, "-d", "int", "-D", str(self.scratch / "int.log")])
+
+    def _bare(self, argv: list[str]) -> Boot:
+        watch = Stopwatch(self.guest.until)
+        with Machine(argv) as machine:
+            watch.start(machine)
+            machine.cont()
+            watch.wait(lambda: time.sleep(0.005))
+        return watch.result(0)
+
+    def probed(self) -> Boot:
+        """The probe, and a reader that throws the rows away."""
+        return self._probed(areas=0)
+
+    def with_areas(self) -> Boot:
+        """The same, and stores watched at the tops of the first AREAS kernel stacks."""
+        return self._probed(areas=AREAS)
+
+    def _probed(self, areas: int) -> Boot:
+        watch = Stopwatch(self.guest.until)
+        rings: list[RingFile] = []
+
+        def plugin(directory: Path) -> list[str]:
+            rings.append(RingFile.create(directory / "ring"))
+            return probe.plugin_args(self.probe, directory / "ring", watch=True)
+
+        with Machine(self.argv, plugin=plugin) as machine, closing(ProbeSource(rings[0], machine.qmp)) as source:
+            watch.start(machine)
+            machine.cont()
+            watched: dict[int, None] = {}
+
+            def read() -> None:
+                rows = source.read(0.05)
+                if rows is not None and len(watched) < areas:
+                    _watch_stacks(source, rows, watched, areas)
+
+            watch.wait(read)
+            return watch.result(source.published)
+
+    def checked(self) -> Boot:
+        """As ``ctxwatch run`` does it: every event judged."""
+        return self._checked(None)
+
+    def recorded(self) -> Boot:
+        """As ``ctxwatch run --record`` does it."""
+        self.recording.unlink(missing_ok=True)
+        return self._checked(self.recording)
+
+    def _checked(self, record: Path | None) -> Boot:
+        watch = Stopwatch(self.guest.until)
+        guest = self.guest
+        subject = session.Subject(guest.name, tuple(self.argv), self.image, guest.until, LATE, ticks=True)
+        view = _View(watch)
+        knowledge = running.knowledge_of(guest.profile, self.image, view.note)
+        feed = _TimedFeed(probe.build(which(self.argv[0])), watch)
+        outcome = session.watch(subject, knowledge, session.Options(record=record), feed, view)
+        if outcome.failure is not None:
+            raise outcome.failure
+        if outcome.report.findings or outcome.report.lost:
+            raise GuestFailed("a healthy guest was not seen as one", f"{outcome.report.findings[:1]}")
+        return watch.result(feed.events)
+
+
+def _watch_stacks(source: ProbeSource, rows: Batch, watched: dict[int, None], most: int) -> None:
+    """Watch the top of each kernel stack that `rows` show to be in use, until there are `most`."""
+    inside = rows["rsp"][(rows["kind"] == Kind.ENTRY) & (rows["rsp"] >> np.uint64(63) != 0) & (rows["cs"] & 3 == 0)]
+    before = len(watched)
+    for top in np.unique(inside | np.uint64(STACK_BYTES - 1)).tolist():
+        if len(watched) < most:
+            watched[top + 1] = None
+    if len(watched) > before:
+        source.set_watch([(top - AREA_BYTES, top) for top in watched])
+
+
+class _TimedFeed(feeds.ProbeFeed):
+    """A probe's feed that starts a stopwatch as the guest starts."""
+
+    def __init__(self, build: probe.ProbeBuild, watch: Stopwatch) -> None:
+        super().__init__(build, feeds.Wishes())
+        self._watch = watch
+        self.events = 0
+
+    def open(self, machine: Machine) -> Source:
+        """Join the ring and let the guest run."""
+        self._watch.start(machine)
+        source = super().open(machine)
+        assert isinstance(source, ProbeSource)
+        self._source = source
+        return source
+
+    def close(self) -> None:
+        """Let go of the ring; keep how many rows it was given."""
+        self.events = self._source.published
+        super().close()
+
+
+class _View:
+    """Hears the guest's serial lines and nothing else."""
+
+    def __init__(self, watch: Stopwatch) -> None:
+        self._watch = watch
+
+    def serial(self, line: str) -> None:
+        """The guest printed `line`."""
+        self._watch.line(line)
+
+    def note(self, text: str) -> None:
+        """Not of interest."""
+
+    def detail(self, text: str) -> None:
+        """Not of interest."""
+
+    def finding(self, finding: Finding) -> None:
+        """Looked at in the end."""
+
+    def progress(self, counts: Counts, seconds: float) -> None:
+        """Not of interest."""
+
+    def hold(self, invitation: str) -> None:
+        """Never asked for."""

@@ -1,0 +1,70 @@
+"""How fast the rules judge, and whether they forget: a recorded boot, over and over."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from gdbext.events.row import Batch
+from gdbext.recording.reader import Recording
+from gdbext.rules.engine import Engine
+
+WARM: Final = 0.1
+"""Part of the events after which memory counts: caches and the ledger are then as large as they get."""
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """events: judged in all.  rate: events a second.  growth: bytes by which memory grew after the first WARM."""
+
+    events: int
+    rate: float
+    growth: int
+
+
+def pace(recording: Path, events: int) -> Pace:
+    """Judge the events of `recording` again and again until `events` have been, with all rules."""
+    opened = Recording(recording)
+    try:
+        batches = [batch.copy() for batch in opened.batches()]
+        engine = Engine(opened.header.policy, guest=opened.guest)
+    finally:
+        opened.close()
+    done, judging, warm = 0, 0.0, 0
+    for batch in _again(batches, events):
+        began = time.perf_counter()
+        engine.feed(batch)
+        judging += time.perf_counter() - began
+        done += len(batch)
+        if not warm and done >= events * WARM:
+            warm = _resident()
+    return Pace(done, done / judging, _resident() - warm)
+
+
+def _again(batches: list[Batch], events: int) -> Iterator[Batch]:
+    """The batches in turn, numbered on and on, until there were `events`."""
+    last = int(batches[-1]["seq"].max())
+    duration = int(batches[-1]["time"][-1] - batches[0]["time"][0]) + 1
+    done = turn = 0
+    while done < events:
+        for batch in batches:
+            yield batch
+            done += len(batch)
+            batch["seq"] += np.uint64(last)
+            batch["match"][batch["match"] != 0] += np.uint64(last)
+            batch["time"] += np.uint64(duration)
+            if done >= events:
+                return
+        turn += 1
+
+
+def _resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
