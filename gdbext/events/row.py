@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gdbext.arch.addresses import MASK64
 from gdbext.arch.registers import GPR64
 
 SCHEMA_VERSION: Final = 1
@@ -88,6 +89,10 @@ class Flag:
     FPU_OFF = 1 << 15  # CR0.TS is set: what the FPU registers hold need not be this context's (lazy switching)
 
 
+NOT_READ: Final = MASK64
+"""In the column ``tracked``: the variable could not be read."""
+
+
 class Field(NamedTuple):
     """One column: name, NumPy type code, C type, array length (1: scalar), meaning."""
 
@@ -162,7 +167,7 @@ FIELDS: Final[tuple[Field, ...]] = (
         "words of the frame's size, zero-extended: entry: from the frame's RIP word up; exit: from RSP up",
         STACK_WORDS,
     ),
-    _u64("tracked", "tracked variables of the profile, in its order", TRACKED_SLOTS),
+    _u64("tracked", "tracked variables of the profile, in its order; all ones: could not be read", TRACKED_SLOTS),
     _u64("addr", "store, tracked, gs-access: linear address; base: MSR number; idt: base"),
     _u64("value", "store, tracked: value; base, cr3: new value; idt: limit"),
     _u64("match", "exit: seq of the entry the source paired it with, 0 for none; switch-in likewise"),

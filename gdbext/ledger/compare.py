@@ -17,7 +17,7 @@ from gdbext.arch import flags as rf
 from gdbext.arch.addresses import CR3_ADDRESS_SPACE
 from gdbext.arch.registers import GPR64
 from gdbext.events.columns import Columns, Rows
-from gdbext.events.row import Flag, How
+from gdbext.events.row import NOT_READ, Flag, How
 
 U64 = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.uint32]
@@ -136,7 +136,9 @@ def differences(entries: Rows, exits: Rows, law: Law) -> Mask:
         lost = have_bases & user & (entries[name] != exits[name]) & ~(call & small)
         mark(name, _unless_asked(name, lost, entries, exits, call))
     for slot, bits in law.preserved:
-        mark(f"tracked{slot}", ((entries["tracked"][:, slot] ^ exits["tracked"][:, slot]) & np.uint64(bits)) != 0)
+        before, after = entries["tracked"][:, slot], exits["tracked"][:, slot]
+        read = (before != np.uint64(NOT_READ)) & (after != np.uint64(NOT_READ))
+        mark(f"tracked{slot}", read & (((before ^ after) & np.uint64(bits)) != 0))
     _mark_simd(entries, exits, user, mask)
     return mask
 

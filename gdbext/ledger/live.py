@@ -28,6 +28,10 @@ class Live:
     def _spanning(self) -> Batch:
         return self._find()
 
+    def resumed_later(self) -> Batch:
+        """Those that the exit's own batch resumes later."""
+        return self._spanning
+
     @cached_property
     def all(self) -> Batch:
         """All of them."""

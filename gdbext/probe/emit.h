@@ -110,9 +110,11 @@ static void fill_tracked(vcpu *v, ctx_row *row)
             at += kernel_active || !v->reg[REG_KERNEL_GS_BASE] ? row->gs_base : row->kernel_gs_base;
         }
         v->tracked_at[i] = at;
-        const uint8_t *bytes = vcpu_memory(v, at, size);
+        const uint8_t *bytes = vcpu_memory(v, at, size); /* none under the user's page tables, where they are apart */
         if (bytes) {
             memcpy(&row->tracked[i], bytes, size);
+        } else {
+            row->tracked[i] = UINT64_MAX;
         }
     }
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from gdbext.events.row import Batch, Flag
-from gdbext.ledger.compare import by_call, is_user, keys, may_change
+from gdbext.ledger.compare import Bools, by_call, is_user, keys, may_change
 from gdbext.ledger.pending import Pending
 
 INT_BYTES: Final = 2
@@ -37,7 +37,7 @@ class FastCalls:
 
     def forget_restarted(self, entry: Batch, pending: Pending) -> None:
         """Where `entry` (a batch of one) is such a call, the call that the ``int n`` behind it made is over."""
-        if is_fast(entry):
+        if is_fast(entry)[0]:
             behind = entry.copy()
             behind["rip"] += INT_BYTES
             for number in pending.find(int(keys(behind)[0])):
@@ -49,11 +49,12 @@ class FastCalls:
 
     def may_change(self, entry: Batch) -> int:
         """The mask of the registers that come back changed from the call `entry` (a batch of one); 0 for others."""
-        if not is_fast(entry):
+        if not is_fast(entry)[0]:
             return 0
         return _STUB_POPS if self._stub else _EXIT_TAKES
 
 
-def is_fast(entry: Batch) -> bool:
-    """True if the entry (a batch of one) is such a call."""
-    return bool(by_call(entry)[0] and entry["flags"][0] & Flag.LINEAR32)
+def is_fast(entries: Batch) -> Bools:
+    """True where the entry is such a call."""
+    fast: Bools = by_call(entries) & ((entries["flags"] & Flag.LINEAR32) != 0)
+    return fast

@@ -7,11 +7,14 @@ its turn is never resumed. A frame at the same place for the same RSP has overwr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
+import numpy as np
+
 from gdbext.arch import vectors
-from gdbext.events.row import Batch, Flag, How
-from gdbext.ledger.compare import BIT, GPR_BITS, Law, differences, is_user
+from gdbext.events.row import Batch, Flag, How, concat
+from gdbext.ledger.compare import BIT, GPR_BITS, Bools, Law, differences, is_user
 from gdbext.ledger.pending import Pending
 from gdbext.rules.policy import Policy
 
@@ -26,22 +29,26 @@ class KernelFrames:
         self._pending = pending
         self._policy = policy
 
-    def take_owner(self, row: Batch, exact: Batch | None) -> Batch | None:
-        """The newest pending context whose frame the iret `row` (a batch of one) pops, with all that it overwrote.
+    def take_owner(self, row: Batch, exact: Batch | None, resumed_later: Callable[[], Batch]) -> Batch | None:
+        """The newest context whose frame the iret `row` (a batch of one) pops, with all that it overwrote.
 
-        None if it is not newer than `exact`, the context at the same RIP, or the exit does not go to kernel code.
+        resumed_later: gives the contexts that the batch at hand pairs with later exits: what was fixed up may be taken
+        for one that comes back later, with the same registers.  None if the owner is not newer than `exact`, the
+        context at the same RIP, or the exit does not go to kernel code.
         """
         if int(row["how"][0]) != How.IRET or bool(is_user(row)[0]):
             return None
         numbers = self._pending.at_frame(int(row["mode"][0]), int(row["frame"][0]))
         rows = self._pending.rows(numbers)
-        mine = (rows["rsp"] == row["rsp"]) & ~is_user(rows) & ((rows["flags"] & Flag.IST) == 0)
-        owners = [(number, rows[at : at + 1]) for at, number in enumerate(numbers) if mine[at]]
-        if not owners or (exact is not None and owners[0][1]["seq"][0] < exact["seq"][0]):
+        waiting = _on_this_frame(rows, row)
+        later = resumed_later()
+        owner = concat((later[_on_this_frame(later, row)][-1:], rows[waiting][:1]))
+        owner = owner[np.argsort(owner["seq"])][-1:]
+        if not len(owner) or (exact is not None and owner["seq"][0] < exact["seq"][0]):
             return None
-        for number, _ in owners:
-            self._pending.take(number)
-        return owners[0][1]
+        for at in np.flatnonzero(waiting):
+            self._pending.take(numbers[at])
+        return owner
 
     def lost(self, entry: Batch, row: Batch, law: Law) -> int:
         """The mask of what the exit `row` did not bring back of `entry`, what a fixup may change left out."""
@@ -58,3 +65,10 @@ class KernelFrames:
         return vectors.is_exception(vector) and (
             fixups is None or fixups.lead(vector, int(entry["rip"][0]), int(row["rip"][0]))
         )
+
+
+def _on_this_frame(rows: Batch, row: Batch) -> Bools:
+    """True for interrupted kernel code whose frame lies where the exit `row` pops its own, for the same RSP."""
+    here = (rows["frame"] == row["frame"]) & (rows["rsp"] == row["rsp"]) & (rows["mode"] == row["mode"])
+    ours: Bools = here & ~is_user(rows) & ((rows["flags"] & Flag.IST) == 0)
+    return ours

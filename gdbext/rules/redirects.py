@@ -11,9 +11,12 @@ from typing import Final
 
 import numpy as np
 
+from gdbext.arch.registers import GPR64
 from gdbext.events.columns import Columns, Rows
 from gdbext.events.row import Batch, Flag, How, Kind
-from gdbext.ledger.compare import BIT, Bools, is_call, is_user, space
+from gdbext.ledger.compare import BIT, Bools, gprs, is_call, is_user, space
+from gdbext.rules.fastcalls import INT_BYTES, is_fast
+from gdbext.rules.history import History
 from gdbext.rules.policy import Calls, Policy
 
 BEGINNINGS: Final = 1024
@@ -59,6 +62,26 @@ class Redirects:
             return False
         own = live[(space(live) == space(row)) & (live["fs_base"] == row["fs_base"]) & is_user(live)][-1:]
         return bool(len(own) and own["seq"][0] > after and _made(own, calls)[0])
+
+    def cloned(self, row: Batch, history: History) -> bool:
+        """True if the exit `row` begins a thread that a call made for its caller's address space.
+
+        Such a thread has the registers of the call, which may have returned to its caller since, but for the results
+        and the stack pointer. (A call returns once: what comes again is another thread.)
+        """
+        if not bool(is_user(row)[0]):
+            return False
+        past = history.before(int(row["seq"][0]))
+        rip = past["rip"] + np.uint64(INT_BYTES) * is_fast(past)
+        kin = (past["kind"] == Kind.ENTRY) & is_call(past) & (rip == row["rip"]) & (space(past) == space(row))
+        calls = past[kin & (past["rsp"] != row["rsp"])]
+        changed = gprs(calls) != gprs(row)
+        changed[:, [GPR64.index(name) for name in (*self._policy.syscall_returns, "rsp")]] = False
+        like = calls[~changed.any(axis=1)][-1:]
+        if not len(like):
+            return False
+        returned = (past["kind"] == Kind.EXIT) & (past["rsp"] == like["rsp"]) & (past["rip"] == row["rip"])
+        return bool((returned & (past["seq"] > like["seq"])).any())
 
     def began(self, row: Batch) -> None:
         """The exit `row` begins a context that nothing known was interrupted in."""

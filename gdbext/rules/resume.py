@@ -85,7 +85,7 @@ class ResumeJudge:
     def _judge_exit(self, row: Batch, key: int, live: Live, suspicious: bool) -> Iterator[Judged]:
         entry, mask = self._take_exact(row, key)
         match = "exact"
-        owner = self._frames.take_owner(row, entry) if entry is None or mask else None
+        owner = self._frames.take_owner(row, entry, live.resumed_later) if entry is None or mask else None
         if owner is not None:
             entry, mask, match = owner, self._frames.lost(owner, row, self._law), "nearest"
         if entry is None:
@@ -109,7 +109,7 @@ class ResumeJudge:
         numbers = self._pending.find(key)
         back = self._fast.returns_to(row)
         calls = self._pending.find(back[1]) if back is not None else []
-        calls = [number for number in calls if is_fast(self._pending.rows([number]))]
+        calls = [number for number in calls if is_fast(self._pending.rows([number]))[0]]
         if not numbers and not calls:
             return None, 0
         rows = self._pending.rows(numbers + calls)
@@ -139,7 +139,7 @@ class ResumeJudge:
             if again:
                 yield again[0], row, again[1]
                 return
-            if len(live.alike):
+            if len(live.alike) and not self._redirects.cloned(row, self._history):
                 others = self._with_owner_of_rsp(row, live.all)
                 near = self._nearest(row, others)
         if near:

@@ -13,7 +13,7 @@ import numpy as np
 
 from gdbext.arch import flags as rf
 from gdbext.events.columns import Columns
-from gdbext.events.row import Batch, Flag, Kind
+from gdbext.events.row import NOT_READ, Batch, Flag, Kind
 from gdbext.ledger.compare import is_user
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
@@ -37,8 +37,10 @@ class StateJudge:
         user = is_user(batch)
         settled = user | ((batch["rflags"] & rf.IF) != 0)
         for slot, variable, must in self._rules:
-            value = batch["tracked"][:, slot] & np.uint64(variable.mask)
+            held = batch["tracked"][:, slot]
+            value = held & np.uint64(variable.mask)
             broken = (value != np.uint64(must.value)) if must.equal else (value == np.uint64(must.value))
+            broken &= held != np.uint64(NOT_READ)
             for index in np.flatnonzero(entries & settled & (user == must.in_user) & broken):
                 row = batch.row(int(index))
                 judged.append((_contradicts(row, variable, must.value, int(value[index]), must.equal), row, None))

@@ -39,6 +39,13 @@ def test_a_fixup_to_where_another_copy_faulted() -> None:
     assert codes(*first, *again[:1], leave(TAIL | OTHER, r13=5, r14=6, r15=7)) == [("CW101", "r13,r14,r15")]
 
 
+def test_a_fixup_that_comes_again_with_the_same_registers() -> None:
+    """The second fixup resumes, bit for bit, what faulted in the first copy's tail."""
+    known = linked((COPY["rip"], TAIL["rip"]), (TAIL["rip"], TAIL["rip"] + 8))
+    copy = [lambda: fault(COPY), lambda: leave(TAIL), lambda: fault(TAIL), lambda: leave(TAIL, rip=TAIL["rip"] + 8)]
+    assert codes(*(step() for _ in range(6) for step in copy), policy=known) == []
+
+
 def test_a_fixup_may_set_two_registers() -> None:
     assert codes(fault(COPY), leave(TAIL, rax=-14 & 0xFFFFFFFFFFFFFFFF, rcx=3)) == []
 

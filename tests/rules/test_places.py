@@ -10,7 +10,7 @@ import pytest
 
 from gdbext.arch import flags as rf
 from gdbext.arch.registers import MSR_FMASK
-from gdbext.events.row import ROW, Batch
+from gdbext.events.row import NOT_READ, ROW, Batch
 from gdbext.rules.engine import Engine
 from gdbext.rules.policy import Implication, Policy, Tracked
 from tests.rules.rows import KERNEL_RIP, How, Kind, batch, context, entry, exit_, stamp
@@ -121,14 +121,6 @@ def test_landing_on_the_stack_of_another_thread() -> None:
     assert found(*own, *landing(3, 0x2000), *landing(2, 0x2000)) == []
 
 
-def test_landing_on_the_stack_of_suspended_kernel_code() -> None:
-    own = landing(1, 0x1000, 6)
-    kernel = context(9, user=False, rsp=0x8F00)
-    assert found(*own, entry(kernel), *landing(1, 0x8FD8)) == ["CW303"]
-    assert found(*own, entry(kernel), exit_(kernel), *landing(1, 0x8FD8)) == []  # it runs on, or is gone
-    assert found(entry(kernel), *own, *landing(1, 0x8FD8)) == []  # nothing was seen of it since
-
-
 def test_stack_shared_by_threads_is_never_judged() -> None:
     rows = [row for _ in range(8) for n in (1, 2, 3) for row in landing(n, 0x1000)]
     assert found(*rows, *landing(1, 0x2000, 8), *landing(1, 0x1000, 8)) == []
@@ -153,6 +145,12 @@ def test_tracked_variable_must_come_back() -> None:
     policy, ctx = Policy(tracked=(STATE,)), context()
     assert found(state(entry(ctx), 1), state(exit_(ctx), 1), policy=policy) == []
     assert found(state(entry(ctx), 1), state(exit_(ctx), 0), policy=policy) == ["CW701"]
+
+
+def test_a_variable_that_could_not_be_read_shows_nothing() -> None:
+    policy, ctx = Policy(tracked=(STATE,)), context()
+    assert found(state(entry(ctx), NOT_READ), state(exit_(ctx), 1), policy=policy) == []
+    assert found(state(entry(ctx), 1), state(exit_(ctx), NOT_READ), policy=policy) == []
 
 
 def test_state_contradiction_only_once_entry_is_finished() -> None:

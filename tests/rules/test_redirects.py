@@ -102,3 +102,13 @@ def test_32_bit_handlers_replace_the_tls_selector_s_base_too() -> None:
     ctx = context(1)
     rows = [entry(ctx, **flags), call(ctx, 173, How.SOFT, **flags), exit_(ctx | {"rdx": 7, "gs_base": 5}, **flags)]
     assert codes(*rows, policy=LINUX) == []
+
+
+def test_a_clone_s_new_thread_is_not_its_maker_interrupted_at_the_same_place() -> None:
+    """The first thread ever made: nothing is known to begin there yet."""
+    maker = context(3)
+    made = [entry(maker, How.SYSCALL), exit_(maker | {"rax": 77}, How.SYSRET), entry(maker | {"rax": 77})]
+    thread = exit_(maker | {"rsp": 0x600000, "rax": 0})
+    assert codes(*made, thread) == []
+    assert codes(*made[2:], thread) == [("CW101", "rax,rsp")]
+    assert codes(*made, exit_(maker | {"rsp": 0x600000, "rax": 0, "rbx": 5})) == [("CW101", "rax,rbx,rsp")]

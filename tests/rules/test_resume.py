@@ -9,7 +9,7 @@ from gdbext.events.row import Batch
 from gdbext.rules.engine import Engine
 from gdbext.rules.fixups import Fixups
 from gdbext.rules.policy import Policy
-from tests.rules.rows import Flag, How, batch, context, entry, exit_
+from tests.rules.rows import Flag, How, batch, context, entry, exit_, stamp
 
 FRAME = 0xFFFFFFFF80300000
 
@@ -19,7 +19,7 @@ def codes(*rows: Batch, policy: Policy | None = None) -> list[tuple[str, str | N
     whole = batch(*rows)
     crowd = [r for n in range(50, 70) for r in (entry(context(n)), exit_(context(n)))]
     results = []
-    for feeds in ([whole], [whole[i : i + 1] for i in range(len(whole))], [batch(*crowd, *rows)]):
+    for feeds in ([whole], [whole[i : i + 1] for i in range(len(whole))], [stamp(batch(*crowd, *rows))]):
         engine = Engine(policy)
         for feed in feeds:
             engine.feed(feed)
