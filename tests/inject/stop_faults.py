@@ -17,14 +17,26 @@ _OFFSETS: Final = {"rip": 0, "cs": 1, "rflags": 2, "rsp": 3, "ss": 4}
 
 
 def run_to_exit(scene: Scene, path: str) -> int:
-    """Run to such an exit, its address; the vCPU that stands there is the selected one. Raises NotHere."""
+    """Run to such an exit, its address; the vCPU that stands there is the selected one. Raises NotHere.
+
+    An iret is one that resumes what an interrupt or exception interrupted: of a new context nobody knows what it should
+    be.
+    """
     leaving = scene.leaving(path)
 
     def wanted(_: int) -> bool:
         if path == SYSCALL:
             return True
         serialises = path == KERNEL and _frame_word(scene, "rip") == leaving + 2
-        return (_frame_word(scene, "cs") & 3 == 3) == (path == USER) and not serialises
+        if (_frame_word(scene, "cs") & 3 == 3) != (path == USER) or serialises:
+            return False
+        scene.live.catch_up()
+        waiting = scene.live.engine.pending()
+        resumed = (waiting["rip"] == _frame_word(scene, "rip")) & ~is_call(waiting)
+        here = waiting["frame"] == scene.stub.register("rsp")
+        if path == USER or scene.word == 8:  # the frame holds an RSP
+            here = waiting["rsp"] == _frame_word(scene, "rsp")
+        return bool((resumed & here).any())
 
     if scene.live.run_to(leaving, wanted) is None:
         raise NotHere(f"no return to {path} code came in time")
