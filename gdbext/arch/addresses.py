@@ -10,6 +10,8 @@ MASK32: Final = 0xFFFF_FFFF
 CR3_ADDRESS_SPACE: Final = 0x000F_FFFF_FFFF_E000
 """CR3 bits that name an address space: without the PCID (bits 0–11) and without bit 12, which page-table isolation
 flips between the user's and the kernel's copy of the same tables, and without bit 63 (no flush)."""
+CR3_TABLES: Final = 0x000F_FFFF_FFFF_F000
+"""CR3 bits that are the address of the page tables, bit 12 included."""
 
 
 def is_canonical(address: int, bits: int = 48) -> bool:

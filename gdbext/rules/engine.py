@@ -87,7 +87,7 @@ class Engine:
             SelectorJudge(),
             SwitchJudge(),
             NestingJudge(self.policy),
-            LandingJudge(self.history),
+            LandingJudge(),
             SuspendedStackJudge(),
             StateJudge(self.policy),
             CodeJudge(self.guest),
@@ -149,6 +149,7 @@ class Engine:
                 extra = self._explainer.complete(finding)
                 new += [finding, *self._collect((more, row, entry) for more in extra)]
                 self._scenes.add(finding)
+                self._share_writer(finding)
                 continue
             known.count += 1
             if self._explainer.could_say_more(known):
@@ -156,7 +157,17 @@ class Engine:
                 if finding.writer is not None:
                     new += self._collect((more, row, entry) for more in extra)
             known.learn_writer(finding, draft.cause)
+            self._share_writer(finding)
         return self._in_order(new)
+
+    def _share_writer(self, finding: Finding) -> None:
+        """Who overwrote one thread's frame is taken for who overwrote the same word of the others'."""
+        if finding.code != "CW302":
+            return
+        alike = [f for f in self._found.values() if f.code == "CW302" and f.field == finding.field]
+        for seen in [f for f in alike if f.writer is not None][:1]:
+            for other in alike:
+                other.learn_writer(seen)
 
     def _in_order(self, findings: Iterable[Finding]) -> list[Finding]:
         """Those of `findings` that were asked for, in order."""

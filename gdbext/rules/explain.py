@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+import numpy as np
+
 from gdbext.arch import vectors
 from gdbext.arch.frames import FRAME_FIELDS
+from gdbext.arch.registers import GPR64
 from gdbext.code.compare import Kind as Fact
 from gdbext.code.compare import Statement
 from gdbext.events.row import Batch, Flag, Kind
-from gdbext.ledger.compare import FIELD_BITS, is_call
+from gdbext.ledger.compare import FIELD_BITS, agreement, is_call, is_user
 from gdbext.rules.areas import AreaJudge, Write
 from gdbext.rules.codes import ERROR
 from gdbext.rules.draft import Draft
@@ -68,20 +71,23 @@ class Explainer:
         if beyond is not None:
             return [beyond]
         skipped = self._paths.stores(entry, row, fields[0])
-        said = self._add_path(finding, statements, fields, skipped)
+        told = self._add_path(finding, statements, fields, skipped)
+        forgotten = any(_not_stored(statement) for statement in told)
         seen = self._add_when_seen(finding, entry, fields[0])
         extra = []
         if clash is not None:
             extra.append(_clash(clash, finding))
-        elif stale or (finding.code == "CW101" and (skipped if said else seen)):
+        elif stale or (finding.code == "CW101" and (skipped if forgotten else seen and not told)):
             why = stale or f"{fields[0]} was not stored by this save"
             extra.append(_stale(finding, why, _CAUSE if skipped else _CONSEQUENCE))
         if not extra:
             extra += self._overwritten(finding, entry, row, fields)
         return extra
 
-    def _add_path(self, finding: Finding, statements: list[Statement], fields: list[str], skipped: bool) -> bool:
-        """Say what the code does with the fields: never stored (but `skipped`: on another way it is), other slot,
+    def _add_path(
+        self, finding: Finding, statements: list[Statement], fields: list[str], skipped: bool
+    ) -> list[Statement]:
+        """Say what the code does wrong with the fields: never stored (but `skipped`: on another way it is), other slot,
         exchanged."""
         told = [s for s in statements if s.fault and set(s.fields) & set(fields)]
         for statement in told[:2]:
@@ -89,7 +95,7 @@ class Explainer:
             finding.cause += f". {text[:1].upper()}{text[1:]}"
             if finding.slot is None and statement.word is not None:
                 finding.slot = f"slot {statement.word}"
-        return bool(told)
+        return told
 
     def _add_writer(self, finding: Finding, entry: Batch, field: str) -> str:
         """Say who wrote the slot last; why the slot is stale, if that was before the context was interrupted."""
@@ -144,13 +150,14 @@ class Explainer:
     def _overwritten(self, finding: Finding, entry: Batch, row: Batch, fields: list[str]) -> list[Draft]:
         """CW302 where all that came back wrong is words of the CPU's own frame, which the exit pops in place or the
         paths copy there and back: `finding` becomes it where no register but RIP and RSP was lost."""
-        if not set(fields) <= set(FRAME_FIELDS) or finding.code == "CW603" or not int(entry["frame"][0]):
+        elsewhere = not set(fields) <= set(FRAME_FIELDS) or int(agreement(entry, row)[0][0]) < len(GPR64) - 1
+        if elsewhere or finding.code == "CW603" or not int(entry["frame"][0]):
             return []
         change = self._frames.change(entry, row, fields[0])
         in_place = self._paths.frame_in_place(entry, row) is True
         if change is None and not in_place and not self._copied(finding, entry, row, fields):
             return []
-        self._frames.follow(entry)
+        self._follow(entry, row)
         draft = _overwritten(finding, fields, in_place)
         if change is not None:
             symbol = self._guest.symbol(change.pc)
@@ -160,6 +167,14 @@ class Explainer:
             finding.code, finding.cause, finding.look_at = draft.code, draft.cause, draft.look_at
             return []
         return [draft]
+
+    def _follow(self, entry: Batch, row: Batch) -> None:
+        """Have the stores into this frame seen from now on, and into those of the other threads entered of late."""
+        past = self._history.before(int(row["seq"][0]))
+        past = past[(past["kind"] == Kind.ENTRY) & (past["frame"] != 0) & is_user(past)]
+        others = np.unique(past["frame"], return_index=True)[1].tolist()
+        for frame in (entry, *(past[at : at + 1] for at in others)):
+            self._frames.follow(frame)
 
     def _copied(self, finding: Finding, entry: Batch, row: Batch, fields: list[str]) -> bool:
         """True if the save copied a wrong word: the paths are right, and the slot, if it is watched, holds what it was

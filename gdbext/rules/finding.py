@@ -114,7 +114,7 @@ class Finding:
         """Equal findings (same code, field and path) have equal keys and are shown once with a count."""
         return (self.code, self.field, self.pc, self.handler)
 
-    def learn_writer(self, again: Finding, known: str) -> None:
+    def learn_writer(self, again: Finding, known: str = "") -> None:
         """Take over slot and writer from `again`, an equal finding of a later event, whose cause began with `known`."""
         if self.writer is not None or again.writer is None:
             return

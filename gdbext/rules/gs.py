@@ -82,23 +82,25 @@ class GsJudge:
             (relevant, np.flatnonzero(crossing), "kernel_gs_base"),
             (relevant, np.flatnonzero(nested), "gs_base"),
         ]
-        judged: list[Judged] = []
         cpus = relevant["cpu"]
-        for cpu in np.unique(cpus):
-            mine = np.flatnonzero(cpus == cpu)
-            judged += self._one_cpu(int(cpu), relevant.take(mine), parity[mine])
-        return judged
+        positions = {int(cpu): np.flatnonzero(cpus == cpu) for cpu in np.unique(cpus)}
+        lines = {cpu: self._line(cpu, relevant.take(mine), parity[mine]) for cpu, mine in positions.items()}
+        for line in lines.values():  # of all CPUs first: what one shows holds for the others from then on
+            self._learn(line)
+        return [judged for cpu, line in lines.items() for judged in self._one_cpu(cpu, line)]
 
     def parity_of(self, cpu: int) -> int:
         """The parity of a CPU after the last event: USER, KERNEL or UNKNOWN."""
         return self._count.after(cpu)
 
-    def _one_cpu(self, cpu: int, rows: Columns, parity: Parity) -> list[Judged]:
+    def _line(self, cpu: int, rows: Columns, parity: Parity) -> _Line:
         old, old_parity = self._carried.get(cpu, (rows.rows[:0], parity[:0]))
         fresh = np.arange(len(old) + len(rows)) >= len(old)
         line = _Line(Joined(old, rows), np.concatenate((old_parity, parity)), fresh)
         self._carried[cpu] = line.rows.last(LOOK_BACK), line.parity[-LOOK_BACK:]
-        self._learn(line)
+        return line
+
+    def _one_cpu(self, cpu: int, line: _Line) -> list[Judged]:
         judged: list[Judged] = []
         on_user_stack = self._on_user_stack(line, cpu)
         for index in np.flatnonzero((self._odd(line) | on_user_stack) & line.fresh).tolist():
@@ -114,14 +116,12 @@ class GsJudge:
         each with the event that showed it."""
         rows, parity = line.rows, line.parity
         before, before_parity = line.back()
-        if self._swaps_since is None:
-            swaps = (rows["kind"] == Kind.SWAPGS) & (before["kind"] == Kind.ENTRY) & is_user(before)
-            hits = np.flatnonzero(swaps)
-            if len(hits):
-                self._swaps_since = int(rows["seq"][hits[0]])
         hits = np.flatnonzero(
             (rows["kind"] == Kind.SWAPGS) & (before["kind"] == Kind.ENTRY) & is_user(before) & line.fresh
         )
+        if len(hits):
+            first_swap = int(rows["seq"][hits[0]])
+            self._swaps_since = min(self._swaps_since or first_swap, first_swap)
         for pc, first in zip(*np.unique(rows["pc"][hits], return_index=True), strict=True):
             self._entry_swaps.setdefault(int(pc), int(rows["seq"][hits[first]]))
         good = (before["kind"] == Kind.SWAPGS) & (before_parity == KERNEL) & (parity == USER)

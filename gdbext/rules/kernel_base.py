@@ -11,10 +11,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from gdbext.arch.addresses import is_canonical, is_high_half
+from gdbext.arch.addresses import CR3_TABLES, is_canonical, is_high_half
 from gdbext.events.columns import Columns
-from gdbext.events.row import Batch, Flag
-from gdbext.ledger.compare import space
+from gdbext.events.row import Batch, Flag, Kind
+from gdbext.ledger.compare import is_user
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 from gdbext.rules.gs import GsJudge
@@ -56,7 +56,7 @@ class KernelBaseJudge:
             fit = (rows["seq"] > since) & ((rows["flags"] & missing) == 0) & (rows["mode"] == 64)
             index = index[fit[index]]
             part = rows.take(index)
-            parts.append(np.stack((part["cpu"].astype(np.uint64), part[column], space(part)), axis=1))
+            parts.append(np.stack((part["cpu"].astype(np.uint64), part[column], _page_tables(part)), axis=1))
             positions.append(index)
         at_rows = np.concatenate(positions) if positions else np.zeros(0, np.intp)
         if not len(at_rows):
@@ -118,6 +118,14 @@ class KernelBaseJudge:
         cause = f"the base that swapgs will make the kernel's is {base:#x}, {why}"
         look = "where KERNEL_GS_BASE (MSR C0000102h) is loaded for this CPU, and who cleared or leaked it"
         return [Draft("CW205", cause, look, (Difference("kernel_gs_base", 0, base),))]
+
+
+def _page_tables(rows: Columns) -> npt.NDArray[np.uint64]:
+    """The page tables that user code was interrupted under, 0 where it was not. (Page-table isolation gives a thread
+    two; at its entries it is always the same one.)"""
+    entered = (rows["kind"] == Kind.ENTRY) & is_user(rows)
+    tables: npt.NDArray[np.uint64] = np.where(entered, rows["cr3"] & np.uint64(CR3_TABLES), np.uint64(0))
+    return tables
 
 
 def _distinct(triples: Triples) -> tuple[Triples, Triples, Triples]:

@@ -14,17 +14,14 @@ from typing import Final
 import numpy as np
 
 from gdbext.events.columns import Array, Columns
-from gdbext.events.row import Batch, Flag, Kind
+from gdbext.events.row import Flag, Kind
 from gdbext.ledger.compare import Bools, is_user, space
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
-from gdbext.rules.history import History
 
 STEADY: Final = 5
 """Entries at one address after which it counts as a thread's own."""
 CAPACITY: Final = 4096
-STACK_BYTES: Final = 16384
-"""A kernel stack is no larger than this."""
 _LOOK: Final = "who writes RSP0 of the TSS (ESP0): on every switch, before the first return to user mode"
 
 Thread = tuple[int, int]
@@ -42,8 +39,7 @@ class _Own:
 class LandingJudge:
     """Learns where each thread's frames land and judges the ones that land on another's."""
 
-    def __init__(self, history: History) -> None:
-        self._history = history
+    def __init__(self) -> None:
         self._own: dict[Thread, _Own] = {}
         self._owner: dict[int, Thread | None] = {}
         self._suspected: dict[Thread, Judged] = {}
@@ -64,9 +60,7 @@ class LandingJudge:
                 own.count += 1
                 continue
             owner = self._landlord(thread, own, frame)
-            if own is not None and self._on_suspended_stack(thread, own, rows.row(at)):
-                judged.append((_on_kernel_thread(thread, own.frame, frame), rows.row(at), None))
-            elif owner is None or own is None:
+            if owner is None or own is None:
                 self._settle(thread, frame)
             else:
                 row = rows.row(at).copy()
@@ -100,25 +94,6 @@ class LandingJudge:
             return None
         return owner
 
-    def _on_suspended_stack(self, thread: Thread, own: _Own, row: Batch) -> bool:
-        """True if kernel code that was interrupted since the thread's last right landing is suspended on this stack.
-
-        (Interrupted since: it was alive then. A stack taken over from a dead thread has seen nothing since.)
-        """
-        if own.count < STEADY or self._owner.get(own.frame) != thread:
-            return False
-        past = self._history.before(int(row["seq"][0]))
-        entries = past[past["kind"] == Kind.ENTRY]
-        mine = entries[is_user(entries) & (space(entries) == np.uint64(thread[0])) & (entries["frame"] == own.frame)]
-        if not len(mine):
-            return False
-        depth = row["frame"] - entries["rsp"]
-        there = entries[~is_user(entries) & (depth < STACK_BYTES) & (entries["seq"] > mine["seq"][-1])][-1:]
-        if not len(there):
-            return False
-        after = past[(past["seq"] > there["seq"][0]) & (past["kind"] == Kind.EXIT) & (past["rsp"] == there["rsp"][0])]
-        return not len(after)
-
     def _settle(self, thread: Thread, frame: int) -> None:
         if len(self._own) >= CAPACITY:
             self._own.clear()
@@ -133,14 +108,6 @@ def _landings(batch: Columns) -> Bools:
     chosen = (batch["kind"] == Kind.ENTRY) & is_user(batch) & (batch["frame"] != 0)
     landings: Bools = chosen & ((batch["flags"] & (Flag.IST | Flag.UNREADABLE)) == 0)
     return landings
-
-
-def _on_kernel_thread(thread: Thread, expected: int, frame: int) -> Draft:
-    cause = (
-        f"the thread with CR3 {thread[0]:#x} landed at {frame:#x}, on a stack on which interrupted kernel code is "
-        f"suspended; its own stack's frames are at {expected:#x}"
-    )
-    return Draft("CW303", cause, _LOOK, (Difference("frame", expected, frame),))
 
 
 def _wrong_stack(thread: Thread, owner: Thread, expected: int, frame: int) -> Draft:

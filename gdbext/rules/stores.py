@@ -7,6 +7,7 @@ that the next time it happens the store is seen. The source is asked to watch it
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from typing import Final
 
 import numpy as np
@@ -36,24 +37,33 @@ class FrameStores:
         self._words: dict[int, deque[Write]] = {}
         self.spans: dict[int, int] = {}
         """First byte of each frame followed, and the one behind it."""
+        self._now: Columns | None = None
+        """The batch at hand."""
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Note the stores of a batch; nothing is judged."""
-        if self._words:
-            for index in np.flatnonzero(batch["kind"] == Kind.STORE):
-                word = self._words.get(int(batch["addr"][index]))
-                if word is not None:
-                    row = batch.row(int(index))
-                    word.append(Write(*(int(row[name][0]) for name in ("seq", "cpu", "pc", "value"))))
+        self._now = batch
+        self._note(self._words)
         return []
+
+    def _note(self, words: Collection[int]) -> None:
+        """Take the stores of the batch at hand into `words`."""
+        if self._now is None or not words:
+            return
+        wanted = np.isin(self._now["addr"], np.array(list(words), np.uint64)) & (self._now["kind"] == Kind.STORE)
+        for index in np.flatnonzero(wanted):
+            row = self._now.row(int(index))
+            write = Write(*(int(row[name][0]) for name in ("seq", "cpu", "pc", "value")))
+            self._words[int(row["addr"][0])].append(write)
 
     def follow(self, entry: Batch) -> None:
         """Keep, from now on, the stores into the frame of the ENTRY row `entry` (a batch of one)."""
         start, end = frame_span(entry)
         if start and start not in self.spans and len(self.spans) < MAX_FRAMES:
             self.spans[start] = end
-            for at in range(start, end, word_size(int(entry["mode"][0]))):
-                self._words.setdefault(at, deque(maxlen=KEPT))
+            words = set(range(start, end, word_size(int(entry["mode"][0])))) - self._words.keys()
+            self._words |= {at: deque(maxlen=KEPT) for at in words}
+            self._note(words)
 
     def change(self, entry: Batch, leaving: Batch, field: str) -> Write | None:
         """The first store that put what `leaving` resumes as `field` into the frame of `entry`; None if unseen."""

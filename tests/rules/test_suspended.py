@@ -1,0 +1,72 @@
+"""CW303: an entry from user mode on the stack that a suspended thread has left its frames on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gdbext.events.row import ROW, Batch
+from gdbext.rules.engine import Engine
+from tests.rules.rows import How, Kind, batch, context, entry, exit_, stamp
+
+TOP = 0xFFFF_8000_0010_0000
+STACK = 0x3000
+FRAME = TOP - 40
+
+
+def found(*rows: Batch) -> list[str]:
+    """The codes found, however the rows are cut into batches."""
+    every, whole, single = stamp(batch(*rows)), Engine(), Engine()
+    whole.feed(every)
+    for at in range(len(every)):
+        single.feed(every[at : at + 1])
+    codes = [finding.code for finding in whole.findings]
+    assert codes == [finding.code for finding in single.findings]
+    return codes
+
+
+def enters(thread: int, frame: int) -> Batch:
+    return entry(context(thread), frame=frame)
+
+
+def returns(thread: int, frame: int) -> Batch:
+    return exit_(context(thread), frame=frame)
+
+
+def switch(kind: int, rsp: int) -> Batch:
+    row = np.zeros(1, ROW)
+    row["kind"], row["mode"], row["rsp"] = kind, 64, rsp
+    return row
+
+
+def sleeps(thread: int, frame: int) -> tuple[Batch, ...]:
+    """A thread that is known by its frames makes a system call and switches away in it."""
+    call = entry(context(thread, rip=0x401000), How.SYSCALL, frame=0)
+    return enters(thread, frame), returns(thread, frame), call, switch(Kind.SWITCH_OUT, frame - 0x40)
+
+
+def wakes(frame: int) -> Batch:
+    return switch(Kind.SWITCH_IN, frame - 0x40)
+
+
+def test_landing_on_the_stack_of_a_thread_that_lives() -> None:
+    assert found(*sleeps(1, FRAME), enters(2, FRAME), returns(2, FRAME), wakes(FRAME)) == ["CW303"]
+
+
+def test_a_stack_in_use_again_after_its_thread_has_ended() -> None:
+    assert found(*sleeps(1, FRAME), enters(2, FRAME), returns(2, FRAME)) == []
+    again = *sleeps(2, FRAME), wakes(FRAME)
+    assert found(*sleeps(1, FRAME), *again) == []
+
+
+def test_the_neighbour_s_stack_is_another_one() -> None:
+    assert found(*sleeps(1, FRAME), enters(2, FRAME + STACK), returns(2, FRAME + STACK), wakes(FRAME)) == []
+
+
+def test_the_thread_s_own_return_comes_after_it_goes_on() -> None:
+    assert found(*sleeps(1, FRAME), wakes(FRAME), returns(1, FRAME), enters(1, FRAME)) == []
+
+
+def test_a_kernel_thread_s_stack_has_no_frames_of_user_code() -> None:
+    away = enters(1, FRAME), switch(Kind.SWITCH_OUT, FRAME - 0x40), switch(Kind.SWITCH_IN, FRAME - STACK - 0x40)
+    kernel = switch(Kind.SWITCH_OUT, FRAME - STACK - 0x40), enters(2, FRAME - STACK), wakes(FRAME - STACK)
+    assert found(*away, *kernel) == []
