@@ -107,6 +107,10 @@ def _moves() -> Iterator[Fault]:
         yield Fault(f"switch-drop-{part}-{name}", says, partial(drop_in_switch, part, name), bits)
 
 
+_BITS: Final = 0x5A5A000
+"""Turned over in registers."""
+
+
 def _frames() -> Iterator[Fault]:
     for path, table in ((USER, _USER_FLAGS), (KERNEL, _KERNEL_FLAGS), (SYSCALL, _USER_FLAGS)):
         for name, bit, codes in table:
@@ -140,13 +144,13 @@ def _frames() -> Iterator[Fault]:
     for path in (USER, SYSCALL):
         for name, code in (("fs_base", "CW104"), ("gs_base", "CW204")):
             says = f"the user's {name} is another at the return"
-            yield Fault(f"{path}-{name}", says, partial(change_register, path, name, (code,)), (64,))
+            yield Fault(f"{path}-{name}", says, partial(change_register, path, name, _BITS, (code,)), (64,))
         lost: Names = ("CW101", "CW106") if path == USER else ("CW106",)
-        yield Fault(f"{path}-rbx", "RBX is another at the return", partial(change_register, path, "rbx", lost))
-    yield Fault(
-        "kernel-gs-base", "the kernel's GS base is another at a return to user code",
-        partial(change_register, USER, "k_gs_base", ("CW205",)), (64,),
-    )  # fmt: skip
+        yield Fault(f"{path}-rbx", "RBX is another at the return", partial(change_register, path, "rbx", _BITS, lost))
+    for name, bits in (("user", 0xFFFF << 48), ("noncanonical", 1 << 62)):
+        says = f"the kernel's GS base is {'in the user half' if name == 'user' else 'not canonical'} at a return"
+        apply = partial(change_register, USER, "k_gs_base", bits, ("CW205",))
+        yield Fault(f"kernel-gs-base-{name}", says, apply, (64,))
 
 
 _STORED_WORDS: Final[tuple[tuple[str, str, int, Names], ...]] = (

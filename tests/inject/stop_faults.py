@@ -84,11 +84,11 @@ def move_rsp(path: str, words: int, scene: Scene) -> Injection:
     return Injection(change, Expect(("CW301",), frozenset({"rsp"})))
 
 
-def change_register(path: str, name: str, codes: tuple[str, ...], scene: Scene) -> Injection:
-    """Another value in a register that goes to the resumed context as it stands."""
+def change_register(path: str, name: str, bits: int, codes: tuple[str, ...], scene: Scene) -> Injection:
+    """Turn `bits` over in a register that goes to the resumed context as it stands."""
     leaving = run_to_exit(scene, path)
     old = scene.stub.register(name)
-    new = (old ^ 0x5A5A000) & ((1 << 8 * scene.word) - 1)
+    new = (old ^ bits) & ((1 << 8 * scene.word) - 1)
     scene.stub.set_register(name, new)
     column = {"k_gs_base": "kernel_gs_base"}.get(name, name)
     return Injection(scene.named(leaving, f"{name} = {old:#x}", f"{new:#x}"), Expect(codes, frozenset({column})))
