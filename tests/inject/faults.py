@@ -147,9 +147,9 @@ def _frames() -> Iterator[Fault]:
             yield Fault(f"{path}-{name}", says, partial(change_register, path, name, _BITS, (code,)), (64,))
         lost: Names = ("CW101", "CW106") if path == USER else ("CW106",)
         yield Fault(f"{path}-rbx", "RBX is another at the return", partial(change_register, path, "rbx", _BITS, lost))
-    for name, bits in (("user", 0xFFFF << 48), ("noncanonical", 1 << 62)):
+    for name, turned in (("user", 0xFFFF << 48), ("noncanonical", 1 << 62)):
         says = f"the kernel's GS base is {'in the user half' if name == 'user' else 'not canonical'} at a return"
-        apply = partial(change_register, USER, "k_gs_base", bits, ("CW205",))
+        apply = partial(change_register, USER, "k_gs_base", turned, ("CW205",))
         yield Fault(f"kernel-gs-base-{name}", says, apply, (64,))
 
 
