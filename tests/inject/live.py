@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 
 from gdbext.cli import feeds
+from gdbext.cli.running import knowledge_of
 from gdbext.errors import CtxwatchError
 from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.profiles import profile as profiles
@@ -26,7 +27,6 @@ from gdbext.qemu.machine import Machine
 from gdbext.rules.codes import ERROR
 from gdbext.rules.engine import Engine
 from gdbext.rules.finding import Finding
-from gdbext.sources.knowledge import Knowledge
 from gdbext.sources.learning import Handlers
 from gdbext.sources.probe import ProbeSource
 from tests.inject.stub import Stub
@@ -79,7 +79,7 @@ class Live:
             assert isinstance(source, ProbeSource)
             self.source = source
             self.profile = profiles.find(self.guest.profile or "generic")
-            self.knowledge = Knowledge(self.profile, self.image.symbols, _silent)
+            self.knowledge = knowledge_of(self.profile.name, self.image, _silent)
             self.knowledge.attach(source, self.read)
             self.engine = Engine(self.knowledge.policy, guest=self)
             self._close = stack.pop_all()
