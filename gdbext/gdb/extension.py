@@ -95,7 +95,7 @@ class Extension:
     def _through_probe(self, target: Target, codes: Collection[str] | None, halt: bool) -> Watching:
         from gdbext.gdb.probed import ProbeWatch
 
-        return ProbeWatch(target, kernel_file(), self.profile, codes, halt, self.say, self._found)
+        return ProbeWatch(target, self.profile, codes, halt, self.say, self._found)
 
     def _through_breakpoints(
         self, target: Target, codes: Collection[str] | None, halt: bool, stream: str | None

@@ -18,13 +18,11 @@ from typing import Final
 import gdb
 import numpy as np
 
-from gdbext.code.windows import Window
 from gdbext.errors import CtxwatchError, EnvironmentUnusable
 from gdbext.events.row import Batch, Flag, Kind, empty
-from gdbext.gdb import symbols, target
+from gdbext.gdb import symbols
 from gdbext.gdb.guest import named
 from gdbext.gdb.judging import Judging
-from gdbext.gdb.survey import Survey
 from gdbext.gdb.target import Target
 from gdbext.gdb.threads import unsignalled
 from gdbext.profiles.profile import Profile
@@ -88,7 +86,6 @@ class ProbeWatch:
     def __init__(
         self,
         guest: Target,
-        kernel: Path | None,
         profile: Profile | None,
         codes: Collection[str] | None,
         halt: bool,
@@ -101,8 +98,6 @@ class ProbeWatch:
         self.halted: tuple[int, int] | None = None
         """CPU and RIP at which the guest is made to stop, until it goes on."""
         self._say = say
-        self._survey = Survey(guest, kernel)
-        self._windows: list[Window] = []
         self._halt = halt
         self._lock = threading.RLock()
         self._wanted = 0
@@ -133,13 +128,6 @@ class ProbeWatch:
     def armed(self) -> bool:
         """Events come from the first on."""
         return True
-
-    @property
-    def windows(self) -> list[Window]:
-        """The windows in the guest's code; while it runs, as of when they were last asked for."""
-        if not target.running():
-            self._windows = self._survey.windows()
-        return self._windows
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import gdb
 
-from gdbext.code.windows import Stretch, Window, find
+from gdbext.code.windows import Stretch, Window
 from gdbext.errors import CtxwatchError, printable
 from gdbext.gdb import text
 from gdbext.gdb.functions import parity_name
 from gdbext.gdb.guest import named, symbol
 from gdbext.gdb.target import Target, running
+from gdbext.gdb.windows import Place
 
 if TYPE_CHECKING:
     from gdbext.gdb.extension import Extension
@@ -36,7 +37,7 @@ def lines(extension: Extension) -> Iterator[str]:
     if extension.walked is not None:
         yield "  ".join(extension.walked.summary())
         return
-    state, pc, parity = _state(extension)
+    state, place = _state(extension)
     yield state
     watch = extension.watch
     if watch is None:
@@ -52,52 +53,46 @@ def lines(extension: Extension) -> Iterator[str]:
             )
         if watch.judging is not None and watch.judging.recording is not None:
             yield f"recording to {watch.judging.recording}"
-    yield from _windows(watch.windows if watch is not None else [], pc, parity)
+    yield from _windows(extension.windows.known(), place)
     found = extension.findings
     yield f"findings: {len(found)}"
     for finding in reversed(found):
         yield f"  {text.line(finding)}"
 
 
-def _state(extension: Extension) -> tuple[str, int | None, bool | None]:
-    """The first line; where the guest stands, None if that cannot be told; whether the kernel's GS base is active."""
+def _state(extension: Extension) -> tuple[str, Place | None]:
+    """The first line, and where the guest stands, None if that cannot be told."""
     thread = gdb.selected_thread()
     if thread is None or not thread.is_valid():
-        return "no guest", None, None
+        return "no guest", None
     watch = extension.watch
     cpu = Target.cpu()
     parity = watch.gs.parity(cpu) if watch is not None else None
     if running():
-        return f"running  CPU {cpu}  GS {parity_name(parity)}", None, parity
-    frame = gdb.newest_frame()
-    pc, cpl = int(frame.pc()), int(frame.read_register("cs")) & 3
-    parity = False if cpl == 3 else parity
-    window = _window(watch.windows, pc, parity) if watch is not None and cpl != 3 else None
-    state = f"stopped  CPU {cpu}  CPL {cpl}  GS {parity_name(parity)}  "
-    if window is not None:
-        return state + f"IN A WINDOW ({window.reason.value}): {window.state_at(pc)}", pc, parity
-    return state + ("in no window" if watch is not None else ""), pc, parity
+        return f"running  CPU {cpu}  GS {parity_name(parity)}", None
+    place = extension.windows.here()
+    cpl = int(gdb.newest_frame().read_register("cs")) & 3
+    state = f"stopped  CPU {cpu}  CPL {cpl}  GS {parity_name(False if cpl == 3 else parity)}"
+    if place is None or cpl == 3:
+        return state, place
+    if place.window is not None:
+        return f"{state}  IN A WINDOW ({place.window.reason.value}): {place.window.state_at(place.pc)}", place
+    return f"{state}  in no window" if extension.windows.known() else state, place
 
 
-def _windows(windows: list[Window], pc: int | None, parity: bool | None) -> Iterator[str]:
-    """The windows nearest to `pc`."""
-    if pc is None or not windows:
+def _windows(windows: list[Window], place: Place | None) -> Iterator[str]:
+    """The windows nearest to where the guest stands."""
+    if place is None or not windows:
         return
-    here = _window(windows, pc, parity)
-    places = [
-        (_distance(stretch, pc), stretch.start, stretch, window) for window in windows for stretch in window.stretches
-    ]
+    pc = place.pc
+    stretches = [(stretch, window) for window in windows for stretch in window.stretches]
     yield f"windows near {named(pc)}"
-    for distance, _, stretch, window in sorted(places, key=lambda place: place[:2])[:_NEAR]:
-        mark = ">" if not distance and window is here else " "
+    for stretch, window in sorted(stretches, key=lambda one: (_distance(one[0], pc), one[0].start))[:_NEAR]:
+        mark = ">" if stretch.start <= pc < stretch.end and window is place.window else " "
         name = symbol(stretch.start)
         where = f"{stretch.start:#x}..{stretch.end & 0xFFFF:04x}" + (f" <{name}>" if name else "")
         half = f"{stretch.stack.value}, {'user' if stretch.user_gs else 'kernel'} GS"
         yield f"{mark} {window.reason.value:<15} {where}  {half}" + ("" if stretch.certain else ", if user code")
-
-
-def _window(windows: list[Window], pc: int, parity: bool | None) -> Window | None:
-    return find(windows, pc, None if parity is None else not parity)
 
 
 def _distance(stretch: Stretch, pc: int) -> int:

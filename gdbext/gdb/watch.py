@@ -15,7 +15,6 @@ from typing import Final
 
 from gdbext.code.disasm import Code
 from gdbext.code.listing import listing, text
-from gdbext.code.windows import Window
 from gdbext.errors import CtxwatchError
 from gdbext.events.row import Batch
 from gdbext.gdb import image, survey, symbols, target
@@ -74,11 +73,6 @@ class Watch:
     def armed(self) -> bool:
         """Handlers are known; False while the guest has not loaded an IDT yet."""
         return self.machine.reach is not None
-
-    @property
-    def windows(self) -> list[Window]:
-        """The windows in what was reached."""
-        return self.machine.windows
 
     def held(self) -> contextlib.AbstractContextManager[None]:
         """Rows are judged in GDB's thread alone."""

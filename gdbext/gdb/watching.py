@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from gdbext.code.windows import Window
 from gdbext.errors import CtxwatchError
 from gdbext.gdb.judging import Judging
 from gdbext.gdb.target import Target
@@ -30,10 +29,6 @@ class Watching(Protocol):
     @property
     def armed(self) -> bool:
         """Events can come; False while the guest has not loaded an IDT yet."""
-
-    @property
-    def windows(self) -> list[Window]:
-        """The windows in the guest's code, as far as they are known."""
 
     def held(self) -> AbstractContextManager[None]:
         """Nothing is judged meanwhile: findings, counts and GS may be read."""
