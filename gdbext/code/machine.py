@@ -54,7 +54,7 @@ class _Step:
         self.state.at = self.insn.address
         name = self.insn.name
         if name not in _FLAG_SAFE and name[0] != "j":
-            self.state.if_zero = ""
+            self.state.if_zero, self.state.zero = "", None
         if name.startswith(_SAVE_SIMD):
             self._save_simd()
         elif name.startswith(_LOAD_SIMD):
@@ -308,8 +308,11 @@ class _Step:
         self.flags_change()
 
     def do2_test(self) -> None:
-        if self.ops[-1] == Imm(3) and self._peek(self.ops[0]).context == "cs":
+        number, value = self.ops[-1], self._peek(self.ops[0])
+        if number == Imm(3) and value.context == "cs":
             self.state.if_zero = "kernel"
+        elif isinstance(number, Imm) and 0 <= number.value < 0x80 and value.constant is not None:
+            self.state.zero = value.constant & number.value == 0
         self.flags_change()
 
     def do2_cmp(self) -> None:

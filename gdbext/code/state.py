@@ -20,8 +20,9 @@ class State:
     and the memory written so far.
 
     ``origin``: ``user`` or ``kernel`` once a branch on the saved CS has told; ``if_zero``: what ZF set would tell, if
-    the last test was one of the saved CS; ``overwritten``: place → the interrupted field that another one replaced
-    there, off the stack; ``at``: the instruction being executed; ``stored_by``: place → the one that stored there last.
+    the last test was one of the saved CS; ``zero``: ZF, if the last test was one of a constant; ``overwritten``:
+    place → the interrupted field that another one replaced there, off the stack; ``at``: the instruction being
+    executed; ``stored_by``: place → the one that stored there last.
     """
 
     def __init__(self, bits: int) -> None:
@@ -35,11 +36,13 @@ class State:
         self.stored_by: dict[Place, int] = {}
         self.origin = ""
         self.if_zero = ""
+        self.zero: bool | None = None
 
     def copy(self) -> State:
         """An independent copy."""
         other = State.__new__(State)
         other.bits, other.word, other.origin, other.if_zero = self.bits, self.word, self.origin, self.if_zero
+        other.zero = self.zero
         other.regs = dict(self.regs)
         other.overwritten = dict(self.overwritten)
         other.at, other.stored_by = self.at, dict(self.stored_by)

@@ -194,8 +194,10 @@ levels compared with 3: not below)."""
 
 
 def _branches(insn: Insn, state: State) -> list[tuple[int, State]]:
-    """Both sides of a branch, but for a test of the saved CS whose outcome this path has already seen."""
+    """Both sides of a branch, but for a test whose outcome is known: of a constant, or of the saved CS once more."""
     sides = [insn.end] if insn.target is None else [insn.end, insn.target]
+    if state.zero is not None and insn.name in ("je", "jne") and len(sides) == 2:
+        return [(sides[state.zero is (insn.name == "je")], state)]
     taken_if_zero = _ON_ZERO.get(insn.name) if state.if_zero else None
     if insn.name in ("jae", "jb") and state.if_zero != "user":
         taken_if_zero = None

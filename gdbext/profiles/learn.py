@@ -144,7 +144,8 @@ def _take(learnt: Learnt, saves: Sequence[SaveMap]) -> SaveMap | None:
         layout = tuple((slot, at - _start(save)) for slot, at in save.layout.items() if slot in REGISTERS)
         if len(layout) >= FEW:
             votes[layout] += len(layout)
-            examples.setdefault(layout, save)
+            if layout not in examples or (examples[layout].on_stack and not save.on_stack):
+                examples[layout] = save  # the same order on the stack, from where it is copied, is the lesser example
     if not votes:
         return None
     layout = max(
