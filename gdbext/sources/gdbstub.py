@@ -26,8 +26,14 @@ _BATCH: Final = 256
 _CONNECT: Final = 25.0
 """Seconds for GDB to find out whether a GDB server answers."""
 _DYING: Final = 0.3
+_POLL: Final = 0.02
 _LEAVE: Final = 10.0
 """Seconds GDB may take for each step of leaving the guest: it is killed at last, and a guest then stays stopped."""
+_LOOK_EVERY: Final = 0.3
+"""Seconds between two looks whether the guest has loaded an interrupt table."""
+_NO_TABLE: Final = "has not loaded an interrupt table"
+"""What `ctx watch` says of a guest that nobody knows yet where to watch."""
+_NO_GUEST: Final = "GDB is not connected"
 _MEMORY_WAIT: Final = 2.0
 """Seconds to wait for a stop at which memory can be read."""
 
@@ -64,9 +70,14 @@ class GdbstubSource:
         self._waiting = False
         self._closed = False
         self._peer: socket.socket | None = None
+        """The collector; None until the guest has a table to watch."""
+        self._next_look = 0.0
         self._child: GdbChild | None = None
+        path = Path(self._directory.name) / "rows"
+        self._command = f"ctx watch --stream {path}" + (" --halt" if halt else "")
+        self._listener = _listen(path)
         try:
-            self._open(endpoint, kernel, arch, halt, gdb)
+            self._open(endpoint, kernel, arch, gdb)
         except BaseException:
             self.close()
             raise
@@ -77,6 +88,7 @@ class GdbstubSource:
         None when the guest or GDB is gone. Raises GdbDied if GDB ended of itself.
         """
         deadline = time.monotonic() + timeout
+        self._look(deadline)
         with self._ready:
             while not self._ended and not self._waiting and len(self._rows) < _BATCH:
                 left = deadline - time.monotonic()
@@ -139,31 +151,56 @@ class GdbstubSource:
             self._child.close()
         if self._peer is not None:
             self._peer.close()
+        self._listener.close()
         self._directory.cleanup()
 
-    def _open(self, endpoint: str, kernel: Path | None, arch: str, halt: bool, gdb: str) -> None:
+    def _open(self, endpoint: str, kernel: Path | None, arch: str, gdb: str) -> None:
         if arch not in ARCHITECTURES:
             raise CtxwatchError(f"unknown architecture {arch!r}", todo=f"use one of {', '.join(ARCHITECTURES)}")
-        path = Path(self._directory.name) / "rows"
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            listener.bind(str(path))
-            path.chmod(0o600)
-            listener.listen(1)
-            listener.settimeout(10)
-            child = self._child = GdbChild(gdb)
-            if kernel is not None:
-                with contextlib.suppress(GdbError):  # symbols GDB cannot read; the extension says what it needs
-                    child.command(f"-file-exec-and-symbols {_quoted(str(kernel))}", 60)
-            child.cli(f"set architecture {ARCHITECTURES[arch]}")
-            _connect(child, endpoint)
-            try:
-                child.cli(f"ctx watch --stream {path}" + (" --halt" if halt else ""), 60)
-            except GdbError as error:
+        child = self._child = GdbChild(gdb)
+        if kernel is not None:
+            with contextlib.suppress(GdbError):  # symbols GDB cannot read; the extension says what it needs
+                child.command(f"-file-exec-and-symbols {_quoted(str(kernel))}", 60)
+        child.cli(f"set architecture {ARCHITECTURES[arch]}")
+        _connect(child, endpoint)
+        if self._begin():
+            child.stops.clear()
+            child.command("-exec-continue")
+
+    def _begin(self) -> bool:
+        """Watch from here on, if the standing guest has a table, or an image that tells where it will load one.
+
+        False if the guest is gone.
+        """
+        assert self._child is not None
+        self._next_look = time.monotonic() + _LOOK_EVERY
+        try:
+            self._child.cli(self._command, 60)
+        except GdbError as error:
+            if _NO_GUEST in error.what:  # QEMU died meanwhile
+                return False
+            if _NO_TABLE not in error.what:
                 raise CtxwatchError("the guest cannot be watched through gdbstub", error.what) from error
-            self._peer = listener.accept()[0]
+            self._listener.accept()[0].close()  # the collector had come already
+            return True
+        self._peer = self._listener.accept()[0]
         threading.Thread(target=self._receive, name="gdbstub rows", daemon=True).start()
-        child.stops.clear()
-        child.command("-exec-continue")
+        return True
+
+    def _look(self, deadline: float) -> None:
+        """Until the guest is watched: stop it now and then and try. Firmware boots whatever it likes."""
+        assert self._child is not None
+        while self._peer is None and not self._ended and time.monotonic() < deadline:
+            if time.monotonic() >= self._next_look and self._alive():
+                self._child.interrupt()
+                if not self._alive():
+                    return
+                if not self._begin():
+                    self._ended = True
+                    return
+                self._child.stops.clear()
+                self._child.command("-exec-continue")
+            time.sleep(max(0.0, min(_POLL, deadline - time.monotonic())))
 
     def _alive(self) -> bool:
         """Take what GDB says; False once it is gone or the guest has stopped for good."""
@@ -224,6 +261,16 @@ class GdbstubSource:
             child.interrupt(_LEAVE)
             child.cli("ctx watch off", _LEAVE)
             child.cli("detach", _LEAVE)
+
+
+def _listen(path: Path) -> socket.socket:
+    """A socket for the collector, which only we may use."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    path.chmod(0o600)
+    listener.listen(1)
+    listener.settimeout(10)
+    return listener
 
 
 def _connect(child: GdbChild, endpoint: str) -> None:
