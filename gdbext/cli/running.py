@@ -22,6 +22,8 @@ from gdbext.sources.knowledge import Knowledge
 
 GENERIC: Final = "generic"
 """The profile that assumes nothing."""
+LINUX: Final = {32: "linux-i386", 64: "linux-amd64"}
+"""The profiles of a Linux kernel, by its bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def run(asked: Request) -> int:
             codes=codes.parse(asked.rules) if asked.rules else None,
             record=Path(asked.record) if asked.record else None,
         )
-        knowledge = knowledge_of(asked.profile or profile or GENERIC, subject.image, view.note)
+        knowledge = knowledge_of(asked.profile or profile or _recognised(subject.image, view), subject.image, view.note)
         kernel = subject.image.path if subject.image is not None else None
         wishes = feeds.Wishes(asked.halt, asked.simd or simd, asked.simd, kernel)
         feed = feeds.choose(asked.via, subject.argv, wishes, view.note)
@@ -117,6 +119,15 @@ def _subject(asked: Request, view: TerminalView) -> tuple[Subject, bool, str]:
     return subject, guest.simd, guest.profile
 
 
+def _recognised(image: Image | None, view: TerminalView) -> str:
+    """The profile for a kernel that nobody has named one for."""
+    if image is None or not image.symbols.are_linux:
+        return GENERIC
+    name = LINUX[image.bits]
+    view.note(f"this is a Linux kernel: using the profile {name} (--profile {GENERIC} assumes nothing)")
+    return name
+
+
 def _own(asked: Request, view: TerminalView) -> Subject:
     options = command.Options(asked.qemu)
     if asked.until and options.serial is command.SerialAt.ELSEWHERE:
@@ -134,5 +145,5 @@ def _own(asked: Request, view: TerminalView) -> Subject:
             view.detail(f"going on without symbols: {error}")
     if image is not None and not len(image.symbols):
         view.detail(f"{image.path} has no symbols: addresses are shown as numbers")
-    kernel = options.kernel
-    return Subject(kernel.name if kernel is not None else options.program, tuple(asked.qemu), image, asked.until or "")
+    name = options.kernel.name if options.kernel is not None else options.program
+    return Subject(name, tuple(asked.qemu), image, asked.until or "", unknown=asked.profile is None)

@@ -26,6 +26,7 @@ from gdbext.rules.engine import Counts, Engine
 from gdbext.rules.finding import Finding
 from gdbext.rules.guest import GuestView
 from gdbext.sources.base import Source
+from gdbext.sources.discoveries import Discoveries
 from gdbext.sources.knowledge import Knowledge
 from gdbext.sources.probe import ProbeSource
 
@@ -57,6 +58,7 @@ class Subject:
     seconds: float | None = None
     nmi_ms: int = 0
     ticks: bool = False
+    unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +215,7 @@ class _Run:
     """The source has no more events."""
     died: bool = False
     last_seq: int = 0
+    discoveries: Discoveries = field(default_factory=Discoveries)
     ticking: bool = False
     """It was interrupted once: from then on, exceptions and system calls alone are no sign of life."""
     last_tick: float = field(default_factory=time.monotonic)
@@ -231,6 +234,9 @@ class _Run:
             self._judge(self._death())
         for finding in self.engine.finish():
             self.view.finding(finding)
+        tell = self.view.note if self.subject.unknown else self.view.detail
+        for line in self.discoveries.lines(self.knowledge.learnt):
+            tell(f"found out: {line}")
         report = self._report()
         if self.recorder is not None:
             self.recorder.close(report.document())
@@ -296,6 +302,7 @@ class _Run:
 
     def _judge(self, batch: Batch) -> None:
         self._settle(batch)
+        self.discoveries.feed(batch)
         rows = self.knowledge.add_areas(batch)
         found = self.engine.feed(rows)
         self.knowledge.follow(self.engine.wanted)

@@ -87,6 +87,11 @@ class Symbols:
         """The guest virtual addresses that have names, ascending."""
         return [self._moved(start) for start in self._starts] if self.slide is not None else []
 
+    @property
+    def are_linux(self) -> bool:
+        """True if they hold Linux's names for its first handlers."""
+        return bool(self._anchors)
+
     def settle(self, vector: int, handler: int) -> bool:
         """Learn the slide from the address of the handler of `vector` as it was seen; False if it tells nothing."""
         anchor = self._anchors.get(vector)

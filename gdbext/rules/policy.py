@@ -70,7 +70,8 @@ class Policy:
     vm86: True where returns with RFLAGS.VM are legitimate.
     nested_nmi: True where the NMI handler is written to be nested on its own stack.
     user_redirects: True where the kernel redirects interrupted user code (signals, restartable sequences).
-    replaces_own: calls that replace their caller's context: the return of a signal handler.
+    replaces_own: calls that replace their caller's context: the return of a signal handler; none where nobody has said
+        which.
     edits_others: calls that may change the context of another thread: a tracer's.
     fixups: the kernel's exception table; None when it is not known.
     tracked: variables sampled at every entry and exit, four at most.

@@ -56,12 +56,20 @@ class Redirects:
         return 0
 
     def replaced(self, row: Batch, live: Batch, after: int = 0) -> bool:
-        """True if the thread's latest call, made after event `after` and not yet resumed, replaces its own context."""
-        calls = self._policy.replaces_own
-        if not calls or not len(live):
+        """True if the thread's latest call, made after event `after` and not yet resumed, replaces its own context.
+
+        Where no profile says which calls do, any one does that comes from a thread (told by its FS base) whose context
+        was waiting already: it ran something else meanwhile, a signal handler, and does not return from the call.
+        """
+        if not len(live):
             return False
+        calls = self._policy.replaces_own
         own = live[(space(live) == space(row)) & (live["fs_base"] == row["fs_base"]) & is_user(live)][-1:]
-        return bool(len(own) and own["seq"][0] > after and _made(own, calls)[0])
+        if not len(own) or own["seq"][0] <= after:
+            return False
+        if not calls:
+            return bool(after and row["fs_base"][0] and is_call(own)[0])
+        return bool(_made(own, calls)[0])
 
     def cloned(self, row: Batch, history: History) -> bool:
         """True if the exit `row` begins a thread that a call made for its caller's address space.

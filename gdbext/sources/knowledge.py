@@ -10,6 +10,7 @@ from typing import Protocol
 from gdbext.errors import CtxwatchError
 from gdbext.events.row import Batch, concat
 from gdbext.profiles.expression import Expression, Scope
+from gdbext.profiles.learn import Learnt
 from gdbext.profiles.profile import Profile
 from gdbext.rules.policy import Policy
 from gdbext.sources.areas import AreaWatcher
@@ -60,6 +61,12 @@ class Knowledge:
         assert self._areas is not None, "not attached to a source"
         found = self._areas.look(batch)
         return concat([found, batch]) if len(found) else batch
+
+    @property
+    def learnt(self) -> Learnt | None:
+        """What the guest's code says of its save areas, where the profile says nothing."""
+        learner = self._areas.learner if self._areas is not None else None
+        return learner.seen if learner is not None else None
 
     def follow(self, wanted: Mapping[int, int]) -> None:
         """Watch where the rules want to see stores (``Engine.wanted``), as far as the source can."""

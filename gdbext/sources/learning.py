@@ -97,7 +97,10 @@ def _called(gate: Gate) -> bool:
 
 
 class Learner:
-    """Learns once, as early as it can; :attr:`learnt` is None until then."""
+    """Learns once, as early as it can; :attr:`learnt` is None until then.
+
+    seen: what was learnt last, also of areas that cannot be watched: those on the handler's stack.
+    """
 
     def __init__(self, read: Read) -> None:
         self._read = read
@@ -105,6 +108,7 @@ class Learner:
         self._stages = list(AGAIN)
         self._known = 0
         self.learnt: Learnt | None = None
+        self.seen: Learnt | None = None
 
     def ready(self, batch: Batch) -> bool:
         """Take what `batch` shows; True if it is time for :meth:`learn`."""
@@ -121,7 +125,7 @@ class Learner:
         if len(entries) == self._known:
             return None
         self._known = len(entries)
-        learnt = learn_layout(Code(self._read, self._handlers.bits), entries, LIMITS)
+        self.seen = learnt = learn_layout(Code(self._read, self._handlers.bits), entries, LIMITS)
         if learnt.current and not learnt.on_stack:
             self.learnt = learnt
         return self.learnt

@@ -39,7 +39,16 @@ def test_ia32_calls_have_numbers_of_their_own(number: int) -> None:
 
 def test_any_other_call_changes_nothing() -> None:
     assert codes(*signalled(39, rdx=0xBEEF), policy=LINUX) == [("CW101", "rdx")]
-    assert codes(*signalled(rdx=0xBEEF), policy=Policy(user_redirects=True)) == [("CW101", "rdx")]
+
+
+def test_without_a_profile_a_call_that_does_not_return_replaces_its_caller() -> None:
+    assert codes(*signalled(39, rdx=0xBEEF)) == []
+    assert codes(*signalled(39, rdx=0xBEEF, fs_base=9)) == [("CW101", "rdx"), ("CW104", "fs_base")]
+    ctx = context(fs_base=0)  # threads cannot be told apart
+    assert codes(entry(ctx), call(ctx, 39), exit_(ctx | {"rdx": 0xBEEF})) == [("CW101", "rdx")]
+    ctx = context()
+    returned = [call(ctx, 39), exit_(ctx | {"rip": 0x500000, "rsp": ctx["rsp"] - 0x400, "rax": 0}, How.SYSRET)]
+    assert codes(entry(ctx), *returned, exit_(ctx | {"rdx": 0xBEEF})) == [("CW101", "rdx")]
 
 
 def test_a_handler_s_return_does_not_replace_the_bases() -> None:
