@@ -193,7 +193,9 @@ class ResumeJudge:
         masks = differences(live, exits, self._law)
         restarted = call & same_space & same_rsp & (live["rip"] - row["rip"] == 2)
         moved = same_space & same_rip & ~same_rsp & strong & (~call | other_rsp)
-        jumped = same_space & same_rsp & ~same_rip & strong & ~call & ~self._may_redirect(live, row)
+        jumped = same_space & same_rsp & ~same_rip & strong & ~call
+        if jumped.any():
+            jumped &= ~self._may_redirect(live, row)
         foreign = ~same_space & same_rip & same_rsp & strong & (equal == 15) & ~call
         for where, cleared in ((restarted, BIT["rip"] | BIT["rax"]), (moved, 0), (jumped, 0), (foreign, 0)):
             hits = np.flatnonzero(where)
@@ -217,7 +219,9 @@ class ResumeJudge:
     def _may_redirect(self, live: Batch, row: Batch) -> compare.Bools:
         """True where the kernel may resume the context elsewhere on purpose, changing RIP (and a result) alone.
 
-        Exceptions in kernel code go to a fixup; exceptions in user code are emulated, traced or redirected.
+        Exceptions in kernel code go to a fixup; exceptions in user code are emulated, traced or redirected. After an
+        interrupt, user code goes on elsewhere with its RSP where a restartable sequence is aborted or a tracer has
+        stepped in, and either only where another thread ran meanwhile.
         """
         vector = live["vector"]
         exception = (vector < 32) & (vector != vectors.NMI)
@@ -228,7 +232,19 @@ class ResumeJudge:
             to, places = int(row["rip"][0]), zip(vector.tolist(), live["rip"].tolist(), strict=True)
             led[:] = [fixups.lead(number, at, to) for number, at in places]
         allowed: compare.Bools = exception & (user | led)
-        return allowed | (user & self._policy.user_redirects)
+        if not self._policy.user_redirects or not user.any():
+            return allowed
+        return allowed | (user & self._switched(live, row))
+
+    def _switched(self, live: Batch, row: Batch) -> compare.Bools:
+        """False for each live context that was interrupted on the CPU of the exit `row`, which has not switched
+        threads or page tables since."""
+        past = self._history.before(int(row["seq"][0]))
+        mine = past[past["cpu"] == row["cpu"]]
+        last = mine["seq"][(mine["kind"] == Kind.SWITCH_IN) | (mine["kind"] == Kind.CR3)][-1:]
+        since = max(last.tolist() + mine["seq"][:1].tolist(), default=int(row["seq"][0]))
+        switched: compare.Bools = (live["cpu"] != row["cpu"]) | (live["seq"] < since)
+        return switched
 
 
 def _around(batch: Columns, pairs: Pairs, index: int) -> Batch:

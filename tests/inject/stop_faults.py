@@ -19,8 +19,8 @@ _OFFSETS: Final = {"rip": 0, "cs": 1, "rflags": 2, "rsp": 3, "ss": 4}
 def run_to_exit(scene: Scene, path: str) -> int:
     """Run to such an exit, its address; the vCPU that stands there is the selected one. Raises NotHere.
 
-    An iret is one that resumes what an interrupt or exception interrupted: of a new context nobody knows what it should
-    be.
+    An iret is one that resumes what an interrupt interrupted: of a new context nobody knows what it should be, and what
+    raised an exception the kernel may send elsewhere.
     """
     leaving = scene.leaving(path)
 
@@ -32,7 +32,7 @@ def run_to_exit(scene: Scene, path: str) -> int:
             return False
         scene.live.catch_up()
         waiting = scene.live.engine.pending()
-        resumed = (waiting["rip"] == _frame_word(scene, "rip")) & ~is_call(waiting)
+        resumed = (waiting["rip"] == _frame_word(scene, "rip")) & ~is_call(waiting) & (waiting["vector"] >= 32)
         here = waiting["frame"] == scene.stub.register("rsp")
         if path == USER or scene.word == 8:  # the frame holds an RSP
             here = waiting["rsp"] == _frame_word(scene, "rsp")

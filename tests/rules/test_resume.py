@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gdbext.events.row import Batch
+from gdbext.events.row import ROW, Batch
 from gdbext.rules.engine import Engine
 from gdbext.rules.fixups import Fixups
 from gdbext.rules.policy import Policy
-from tests.rules.rows import Flag, How, batch, context, entry, exit_, stamp
+from tests.rules.rows import Flag, How, Kind, batch, context, entry, exit_, stamp
 
 FRAME = 0xFFFFFFFF80300000
 
@@ -157,6 +157,22 @@ def test_two_kernel_frames_dropped_at_once_are_silent() -> None:
     user, kernel = context(1), context(2, user=False)
     rows = entry(user, How.SYSCALL), entry(kernel, How.EXCEPTION), exit_(user | {"rax": 14}, How.SYSRET)
     assert codes(*rows, entry(user | {"rip": 0x400300}), exit_(user | {"rip": 0x400300})) == []
+
+
+def switch(kind: int = Kind.SWITCH_IN, cpu: int = 0) -> Batch:
+    row = np.zeros(1, ROW)
+    row["kind"], row["mode"], row["cpu"] = kind, 64, cpu
+    return row
+
+
+def test_a_restartable_sequence_is_aborted_only_where_another_thread_ran() -> None:
+    """Interrupted user code with its RSP at another RIP: an abort, if there was a switch; without one, RIP was lost."""
+    policy, ctx = Policy(user_redirects=True), context()
+    aborted = exit_(ctx | {"rip": ctx["rip"] + 0x40})
+    for between in ((), (switch(cpu=1),)):
+        assert codes(stamp(batch(entry(ctx), *between, aborted)), policy=policy) == [("CW101", "rip")]
+    for kind in (Kind.SWITCH_IN, Kind.CR3):
+        assert codes(stamp(batch(entry(ctx), switch(kind), aborted)), policy=policy) == []
 
 
 def test_serialising_iret_is_no_return() -> None:
