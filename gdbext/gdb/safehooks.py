@@ -16,13 +16,15 @@ from gdbext.errors import CtxwatchError
 
 STEPS: Final = ("stepi", "nexti", "step", "next", "until", "advance", "finish", "jump")
 REVERSE: Final = ("reverse-stepi", "reverse-nexti", "reverse-step", "reverse-next", "reverse-finish")
+RUNS: Final = (*STEPS, *REVERSE)
+ON: Final = ("continue", "signal")
+"""Never guarded; a command before may have failed."""
 BREAKS: Final = ("break", "tbreak", "hbreak", "thbreak", "rbreak")
 CALLS: Final = ("print", "call", "output", "printf", "eval", "display")
 
 _GUARD: Final = "maintenance ctxwatch-guard"
 _HOOKS: Final = tuple(
-    [f"hook-{name}" for name in (*STEPS, *REVERSE, *BREAKS, *CALLS)]
-    + [f"hookpost-{name}" for name in (*BREAKS, *CALLS)]
+    [f"hook-{name}" for name in (*RUNS, *ON, *BREAKS, *CALLS)] + [f"hookpost-{name}" for name in (*BREAKS, *CALLS)]
 )
 
 
@@ -68,7 +70,7 @@ class Hooks:
         self._installed = True
         for name in _HOOKS:
             body = _body(name)
-            if body is not None and any(_GUARD in line for line in body):
+            if _ours(body):
                 continue
             self._users[name] = body or []
             _define(name, [f"{_GUARD} {name}", *self._users[name]])
@@ -78,28 +80,28 @@ class Hooks:
         self._installed = False
         for name in _HOOKS:
             body = _body(name)
-            if body is not None and any(_GUARD in line for line in body):
+            if _ours(body):
                 _define(name, self._users.get(name, []))
 
     def missing(self) -> list[str]:
         """The hooks that somebody has put another in the place of since."""
-        return (
-            []
-            if not self._installed
-            else [name for name in _HOOKS if not any(_GUARD in line for line in _body(name) or ())]
-        )
+        return [name for name in _HOOKS if self._installed and not _ours(_body(name))]
+
+
+def _ours(body: list[str] | None) -> bool:
+    return body is not None and any(_GUARD in line for line in body)
 
 
 def _body(name: str) -> list[str] | None:
     """The lines of a user-defined command, None if there is none of that name."""
+    # GDB takes hook-step for an abbreviation of hook-stepi, unless there is one of that name.
+    if name not in str(gdb.execute(f"complete {name}", to_string=True)).split():
+        return None
     try:
         shown = str(gdb.execute(f"show user {name}", to_string=True))
     except gdb.error:
         return None
-    title, _, body = shown.partition("\n")
-    if title != f'User command "{name}":':  # GDB takes hook-step for an abbreviation of hook-stepi
-        return None
-    return textwrap.dedent(body).strip("\n").splitlines()
+    return textwrap.dedent(shown.partition("\n")[2]).strip("\n").splitlines()
 
 
 def _define(name: str, body: list[str]) -> None:

@@ -46,6 +46,8 @@ class Safety:
         self._overridden = False
         self._command = ""
         """The guarded command that is about to run the guest."""
+        self._ran = ""
+        """The one that did."""
         self._stood = 0
         self._refused: list[gdb.Breakpoint] = []
         self._breaking = False
@@ -98,9 +100,10 @@ class Safety:
 
     def before(self, command: str) -> None:
         """A guarded command is about to run; raises Refused."""
-        self._command = ""
+        self._command, self._ran = "", ""
         self._breaking = command in safehooks.BREAKS
-        if not self.active or self._breaking or running() or gdb.selected_inferior().pid == 0:
+        looked_at = command in safehooks.CALLS or command in safehooks.RUNS
+        if not self.active or not looked_at or running() or gdb.selected_inferior().pid == 0:
             return
         place = self._windows.here()
         if command in safehooks.CALLS:
@@ -111,9 +114,11 @@ class Safety:
             if place.window is not None or (place.opens is not None and not runs):
                 raise safetext.step(command, place)
             self._command, self._stood = command, place.pc
+        if self._command or self._calling is not None:
+            self._post()  # it may fail
 
     def after(self, command: str) -> None:
-        """A guarded command has run; raises Refused if breakpoints it made were."""
+        """A guarded command has run; raises Refused if a breakpoint it made is."""
         self._calling = None
         self._breaking = False
         refused = self.delete_refused()
@@ -126,15 +131,16 @@ class Safety:
         """Listen."""
         gdb.events.cont.connect(self._on_continue)
         gdb.events.stop.connect(self._on_stop)
-        gdb.events.before_prompt.connect(self._on_prompt)
+        gdb.events.before_prompt.connect(self._settle)
         gdb.events.breakpoint_created.connect(self._on_breakpoint)
         gdb.events.exited.connect(self._on_exit)
 
     def _on_continue(self, event: Any) -> None:
         self._allow_calls()
-        command, self._command = self._command, ""
-        if command and not self._edges.armed:
-            self._arm(command)
+        if self._command and not self._edges.armed:
+            self._ran = self._command
+            self._arm(self._ran)
+        self._command = ""
         self._windows.forget()
 
     def _arm(self, command: str) -> None:
@@ -156,7 +162,7 @@ class Safety:
         """The guest stands still for the user."""
         hit, stood = self._edges.hit, self._stood
         self._edges.disarm()
-        self.delete_refused()
+        self._tell_refused()
         if not self.on or running() or not _remote():
             return
         self.hooks.install()
@@ -171,12 +177,12 @@ class Safety:
     def _at_edge(self, hit: int, stood: int, place: Place) -> None:
         machine = self._windows.machine()
         window = self._windows.edges(True).get(hit)
-        if window is not None:
-            self._extension.say(safetext.edge(hit, window, machine.code if machine is not None else None))
-        elif place.window is not None and place.pc == hit:  # a jump: nothing has run yet
+        if self._ran == "jump" and place.window is not None:  # nothing has run yet
             gdb.execute(f"set var $pc = {stood:#x}")
             self._say(safetext.jump(hit, place.window, stood))
             self.look()
+        elif window is not None:
+            self._extension.say(safetext.edge(hit, window, machine.code if machine is not None else None))
 
     def look(self) -> Place | None:
         """Where the guest stands, with calls allowed or not as it must be there."""
@@ -186,11 +192,18 @@ class Safety:
         self._limit_calls(place)
         return place
 
-    def _on_prompt(self) -> None:
+    def _post(self) -> None:
+        """Have :meth:`_settle` called once the command at hand has ended: a front end gets no prompt. (GDB crashes
+        where a script ends it with an event posted; there it asks nothing, and the next command settles what is
+        left.)"""
+        if gdb.parameter("confirm"):
+            gdb.post_event(self._settle)
+
+    def _settle(self) -> None:
         """A command has ended, perhaps with an error."""
         self._command = ""
         self._breaking = False
-        self.delete_refused()
+        self._tell_refused()
         calling, self._calling = self._calling, None
         if calling is not None and self.active:
             self._say(safetext.call(calling))
@@ -204,9 +217,8 @@ class Safety:
         if found and any(find(found, address) is not None for address in addresses(breakpoint)):
             breakpoint.enabled = False
             self._refused.append(breakpoint)
-            # Else a hook follows. (GDB crashes where a script ends it with an event posted; there it asks nothing.)
-            if not self._breaking and gdb.parameter("confirm"):
-                gdb.post_event(self._tell_refused)
+            if not self._breaking:  # else a hook follows
+                self._post()
 
     def delete_refused(self) -> safetext.Refused | None:
         """Delete the breakpoints that were refused; why the first was."""
@@ -228,7 +240,7 @@ class Safety:
         return None
 
     def _tell_refused(self) -> None:
-        """Made by a front end, whose command no hook follows."""
+        """Delete them; they were made by something that no hook follows."""
         refused = self.delete_refused()
         if refused is not None:
             self._say(refused)

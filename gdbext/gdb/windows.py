@@ -71,7 +71,10 @@ class Windows:
         if self._survey is None:
             return None
         if not self._fresh:
-            self._survey.windows()
+            try:
+                self._survey.windows()
+            except (gdb.error, OSError):
+                return None  # the connection is going
             self._fresh = True
         return self._survey.machine if self._survey.machine.reach is not None else None
 
