@@ -47,7 +47,7 @@ static void on_entry_point(unsigned index, void *userdata)
     uint64_t pc = (uint64_t)userdata;
 
     if (v->call.syscall && (pc == v->lstar || pc == v->cstar)) {
-        emit_syscall(v, pc);
+        emit_syscall(v, pc, vcpu_reg(v, REG_RSP));
     } else if (v->call.sysenter && pc == v->sysenter_eip) {
         emit_sysenter(v, pc, vcpu_bits(v));
     } else if (!told_of_entries && !deliver(v, pc, vcpu_reg(v, REG_RSP), false, 0)) {

@@ -218,7 +218,7 @@ static bool is_unseen(const vcpu *v, const delivery *d)
     return (d->frame[FRAME_CS] & 3) == (d->live_cs & 3u) && !seen && !resumed;
 }
 
-static bool emit_syscall(vcpu *v, uint64_t pc);
+static bool emit_syscall(vcpu *v, uint64_t pc, uint64_t sp);
 
 /* The handler at `pc` starts with the stack at `sp`. `told`: QEMU itself said so. False: this is no entry. */
 static bool deliver(vcpu *v, uint64_t pc, uint64_t sp, bool told, unsigned depth)
@@ -241,7 +241,7 @@ static bool deliver(vcpu *v, uint64_t pc, uint64_t sp, bool told, unsigned depth
         }
         if (depth < 4 && is_unseen(v, &d)) {
             if (v->call.syscall && (d.frame[FRAME_RIP] == v->lstar || d.frame[FRAME_RIP] == v->cstar)) {
-                emit_syscall(v, d.frame[FRAME_RIP]);
+                emit_syscall(v, d.frame[FRAME_RIP], inner_sp(&d));
             } else if (idt_is_target(d.frame[FRAME_RIP])) {
                 deliver(v, d.frame[FRAME_RIP], inner_sp(&d), false, depth + 1);
             }
@@ -251,8 +251,9 @@ static bool deliver(vcpu *v, uint64_t pc, uint64_t sp, bool told, unsigned depth
     return true;
 }
 
-/* `syscall` saved RIP in RCX and RFLAGS in R11; the selectors were noted when it ran. */
-static bool emit_syscall(vcpu *v, uint64_t pc)
+/* `syscall` saved RIP in RCX and RFLAGS in R11; the selectors were noted when it ran. `sp`: RSP, not live any more where
+ * something came before the handler's first instruction. */
+static bool emit_syscall(vcpu *v, uint64_t pc, uint64_t sp)
 {
     meet_user(v);
     update_alarm(v);
@@ -260,6 +261,7 @@ static bool emit_syscall(vcpu *v, uint64_t pc)
     fill_context(v, row);
     row->vector = VECTOR_SYSCALL;
     row->rip = row->rcx;
+    row->rsp = sp;
     row->rflags = row->r11;
     row->cs = v->call.cs;
     row->ss = v->call.ss;

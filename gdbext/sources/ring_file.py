@@ -262,6 +262,10 @@ def in_order(parts: list[Batch]) -> Batch | None:
     return rows if (numbers[1:] > numbers[:-1]).all() else rows[np.argsort(numbers, kind="stable")]
 
 
+PATIENCE: Final = 5.0
+"""Seconds. On a busy machine a vCPU's thread may be away for that long between taking a number and publishing."""
+
+
 class Merger:
     """Puts the rows of several rings into the order of their numbers.
 
@@ -269,7 +273,7 @@ class Merger:
     held back until it comes, or for `patience` seconds (then it is given up as lost and counted).
     """
 
-    def __init__(self, clock: Callable[[], float], patience: float = 0.2) -> None:
+    def __init__(self, clock: Callable[[], float], patience: float = PATIENCE) -> None:
         self._clock = clock
         self._patience = patience
         self._held: list[Batch] = []
