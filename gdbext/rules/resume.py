@@ -84,6 +84,8 @@ class ResumeJudge:
 
     def _judge_exit(self, row: Batch, key: int, live: Live, suspicious: bool) -> Iterator[Judged]:
         entry, mask = self._take_exact(row, key)
+        if entry is None and not is_user(row)[0] and not row["flags"][0] & Flag.SELF:
+            entry, mask = self._take_exact(row, _key_of_user_code(row))
         match = "exact"
         owner = self._frames.take_owner(row, entry, live.resumed_later) if entry is None or mask else None
         if owner is not None:
@@ -245,6 +247,13 @@ class ResumeJudge:
         since = max(last.tolist() + mine["seq"][:1].tolist(), default=int(row["seq"][0]))
         switched: compare.Bools = (live["cpu"] != row["cpu"]) | (live["seq"] < since)
         return switched
+
+
+def _key_of_user_code(row: Batch) -> int:
+    """The key that the exit `row`, to kernel code by its CS, would have if it went to user code."""
+    user = row.copy()
+    user["cs"] |= 3
+    return int(compare.keys(user)[0])
 
 
 def _around(batch: Columns, pairs: Pairs, index: int) -> Batch:

@@ -175,6 +175,10 @@ def test_a_restartable_sequence_is_aborted_only_where_another_thread_ran() -> No
         assert codes(stamp(batch(entry(ctx), switch(kind), aborted)), policy=policy) == []
 
 
+def test_user_code_with_the_kernel_s_privilege() -> None:
+    assert codes(entry(context()), exit_(context(cs=0x30))) == [("CW603", "cs")]
+
+
 def test_serialising_iret_is_no_return() -> None:
     ctx = context(user=False)
     assert codes(entry(ctx), exit_(context(9, user=False), flags=Flag.SELF), exit_(ctx)) == []
