@@ -21,6 +21,7 @@ from gdbext.rules.finding import Finding, Writer
 from gdbext.rules.guest import GuestView
 from gdbext.rules.history import History
 from gdbext.rules.pathfacts import PathFacts
+from gdbext.rules.stale import same_again
 from gdbext.rules.stores import FrameStores
 
 _CONTEXT_CODES: Final = frozenset({"CW101", "CW102", "CW103", "CW104", "CW106", "CW603"})
@@ -75,8 +76,13 @@ class Explainer:
         forgotten = any(_not_stored(statement) for statement in told)
         seen = self._add_when_seen(finding, entry, fields[0])
         extra = []
+        may_be_old = finding.code in ("CW101", "CW102") and not told
+        again = same_again(row, int(entry["seq"][0]), self._history) if may_be_old else None
         if clash is not None:
             extra.append(_clash(clash, finding))
+        elif again is not None:
+            why = f"all that came back is the context of event {int(again['seq'][0])}, which was resumed already"
+            extra.append(_stale(finding, why, _CAUSE))
         elif stale or (finding.code == "CW101" and (skipped if forgotten else seen and not told)):
             why = stale or f"{fields[0]} was not stored by this save"
             extra.append(_stale(finding, why, _CAUSE if skipped else _CONSEQUENCE))
@@ -210,8 +216,7 @@ def _beyond_frame(finding: Finding, entry: Batch) -> Draft | None:
     )
     look = "the save of contexts interrupted in the kernel: its SP is the address behind the frame, not a word in it"
     writer = finding.writer.rip if finding.writer else None
-    slot = finding.slot or f"slot {name}"
-    return Draft("CW403", cause, look, found, match=finding.match, slot=slot, writer=writer, rank=_CAUSE)
+    return Draft("CW403", cause, look, found, match=finding.match, slot=f"slot {name}", writer=writer, rank=_CAUSE)
 
 
 def _clash(statement: Statement, finding: Finding) -> Draft:

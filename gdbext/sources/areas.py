@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final
 
 import numpy as np
@@ -28,8 +28,8 @@ MAX_AREAS: Final = 256
 """Areas watched at most; each costs a check at every store into its page."""
 EAGER: Final = 64
 """Looks without pause at the start; later ones are INTERVAL apart."""
-CLOSELY: Final = 500
-"""Entries from the first area on during which the guest waits at every exit to a context not seen before."""
+CLOSELY: Final = 400
+"""Entries from the start during which the guest waits at every exit that resumes no context as it was."""
 INTERVAL: Final = 0.05
 """Seconds."""
 FXSAVE_WRITES: Final = 416
@@ -63,8 +63,8 @@ class AreaWatcher:
         self.profile = profile
         self._still = still
         self._wait = wait
-        self._closely = 0
-        """Entries still to come of those that are watched closely; 0 before and behind that."""
+        self._closely = CLOSELY
+        """Entries still to come of those that are watched closely."""
         self._wanted: dict[int, int] = {}
         self._source = source
         self._symbol = symbol
@@ -77,6 +77,10 @@ class AreaWatcher:
         self._active = Capability.MEMORY in source.capabilities
         unknown = profile is None or (profile.layout is None and profile.data.areas is None)
         self.learner = Learner(code or source.read_memory) if unknown and self._can_watch else None
+        if self._wait is not None and self._active and self._can_watch and (self.learner or self._watchable):
+            self._wait(True)
+        else:
+            self._wait = None
 
     @property
     def areas(self) -> list[int]:
@@ -95,10 +99,10 @@ class AreaWatcher:
             rows += self._learn(self.learner, batch)
         if self._watchable:
             last = _last_entries(batch)
-            with self._still() if last and not self._looks and not _waits(batch) else nullcontext():
+            with self._held(batch) if last and not self._looks else nullcontext():
                 rows += [row for at in last if self._due() for row in self._find(at)]
             rows += [row for at in _waiting_exits(batch) for row in self._find(at)]
-            self._pay_attention(batch)
+        self._end_waiting(batch)
         for row in rows:
             row["seq"] = int(batch["seq"][0]) - 1  # what the batch shows is judged with this knowledge
         return concat(rows) if rows else batch[:0]
@@ -109,15 +113,26 @@ class AreaWatcher:
             self._wanted = dict(wanted)
             self._set_watch()
 
-    def _pay_attention(self, batch: Batch) -> None:
-        """Have the guest wait at first runs for a while, beginning with the first area."""
-        if self._wait is None or not self._areas:
+    @contextmanager
+    def _held(self, batch: Batch) -> Iterator[None]:
+        """Hold the guest meanwhile, unless a vCPU stands in `batch` anyway."""
+        if _waits(batch):
+            yield
             return
-        if not self._closely:
-            self._closely = CLOSELY
-            self._wait(True)
+        if self._wait is not None:
+            self._wait(False)  # a guest that is waited for cannot be held
+        with self._still():
+            yield
+            if self._wait is not None:
+                self._wait(True)
+
+    def _end_waiting(self, batch: Batch) -> None:
+        """Have the guest wait no longer once the beginning is over, or no area can be found."""
+        if self._wait is None:
+            return
         self._closely -= int((batch["kind"] == Kind.ENTRY).sum())
-        if self._closely <= 0:
+        hopeless = self.learner is not None and self.learner.tried and self.learner.learnt is None
+        if hopeless or self._closely <= 0:
             self._wait(False)
             self._wait = None
 
@@ -129,7 +144,7 @@ class AreaWatcher:
 
     def _learn(self, learner: Learner, batch: Batch) -> list[Batch]:
         """Go on with what was learnt, if anything; the rows that tell its layout."""
-        with nullcontext() if _waits(batch) else self._still():
+        with self._held(batch):
             learnt = learner.learn()
         if learnt is None:
             return []

@@ -117,6 +117,11 @@ class Learner:
         self._handlers.note(batch)
         return self._handlers.entries >= self._stages[0]
 
+    @property
+    def tried(self) -> bool:
+        """True once :meth:`learn` was called."""
+        return len(self._stages) < len(AGAIN)
+
     def learn(self) -> Learnt | None:
         """Learn from what was seen so far; None unless it shows a save area that can be found."""
         self._stages.pop(0)

@@ -32,11 +32,16 @@ def run(tmp_path: Path, *words: str) -> tuple[int, list[dict[str, Any]]]:
         (["nrk-rflags", "--profile", "nrk"], "CW102", "slot 17", "syscall_entry"),
         (["nrk-rflags", "--stripped"], "CW102", "slot 17", ""),
         (["stale-slot"], "CW404", "slot 6", "interrupt_entry"),
+        (["stale-slot", "--profile", "generic"], "CW404", "slot 6", "interrupt_entry"),
         (["sel4-idle"], "CW402", "slot rip", "idle_loop"),
         (["sel4-idle"], "CW401", "slot rflags", "idle_loop"),
+        (["sel4-idle-64"], "CW402", "slot rip", "idle_loop"),
+        (["sel4-idle-64"], "CW401", "slot ss", "idle_loop"),
+        (["sel4-idle", "--profile", "generic"], "CW401", None, "idle_loop"),
         (["stack-overflow-neighbour"], "CW401", None, "sum_below"),
-        (["slot-clash"], "CW405", "slot 19", None),
-        (["same-ring-frame"], "CW403", "slot rsp", None),
+        (["slot-clash"], "CW405", "slot 19", "interrupt_entry"),
+        (["same-ring-frame"], "CW403", "slot rsp", "copy_kernel_context"),
+        (["frame-overwritten"], "CW302", "slot rsp", "stamp_stack"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,
 )
@@ -49,7 +54,7 @@ def test_found_with_slot_and_writer(
     if slot is not None:
         assert found["slot"] == slot
     if writer:
-        assert found["writer"]["symbol"].split("+")[0] == writer
+        assert found["writer"]["symbol"].split("+")[0].split(".")[0] == writer
     elif writer is not None:
         assert found["writer"] is not None
 

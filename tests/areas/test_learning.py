@@ -8,11 +8,11 @@ import numpy as np
 
 from gdbext.arch.descriptors import Gate
 from gdbext.errors import NotCapable
-from gdbext.events.row import ROW, SLOT_NAMES, Batch, Kind, concat
+from gdbext.events.row import ROW, SLOT_NAMES, Batch, Flag, Kind, concat
 from gdbext.profiles.profile import Profile, find
 from gdbext.profiles.schema import parse
 from gdbext.rules.engine import Engine
-from gdbext.sources.areas import FXSAVE_WRITES, AreaWatcher
+from gdbext.sources.areas import CLOSELY, FXSAVE_WRITES, AreaWatcher
 from gdbext.sources.base import Capability
 from gdbext.sources.learning import sample
 from tests.code.conftest import Assemble
@@ -165,8 +165,6 @@ def test_learnt_slots_name_a_writer_even_if_the_first_finding_came_too_early() -
 
 
 def test_five_words_of_a_three_word_frame() -> None:
-    from gdbext.events.row import Flag
-
     ctx = context(user=False, cs=8, ss=0x10, mode=32)
     words = [ctx["rip"], 8, ctx["rflags"], 0xC0103207, 0x1234, 0, 0, 0]
     came = entry(ctx, stack=[words], flags=Flag.NO_STACK)
@@ -180,3 +178,38 @@ def test_five_words_of_a_three_word_frame() -> None:
 def test_gates_worth_a_look() -> None:
     gates = [Gate(v, 0x1000 + v, 8, 1 if v in (2, 8) else 0, 3 if v in (3, 128) else 0, False) for v in range(256)]
     assert [gate.vector for gate in sample(gates)] == [0, 14, 32, 128]
+
+
+def test_first_runs_are_waited_for_in_the_beginning() -> None:
+    source = Memory({KERNEL_BASE + 8: AREA}, [range(AREA, AREA + 2 * 704)])
+    waits: list[bool] = []
+    found = AreaWatcher(find("nrk"), source, {}.get, lambda _: None, wait=waits.append)
+    assert waits == [True]
+    assert found.look(batch(entry(context())))["addr"].tolist() == [AREA]
+    assert waits == [True, False, True]  # not while the guest is held for the first look
+    source.words[KERNEL_BASE + 8] = AREA + 704
+    first_run = exit_(context(2), flags=Flag.WAITING)
+    assert found.look(batch(first_run))["addr"].tolist() == [AREA + 704]
+    found.look(batch(*(entry(context()) for _ in range(CLOSELY))))
+    assert waits == [True, False, True, False]
+    found.look(batch(entry(context())))
+    assert waits[3:] == [False]
+
+
+def test_nothing_is_waited_for_where_no_area_can_be_found() -> None:
+    waits: list[bool] = []
+    AreaWatcher(find("linux-amd64"), Memory({}), {}.get, lambda _: None, wait=waits.append)
+    assert waits == []
+    found = AreaWatcher(None, Memory({}), {}.get, lambda _: None, lambda _, n: bytes(n), wait=waits.append)
+    found.look(batch(entry(context())))
+    assert waits[0]
+    assert not waits[-1]
+
+
+def test_what_the_rules_want_to_see_is_watched_too() -> None:
+    source = Memory({KERNEL_BASE + 8: AREA}, [range(AREA, AREA + 704)])
+    found, _ = watcher(find("nrk"), source)
+    found.look(batch(entry(context())))
+    found.follow({0x8000: 0x8028})
+    assert (0x8000, 0x8028) in source.watched
+    assert source.watched[0][0] == AREA
