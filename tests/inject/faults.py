@@ -55,7 +55,8 @@ _SAVED: Final = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "r8", "r9", "r
 _CALL: Final = ("rbx", "rbp", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r12", "r13", "r14", "r15")
 _USER_FLAGS: Final = (
     ("if", rf.IF, ("CW602",)), ("tf", rf.TF, ("CW102",)), ("df", rf.DF, ("CW102",)), ("iopl", rf.IOPL, ("CW603",)),
-    ("nt", rf.NT, ("CW603",)), ("ac", rf.AC, ("CW102",)), ("cf", rf.CF, ("CW102",)), ("rf", rf.RF, ()),
+    ("nt", rf.NT, ("CW603",)), ("ac", rf.AC, ("CW102",)), ("cf", rf.CF, ("CW102",)), ("zf", rf.ZF, ("CW102",)),
+    ("rf", rf.RF, ()),
 )  # fmt: skip
 _KERNEL_FLAGS: Final = (
     ("if", rf.IF, ("CW102",)), ("tf", rf.TF, ("CW102",)), ("df", rf.DF, ("CW102",)), ("iopl", rf.IOPL, ("CW102",)),
@@ -114,6 +115,8 @@ _BITS: Final = 0x5A5A000
 def _frames() -> Iterator[Fault]:
     for path, table in ((USER, _USER_FLAGS), (KERNEL, _KERNEL_FLAGS), (SYSCALL, _USER_FLAGS)):
         for name, bit, codes in table:
+            if (path, name) == (SYSCALL, "cf"):
+                continue  # the error flag of many ABIs' system calls
             bits = (64,) if path == SYSCALL else (64, 32)
             says = f"{name.upper()} of the saved RFLAGS is turned over in front of a return"
             yield Fault(f"{path}-flag-{name}", says, partial(turn_flag, path, bit, codes), bits)

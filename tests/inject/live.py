@@ -114,9 +114,14 @@ class Live:
             if self.ended or time.monotonic() > deadline:
                 return False
             self._take(TICK)
-            if self._nmi and self.machine.running:
+            if self._nmi and self.started and self.machine.running:  # without an IDT it would die of one
                 self.machine.inject_nmi()
         return True
+
+    @property
+    def started(self) -> bool:
+        """True once its workloads run."""
+        return any("guest: start" in line for line in self.lines)
 
     def _take(self, timeout: float) -> int:
         """Judge what is there; how many events it was."""

@@ -86,7 +86,7 @@ def inject(guest: Guest, fault: Fault) -> Result:
 
 
 def _strike(live: Live, fault: Fault, result: Result) -> None:
-    if not live.watch(lambda: any("guest: start" in line for line in live.lines), BOOT):
+    if not live.watch(lambda: live.started, BOOT):
         result.verdict, result.says = UNHEALTHY, live.ended or "it did not start in time"
         return
     enough = live.engine.counts.entries + HEALTHY
