@@ -180,7 +180,7 @@ static void publish(vcpu *v, ctx_row *row, bool wait, bool caught)
     wait = wait && ring_reader_present(&shared);
     if (wait) {
         row->flags |= CTX_FLAG_WAITING;
-        ring_announce_wait(&shared, v->index, caught);
+        ring_announce_wait(&shared, v->index, row->seq, caught);
     }
     ring_publish(&shared, v->index);
     look_at_wishes();

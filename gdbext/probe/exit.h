@@ -13,7 +13,7 @@ static bool wants_verdict(const ctx_row *row, bool *caught)
 {
     const ring_header *h = shared.header;
 
-    *caught = h->catch && row->rip == h->catch_rip && row->rsp == h->catch_rsp;
+    *caught = h->catch && row->rip == h->catch_rip && row->rsp == h->catch_rsp && ledger_space(row) == h->catch_space;
     return *caught || (h->halt && !(row->flags & (CTX_FLAG_IDENTICAL | CTX_FLAG_SELF)));
 }
 

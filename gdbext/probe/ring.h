@@ -124,11 +124,12 @@ static inline void ring_publish(const ring *r, unsigned cpu)
 static uint32_t ring_await_release(const ring *r, unsigned cpu)
 {
     ring_control *c = ring_cpu(r, cpu);
-    uint32_t word = RING_RELEASE_NOT_YET;
+    uint32_t ticket = c->waiting & ~RING_TICKET_MASK, verb = RING_RELEASE_NOT_YET;
 
     for (unsigned polls = 1; ring_reader_present(r); polls++) {
-        word = atomic_load_explicit(SHARED(c->release, uint32_t), memory_order_acquire);
-        if (word != RING_RELEASE_NOT_YET) {
+        uint32_t word = atomic_load_explicit(SHARED(c->release, uint32_t), memory_order_acquire);
+        if ((word & ~RING_TICKET_MASK) == ticket && (word & RING_TICKET_MASK) != RING_RELEASE_NOT_YET) {
+            verb = word & RING_TICKET_MASK;
             break;
         }
         if (polls % RING_POLLS_PER_CHECK == 0 && !ring_reader_lives(r)) {
@@ -136,18 +137,20 @@ static uint32_t ring_await_release(const ring *r, unsigned cpu)
         }
         ring_pause();
     }
-    atomic_store(SHARED(c->release, uint32_t), RING_RELEASE_NOT_YET);
     atomic_store(SHARED(c->caught, uint32_t), 0);
     atomic_store_explicit(SHARED(c->waiting, uint32_t), 0, memory_order_release);
-    return word == RING_RELEASE_NOT_YET ? RING_RELEASE_GO : word;
+    return verb == RING_RELEASE_NOT_YET ? RING_RELEASE_GO : verb;
 }
 
-/* Announce the wait before the row is published, so that a reader who sees the row may release at once. */
-static inline void ring_announce_wait(const ring *r, unsigned cpu, bool caught)
+/* Announce the wait in event `seq` before its row is published, so that a reader who sees the row may release at once.
+ * A release names the event: one that comes late, when the vCPU waits in another, is none. */
+static inline void ring_announce_wait(const ring *r, unsigned cpu, uint64_t seq, bool caught)
 {
     ring_control *c = ring_cpu(r, cpu);
+    uint32_t ticket = (uint32_t)seq << RING_TICKET_SHIFT;
+    atomic_store(SHARED(c->release, uint32_t), ticket | RING_RELEASE_NOT_YET);
     atomic_store(SHARED(c->caught, uint32_t), caught);
-    atomic_store_explicit(SHARED(c->waiting, uint32_t), 1, memory_order_release);
+    atomic_store_explicit(SHARED(c->waiting, uint32_t), ticket | 1, memory_order_release);
 }
 
 /* Say why the probe cannot start: to whoever started QEMU, and in the file for the reader. Returns false. */

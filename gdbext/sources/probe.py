@@ -20,8 +20,18 @@ import numpy as np
 
 from gdbext.errors import CtxwatchError, GuestFailed, NotCapable, UsageError
 from gdbext.events.row import TRACKED_SLOTS, Batch, Flag
+from gdbext.ledger.compare import space
 from gdbext.sources.base import Capability
-from gdbext.sources.ring import COUNTERS, TRACKED_GS, WATCH_BITS, WATCH_RANGES, Option, Release, watch_granules
+from gdbext.sources.ring import (
+    COUNTERS,
+    TRACKED_GS,
+    WATCH_BITS,
+    WATCH_RANGES,
+    Option,
+    Release,
+    release_word,
+    watch_granules,
+)
 from gdbext.sources.ring_file import Merger, RingFile, in_order
 
 _NAP: Final = (0.0002, 0.002)
@@ -70,7 +80,7 @@ class ProbeSource:
         self._retry = retry
         self._merger = Merger(time.monotonic)
         self._ready: list[Batch] = []
-        self._targets: dict[int, tuple[int, int]] = {}
+        self._standing: dict[int, Batch] = {}
         self._open = True
         self._at_close: tuple[int, dict[str, int], int] = 0, {}, 0
         if not len(ring.control):
@@ -135,9 +145,9 @@ class ProbeSource:
         return None
 
     def _note(self, rows: Batch) -> Batch:
-        """Remember where waiting vCPUs are about to go."""
+        """Remember in which events vCPUs wait."""
         for index in np.flatnonzero(rows["flags"] & Flag.WAITING):
-            self._targets[int(rows["cpu"][index])] = int(rows["rip"][index]), int(rows["rsp"][index])
+            self._standing[int(rows["cpu"][index])] = rows[index : index + 1].copy()
         return rows
 
     def release(self, cpu: int, halt: bool) -> None:
@@ -146,15 +156,16 @@ class ProbeSource:
         Other vCPUs that wait are let go, too, when the guest stops: they stop where they resume. Raises NotCapable
         without a monitor, GuestFailed when QEMU does not stop.
         """
+        row = self._standing.pop(cpu, None)
         if not halt:
-            self._ring.control["release"][cpu] = Release.GO
+            if row is not None:
+                self._ring.control["release"][cpu] = release_word(int(row["seq"][0]), Release.GO)
             return
         if self._monitor is None:
             raise NotCapable("halting the guest", "there is no QMP connection", "give QEMU a -qmp socket")
-        target = self._targets.get(cpu)
         self.pause()
-        if target is not None and self._retry:
-            self._retry_halt(cpu, target)
+        if row is not None and self._retry:
+            self._retry_halt(cpu, row)
 
     @contextlib.contextmanager
     def still(self) -> Iterator[None]:
@@ -188,8 +199,7 @@ class ProbeSource:
         thread = threading.Thread(target=stop, name="ctxwatch-stop", daemon=True)
         thread.start()
         while thread.is_alive():
-            for cpu in self._ring.waiting():
-                self._ring.control["release"][cpu] = Release.HALT
+            self._ring.release_all(Release.HALT)
             self._drain()
             thread.join(_NAP[0])
         if failed:
@@ -201,16 +211,17 @@ class ProbeSource:
         if rows is not None:
             self._ready.append(rows)
 
-    def _retry_halt(self, cpu: int, target: tuple[int, int]) -> None:
+    def _retry_halt(self, cpu: int, row: Batch) -> None:
         """QEMU delivers a pending interrupt before it stops: then the handler's first instruction is next, and the
         context is on its stack, not one instruction older. Let the handler return to it, and stop again there."""
         header = self._ring.header
         halt = int(header["halt"][0])
         header["halt"] = 0
-        header["catch_rip"], header["catch_rsp"] = target
+        header["catch_rip"], header["catch_rsp"] = row["rip"], row["rsp"]
+        header["catch_space"] = space(row)[0]
         try:
             for _ in range(_TRIES):
-                if self._rip(cpu) == target[0]:
+                if self._rip(cpu) == int(row["rip"][0]):
                     return
                 header["catch"] = 1
                 self._execute("cont")
@@ -249,8 +260,7 @@ class ProbeSource:
         """Begin or cease to let vCPUs wait at exits that are not identical; those that wait are let go."""
         self._ring.header["halt"] = int(halt)
         if not halt:
-            for cpu in self._ring.waiting():
-                self.release(cpu, halt=False)
+            self._ring.release_all(Release.GO)
 
     def read_memory(self, address: int, length: int, cpu: int = 0) -> bytes:
         """Guest virtual memory as vCPU `cpu` maps it now; raises NotCapable or OSError."""

@@ -20,7 +20,7 @@ import numpy as np
 from gdbext.events.row import ROW_SIMD, TRACKED_SLOTS, Field, c_header
 
 MAGIC: Final = int.from_bytes(b"CTXRING1", "little")
-VERSION: Final = 1
+VERSION: Final = 2
 PAGE: Final = 4096
 DEFAULT_ROWS: Final = 16384
 """Rows in one vCPU's ring: some 7 MB, a tenth of a second of the busiest guest."""
@@ -52,8 +52,19 @@ class Option:
     SELF = 1 << 2
 
 
+TICKET_SHIFT: Final = 2
+TICKET_MASK: Final = (1 << TICKET_SHIFT) - 1
+"""``waiting`` and ``release`` name the event in which a vCPU waits by the low bits of its number, shifted; below them
+stand 1 and a :class:`Release`."""
+
+
+def release_word(seq: int, verb: int) -> int:
+    """The value of ``release`` that lets a vCPU go which waits in event `seq`."""
+    return (seq << TICKET_SHIFT | verb) & 0xFFFF_FFFF
+
+
 class Release:
-    """Values of control column ``release``: what a waiting vCPU is to do."""
+    """Low bits of control column ``release``: what a waiting vCPU is to do."""
 
     NOT_YET = 0
     GO = 1
@@ -96,10 +107,11 @@ HEADER_FIELDS: Final[tuple[Field, ...]] = (
     Field("error", "S256", "char", ERROR_BYTES, "why the probe could not start, when state is FAILED"),
     _u64("seq", "number of the last event, over all CPUs; probe"),
     _u64("spare1", "keeps the busy counter above on a line of its own", 7),
-    _u32("catch", "1: also wait at the exit that resumes catch_rip and catch_rsp; reader"),
+    _u32("catch", "1: also wait at the exit that resumes catch_rip, catch_rsp in catch_space; reader"),
     _u32("tracked_count", "tracked variables in use; reader"),
     _u64("catch_rip", "reader"),
     _u64("catch_rsp", "reader"),
+    _u64("catch_space", "CR3's address bits for user code, 0 for kernel code; reader"),
     _u64("tracked_addr", "guest virtual address, or offset from the kernel's GS base; reader", TRACKED_SLOTS),
     _u32("tracked_size", "bytes: 1, 2, 4 or 8; reader", TRACKED_SLOTS),
     _u32("tracked_flags", "TRACKED_GS", TRACKED_SLOTS),
@@ -121,8 +133,8 @@ CONTROL_FIELDS: Final[tuple[Field, ...]] = (
     _u64("spare0", "producer and consumer do not share a line", 7),
     _u64("tail", "rows taken; reader"),
     _u64("spare1", "likewise", 7),
-    _u32("waiting", "1 while the vCPU stands still in a row with Flag.WAITING; probe"),
-    _u32("release", "Release; reader, taken back by the probe"),
+    _u32("waiting", "not 0 while the vCPU stands still in a row with Flag.WAITING, and in which; probe"),
+    _u32("release", "a Release for the row it stands in; reader"),
     _u32("caught", "1: it waits at the exit that `catch` asked for; probe"),
     _u32("spare2", "zero"),
     *(_u64(name, "see COUNTERS") for name in COUNTERS),
@@ -177,7 +189,8 @@ def c_layout() -> str:
         "READER_LOCK": READER_LOCK, "WRITER_LOCK": WRITER_LOCK, "WATCH_GRANULE": WATCH_GRANULE,
         "WATCH_BITS": WATCH_BITS, "WATCH_RANGES": WATCH_RANGES, "ERROR_BYTES": ERROR_BYTES,
         "WATCH_OFFSET": WATCH_OFFSET, "CONTROL_OFFSET": CONTROL_OFFSET, "TRACKED_GS": TRACKED_GS,
-        "TRACKED_SLOTS": TRACKED_SLOTS, "SIMD_ROW_SIZE": ROW_SIMD.itemsize,
+        "TRACKED_SLOTS": TRACKED_SLOTS, "SIMD_ROW_SIZE": ROW_SIMD.itemsize, "TICKET_SHIFT": TICKET_SHIFT,
+        "TICKET_MASK": f"{TICKET_MASK}u",
     }  # fmt: skip
     lines += [f"#define RING_{name} {value}" for name, value in constants.items()]
     for prefix, source in (("STATE", State), ("OPTION", Option), ("RELEASE", Release)):

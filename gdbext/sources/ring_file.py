@@ -24,6 +24,7 @@ from gdbext.sources.ring import (
     HEADER_SIZE,
     MAGIC,
     READER_LOCK,
+    TICKET_MASK,
     VERSION,
     WATCH,
     WATCH_OFFSET,
@@ -155,9 +156,11 @@ class RingFile:
         """Was the probe loaded with this :class:`gdbext.sources.ring.Option`?"""
         return bool(int(self.header["options"][0]) & option)
 
-    def waiting(self) -> list[int]:
-        """The vCPUs that stand still until they are released."""
-        return [int(cpu) for cpu in np.flatnonzero(self.control["waiting"])]
+    def release_all(self, verb: int) -> None:
+        """Give all vCPUs that stand still at this moment the same :class:`gdbext.sources.ring.Release`."""
+        waiting = self.control["waiting"].copy()
+        for cpu in np.flatnonzero(waiting):
+            self.control["release"][cpu] = (int(waiting[cpu]) & ~TICKET_MASK) | verb
 
     def take(self) -> list[Batch]:
         """Take all published rows out of all rings: one array per vCPU that had any, and room for new ones."""

@@ -29,7 +29,7 @@ static void *run(void *argument)
         ring_number(&shared, row);
         if (wait) {
             row->flags |= CTX_FLAG_WAITING;
-            ring_announce_wait(&shared, cpu, false);
+            ring_announce_wait(&shared, cpu, row->seq, false);
         }
         ring_publish(&shared, cpu);
         if (wait) {

@@ -187,7 +187,7 @@ def test_another_version_is_refused_on_both_sides(compiled: Compiled, tmp_path: 
         EnvironmentUnusable, match=r"probe cannot start: the ring .* is of version 77\.1, this probe is"
     ):
         ProbeSource(ring)
-    with pytest.raises(RecordingError, match=r"it is version 77\.1, this ctxwatch reads 1\.1"):
+    with pytest.raises(RecordingError, match=r"it is version 77\.1, this ctxwatch reads 2\.1"):
         RingFile.open_leftover(ring.path)
     ring.close()
 
