@@ -15,7 +15,7 @@ uses ``wrgsbase`` (or ``wrmsr`` of GS_BASE) on these paths, that counts as its `
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -25,7 +25,6 @@ from gdbext.arch.vectors import NMI
 from gdbext.code.classify import stack_source
 from gdbext.code.disasm import Code, Flow
 from gdbext.code.graph import Graph
-from gdbext.code.listing import listing
 from gdbext.code.paths import Entry, Exit, Gateway, Reach
 
 
@@ -377,14 +376,3 @@ class _Finder:
                     continue
             merged.append(Stretch(address, end, stack, user_gs, certain))
         return tuple(merged)
-
-
-def nearest_outside(found: Sequence[Window], code: Code, pc: int, limit: int = 64) -> int | None:
-    """The nearest instruction before `pc` (else after it) that lies in no window, for an offer to a person."""
-    for insn in reversed(listing(code, pc, before=limit, after=0)[:-1]):
-        if find(found, insn.address) is None:
-            return insn.address
-    for insn in listing(code, pc, before=0, after=limit):
-        if find(found, insn.address) is None:
-            return insn.address
-    return None

@@ -38,6 +38,7 @@ class Judging:
         self._knowledge, self._codes = knowledge, codes
         self._tell = tell
         self._before: list[Finding] = []
+        self._notes: list[dict[str, object]] = []
         self._recorder: Recorder | None = None
         self._began = time.monotonic()
         self.engine = self._begin(guest)
@@ -90,11 +91,17 @@ class Judging:
             started=time.time(),
         )
         recorder = Recorder(path, header, names, note)
+        self._notes = []
         self._before = self.findings
         self._report = RunReport(guest, self._source.name, qemu)
         self._began = time.monotonic()
         self._recorder = recorder
         self.engine = self._begin(recorder.guest)
+
+    def note(self, what: str) -> None:
+        """Keep in the recording, if one is made, what was done to the safety mode after so many events."""
+        seen = self.engine.counts
+        self._notes.append({"events": seen.entries + seen.exits + seen.swapgs, "what": what})
 
     def end_recording(self) -> Path | None:
         """Close the recording; where it is now (under its incomplete name if something failed), None without one."""
@@ -104,7 +111,8 @@ class Judging:
         report = self._report
         report.counts, report.findings = self.engine.counts, self.engine.findings
         report.lost, report.seconds = self._source.lost, time.monotonic() - self._began
-        return recorder.path if recorder.close(report.document()) else recorder.partial
+        result = report.document() | ({"safety": self._notes} if self._notes else {})
+        return recorder.path if recorder.close(result) else recorder.partial
 
     def finish(self) -> None:
         """No more events."""

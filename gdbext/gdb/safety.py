@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import gdb
 
+from gdbext.code.edges import nearest_safe
 from gdbext.code.windows import find
 from gdbext.gdb import safehooks, safetext
 from gdbext.gdb.points import Point
 from gdbext.gdb.safeedges import Edge, Edges, own
 from gdbext.gdb.target import running
-from gdbext.gdb.windows import Place, Windows, nearest_safe
+from gdbext.gdb.windows import Place, Windows
 
 if TYPE_CHECKING:
     from gdbext.gdb.extension import Extension
@@ -93,8 +94,12 @@ class Safety:
             self.look()
 
     def note(self, what: str) -> None:
-        """Put into the history."""
+        """Put into the history, and into the recording that is made."""
         self.history.append((time.time(), what))
+        watch = self._extension.watch
+        if watch is not None and watch.judging is not None:
+            with watch.held():
+                watch.judging.note(what)
 
     # What the hooks tell
 

@@ -6,15 +6,16 @@ somebody wants to know, and kept for as long as the connection. Until then nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import gdb
 
+from gdbext.code.edges import edges, opened_at
 from gdbext.code.paths import Gateway
-from gdbext.code.windows import Reason, Window, find
+from gdbext.code.windows import Window, find
 from gdbext.errors import CtxwatchError
 from gdbext.gdb.machine import Machine
 from gdbext.gdb.survey import Survey
@@ -24,8 +25,6 @@ from gdbext.gdb.watch import Watch
 if TYPE_CHECKING:
     from gdbext.gdb.extension import Extension
 
-ENTRY_SIDE: Final = frozenset({Reason.SYSCALL_ENTRY, Reason.INTERRUPT_ENTRY, Reason.IST_HANDLER})
-"""Windows that begin where an entry begins: the first instruction belongs to them, and nothing opens them."""
 _EXCEPTIONS: Final = 32
 """Vectors below it are the CPU's own (Intel SDM vol. 3A, 6.2); a step meets them with interrupts held back too."""
 
@@ -123,60 +122,14 @@ class Windows:
         return Place(pc, window, opened_at(found, pc) if window is None else None, parity)
 
     def edges(self, irqs: bool) -> dict[int, Window]:
-        """Where a step that comes from outside must stop: the instructions that open a window, and the first ones of
-        entries that a step can lead to. irqs: whether interrupts are let in while stepping."""
+        """Where a step that comes from outside must stop (see gdbext.code.edges), with the entries that a step can
+        lead to. irqs: whether interrupts are let in while stepping."""
         machine = self.machine()
-        if machine is None or machine.reach is None:
+        if machine is None or machine.reach is None or machine.code is None:
             return {}
         stepped = set()
         for handler in machine.tables.handlers():
             if irqs or handler.callable or min(handler.vectors) < _EXCEPTIONS:
                 stepped.add(handler.address)
         stepped |= {e.address for e in machine.reach.entries if e.gateway is not Gateway.INTERRUPT}
-        found: dict[int, Window] = {}
-        for window in machine.windows:
-            for address in window.opened_by:
-                if address in stepped if window.reason in ENTRY_SIDE else find(machine.windows, address) is None:
-                    found.setdefault(address, window)
-        for call in machine.reach.calls:
-            insn = machine.code.insn(call) if machine.code is not None else None
-            window_after = find(machine.windows, insn.end) if insn is not None else None
-            if insn is not None and window_after is not None and window_after.at(call) is not None:
-                found.setdefault(insn.end, window_after)  # a call made inside comes back inside
-        return found
-
-
-def opened_at(found: list[Window], pc: int) -> Window | None:
-    """The window that the instruction at `pc` opens when it runs; None if it opens none, or lies in another one."""
-    if find(found, pc) is not None:
-        return None
-    return next((w for w in found if w.reason not in ENTRY_SIDE and pc in w.opened_by), None)
-
-
-def nearest_safe(found: list[Window], calls: Mapping[int, int], pc: int) -> int | None:
-    """The address nearest to `pc`, which lies in a window, at which a stop is safe on the way through that window:
-    the instruction that opens it, the first one after it, or a function called in it. None if there is none.
-
-    calls: call instruction → target, of the code that was explored.
-    """
-    seen: set[int] = set()
-    safe: set[int] = set()
-    work = [pc]
-    while work:
-        for candidate in set(_neighbours(found, calls, work.pop())) - seen:
-            seen.add(candidate)
-            if find(found, candidate) is None:
-                safe.add(candidate)
-            else:
-                work.append(candidate)
-    return min(safe, key=lambda address: abs(address - pc), default=None)
-
-
-def _neighbours(found: list[Window], calls: Mapping[int, int], pc: int) -> Iterator[int]:
-    for window in found:
-        if window.at(pc) is None:
-            continue
-        yield from window.landings
-        if window.reason not in ENTRY_SIDE:
-            yield from window.opened_by
-        yield from (target for call, target in calls.items() if window.at(call) is not None)
+        return edges(machine.windows, machine.code, machine.reach, stepped)

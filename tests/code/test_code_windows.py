@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gdbext.code.disasm import Code
 from gdbext.code.paths import Entry, Gateway, Limits, explore
-from gdbext.code.windows import Reason, Stack, Window, find, nearest_outside, windows
+from gdbext.code.windows import Reason, Stack, Window, find, windows
 
 
 def found(snippet: Any, *entries: Entry | int) -> list[Window]:
@@ -241,14 +241,6 @@ def test_shadows_and_sysenter_of_ia32(assemble: Any) -> None:
     assert entering.state_at(snippet["entry"]) == "kernel code, RSP on the SYSENTER stack, kernel GS active"
     assert (first.reason, inside(first, snippet), first.landings) == (Reason.SHADOW, {"m1"}, (snippet["m2"],))
     assert (inside(second, snippet), second.exits) == ({"t1"}, (snippet["t1"],))
-
-
-def test_nearest_safe_address(assemble: Any) -> None:
-    snippet = assemble("before: ret\n" + SYSCALL)
-    all_windows = found(snippet, Entry(snippet["entry"], Gateway.SYSCALL))
-    assert nearest_outside(all_windows, snippet.code, snippet["b3"]) == snippet["b1"]
-    assert nearest_outside(all_windows, snippet.code, snippet["a1"]) == snippet["before"]
-    assert nearest_outside(all_windows, snippet.code, snippet["a3"]) is not None
 
 
 @settings(deadline=None)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
+from gdbext.recording.reader import Recording
 from tests.gdb.conftest import Boot, bug_free, run_gdb
 from tests.gdb.sessions import Mi, Typed
 
@@ -83,6 +85,21 @@ def test_override_lets_one_command_through_and_is_recorded(boot: Boot) -> None:
         said = gdb.type("ctx safe")
         assert "switched off" in said
         assert "switched on" in said
+
+
+def test_switching_and_overriding_are_kept_in_a_recording(boot: Boot, tmp_path: Path) -> None:
+    live = boot("clean-nrk")
+    path = tmp_path / "session.arrow"
+    text = run_gdb(
+        *live.connect, "ctx watch", f"ctx record {path}", "tbreak tick if ticks == 10", "continue",
+        "ctx safe override stepi", "ctx safe off", "ctx watch off",
+    )  # fmt: skip
+    bug_free(text)
+    recording = Recording(path)
+    assert sum(map(len, recording.batches())) > 0
+    assert recording.end is not None
+    assert recording.end.end is not None
+    assert [note["what"] for note in recording.end.end["safety"]] == ["overridden for: stepi", "switched off"]
 
 
 def test_the_users_own_hooks_and_settings_stay(boot: Boot) -> None:
