@@ -159,11 +159,12 @@ class Explainer:
         elsewhere = not set(fields) <= set(FRAME_FIELDS) or int(agreement(entry, row)[0][0]) < len(GPR64) - 1
         if elsewhere or finding.code == "CW603" or not int(entry["frame"][0]):
             return []
-        change = self._frames.change(entry, row, fields[0])
         in_place = self._paths.frame_in_place(entry, row) is True
-        if change is None and not in_place and not self._copied(finding, entry, row, fields):
+        seen = self._frames.change(entry, row, fields[0]) is not None
+        if not seen and not in_place and not self._copied(finding, entry, row, fields):
             return []
         self._follow(entry, row)
+        change = self._frames.change(entry, row, fields[0])
         draft = _overwritten(finding, fields, in_place)
         if change is not None:
             symbol = self._guest.symbol(change.pc)

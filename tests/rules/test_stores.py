@@ -1,0 +1,103 @@
+"""CW302 and who wrote: the stores into a frame are followed once one was found overwritten."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gdbext.events.row import ROW, Batch
+from gdbext.rules.engine import Engine
+from gdbext.rules.finding import Finding
+from tests.code.conftest import Assemble, Snippet, assemble
+from tests.rules.rows import Kind, batch, context, entry, exit_, stamp
+
+__all__ = ["assemble"]
+
+FRAME, OTHER = 0xFFFFFFFF80300000, 0xFFFFFFFF80310000
+RSP_WORD = 24
+CULPRIT = 0xFFFFFFFF80005555
+
+
+class Guest:
+    """A guest of a few instructions, and one name."""
+
+    def __init__(self, snippet: Snippet) -> None:
+        self._snippet = snippet
+
+    def read(self, address: int, length: int) -> bytes:
+        offset = address - self._snippet.base
+        if not 0 <= offset < len(self._snippet.data):
+            raise OSError("unmapped")
+        return self._snippet.data[offset : offset + length]
+
+    def symbol(self, address: int) -> str | None:
+        return "stamp_stack+0x7" if address == CULPRIT else None
+
+
+@pytest.fixture
+def handler(assemble: Assemble) -> Snippet:
+    return assemble("entry: pushq %rax; popq %rax; leave: iretq")
+
+
+def stores(frame: int, value: int) -> Batch:
+    row = np.zeros(1, ROW)
+    row["kind"], row["mode"], row["addr"], row["value"], row["size"] = Kind.STORE, 64, frame + RSP_WORD, value, 8
+    row["pc"], row["rsp"] = CULPRIT, 0xFFFFFFFF80600000
+    return row
+
+
+def overwritten(handler: Snippet, thread: int, frame: int, *between: Batch, rsp: int = 0x10) -> tuple[Batch, ...]:
+    ctx = context(thread)
+    came = entry(ctx, pc=handler["entry"], frame=frame)
+    return came, *between, exit_(ctx | {"rsp": rsp}, pc=handler["leave"], frame=frame)
+
+
+def judged(handler: Snippet, *rows: Batch) -> tuple[Finding, Engine]:
+    engine = Engine(guest=Guest(handler))
+    engine.feed(stamp(batch(*rows)))
+    (finding,) = engine.findings
+    return finding, engine
+
+
+def test_frame_popped_in_place(handler: Snippet) -> None:
+    finding, engine = judged(handler, *overwritten(handler, 1, FRAME))
+    assert (finding.code, finding.field, finding.writer) == ("CW302", "rsp", None)
+    assert engine.wanted == {FRAME: FRAME + 40}
+
+
+def test_the_store_is_named(handler: Snippet) -> None:
+    finding, _ = judged(handler, *overwritten(handler, 1, FRAME, stores(FRAME, 0x10)))
+    assert finding.writer is not None
+    assert finding.writer.symbol == "stamp_stack+0x7"
+    assert finding.slot == "slot rsp"
+    assert "the store of 0x10 at stamp_stack+0x7" in finding.cause
+
+
+@pytest.mark.parametrize("value", [0x11, 0])
+def test_another_store_is_not(handler: Snippet, value: int) -> None:
+    finding, _ = judged(handler, *overwritten(handler, 1, FRAME, stores(FRAME, value)))
+    assert finding.writer is None
+
+
+def test_who_is_seen_later_is_named_in_the_first_finding(handler: Snippet) -> None:
+    first = overwritten(handler, 1, FRAME)
+    then = overwritten(handler, 1, FRAME, stores(FRAME, 0x20), rsp=0x20)
+    finding, _ = judged(handler, *first, *then)
+    assert (finding.event, finding.count) == (2, 2)
+    assert finding.writer is not None
+    assert "At event 5, when it came again: " in finding.cause
+
+
+def test_the_frames_of_other_threads_are_followed_too(handler: Snippet) -> None:
+    other = context(2)
+    regular = entry(other, pc=handler["entry"], frame=OTHER), exit_(other, pc=handler["leave"], frame=OTHER)
+    _, engine = judged(handler, *regular, *overwritten(handler, 1, FRAME))
+    assert engine.wanted == {FRAME: FRAME + 40, OTHER: OTHER + 40}
+
+
+def test_a_whole_context_that_is_lost_is_no_overwritten_frame(handler: Snippet) -> None:
+    ctx = context(1)
+    came = entry(ctx, pc=handler["entry"], frame=FRAME)
+    engine = Engine(guest=Guest(handler))
+    engine.feed(stamp(batch(came, exit_(ctx | {"rsp": 0x10, "rbx": 5}, pc=handler["leave"], frame=FRAME))))
+    assert "CW302" not in [finding.code for finding in engine.findings]
