@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from gdbext.errors import RecordingError
 from gdbext.events.row import Batch
-from gdbext.recording import parquet
+from gdbext.recording import leftover, parquet
 from gdbext.recording.header import Header
+from gdbext.recording.leftover import LeftoverFile
 from gdbext.recording.mark import Mark, Unit
 from gdbext.recording.memory import RecordedGuest
 from gdbext.recording.parquet import ParquetFile
@@ -50,7 +51,7 @@ class Recording:
         self.guest = RecordedGuest()
         fd = _open(path)
         try:
-            self._file: _File = ParquetFile(path, fd) if os.pread(fd, 4, 0) == parquet.MAGIC else StreamFile(path, fd)
+            self._file: _File = _reader(fd)(path, fd)
         except RecordingError as error:
             os.close(fd)
             why = ": ".join(filter(None, (error.what, error.why)))
@@ -116,6 +117,13 @@ class Recording:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _reader(fd: int) -> type[ParquetFile] | type[StreamFile] | type[LeftoverFile]:
+    begins = os.pread(fd, 8, 0)
+    if begins == leftover.MAGIC:
+        return LeftoverFile
+    return ParquetFile if begins[:4] == parquet.MAGIC else StreamFile
 
 
 def _open(path: Path) -> int:

@@ -15,6 +15,7 @@ import pytest
 
 from gdbext.errors import CtxwatchError, EnvironmentUnusable, RecordingError, UsageError
 from gdbext.events.row import Batch, Flag, Kind, empty
+from gdbext.recording.reader import Recording
 from gdbext.sources.probe import LeftoverSource, ProbeSource, _disjoint
 from gdbext.sources.ring import HEADER_SIZE, WATCH_BITS, State, watch_granules
 from gdbext.sources.ring_file import Merger, RingFile
@@ -274,3 +275,25 @@ def test_watched_ranges_cover_every_granule_a_store_can_begin_in() -> None:
     assert watch_granules(0x1000, 0x1100) == [0xF, 0x10]  # a store at 0xff8 reaches into it
     assert watch_granules(0x1020, 0x1021) == [0x10]
     assert len(watch_granules(0, 1 << 40)) == WATCH_BITS
+
+
+def test_a_leftover_ring_is_read_as_a_recording(compiled: Compiled, tmp_path: Path) -> None:
+    path = tmp_path / "ring"
+    assert start(compiled("ring_writer.c"), path, 2, 64, 50).wait(10) == 0
+    with Recording(path) as whole:
+        assert whole.flaw is None
+        rows = np.concatenate(list(whole.batches()))
+        assert (rows["seq"] == np.arange(1, 101)).all()
+        assert [unit.mark.rows for unit in whole.index()] == [100]
+    path.unlink()
+    assert start(compiled("ring_writer.c"), path, 1, 64, 1000).wait(10) == 0
+    with Recording(path) as last:
+        assert last.flaw == "the 936 events before these were overwritten"
+        assert sum(map(len, last.batches())) in (63, 64)
+
+
+def test_a_ring_that_nobody_wrote_is_no_recording(tmp_path: Path) -> None:
+    ring = RingFile.create(tmp_path / "ring")
+    with pytest.raises(RecordingError, match="the probe is not loaded"):
+        Recording(ring.path)
+    ring.close()
