@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from gdbext.arch.registers import GPR64
-from gdbext.events.row import Batch, Flag, Kind
+from gdbext.events.row import Batch, Flag
 from gdbext.ledger.compare import is_call, is_user
 from tests.inject.patch import Change, NotHere
 from tests.inject.scene import Expect, Injection, Scene
@@ -120,6 +120,6 @@ def _with_simd(scene: Scene) -> Iterator[Batch]:
     pending = scene.live.engine.pending()
     if "simd" not in (pending.dtype.names or ()):
         raise NotHere("SIMD state is not captured")
-    fit = is_user(pending) & ((pending["flags"] & Flag.SIMD) != 0) & (pending["kind"] == Kind.ENTRY)
-    for index in np.flatnonzero(fit).tolist():
+    fit = is_user(pending) & ((pending["flags"] & Flag.SIMD) != 0) & ~is_call(pending) & (pending["vector"] >= 32)
+    for index in np.flatnonzero(fit)[-_CONTEXTS:].tolist():
         yield pending[index : index + 1]
