@@ -27,7 +27,7 @@ def run(extension: Extension, args: argparse.Namespace) -> None:
     words: list[str] = args.words
     walked = extension.walked
     if walked is None:
-        if words == ["off"]:
+        if words[:1] == ["off"] or (words and words[0] in (*_MOVES, *_ANSWERS) and not Path(words[0]).exists()):
             raise UsageError("no recording is open", todo="ctx replay FILE opens one")
         _open(extension, words)
     elif not words:

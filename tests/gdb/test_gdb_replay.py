@@ -1,0 +1,89 @@
+"""``ctx replay``: a recording is walked in GDB, with neither QEMU nor a guest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gdbext.errors import printable
+from gdbext.recording.walk import Walk
+from tests.gdb.conftest import bug_free, run_gdb
+from tests.recording.sessions import busy, record
+
+pytestmark = pytest.mark.gdb
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    record(tmp_path / "run.arrow", busy(100))
+    return tmp_path / "run.arrow"
+
+
+def test_it_is_walked_as_in_the_repl(path: Path) -> None:
+    walk = Walk(path)
+    finding = walk.next_finding()
+    text = run_gdb(
+        f"ctx replay {path}",
+        "ctx replay next-finding",
+        "ctx replay info registers rip",
+        "ctx replay print/d $rip",
+        "ctx status",
+        "ctx gs 2",
+        "ctx findings",
+        "ctx replay prev 2",
+        "ctx replay goto 5",
+        "ctx replay",
+        "ctx replay off",
+        "ctx status",
+    )
+    bug_free(text)
+    assert f"events {walk.first} to {walk.last}" in text
+    assert printable(walk.describe()) in text
+    assert f"{finding.code} {finding.name}" in text
+    assert f"registers of {walk.whose()}" in text
+    assert f"\n{int(walk.row['rip'][0])}\n" in text
+    assert text.count("event 5, CPU") == 2
+    assert f"{path} is closed." in text
+    assert text.endswith("Not watching.\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("ctx replay continue", "continue: a recording cannot run: its guest ran before"),
+        ("ctx replay stepi", "stepi: a recording cannot run"),
+        ("ctx replay break tick", "break: a recording cannot stop anywhere"),
+        ("ctx replay x/4gx 0x1234", "memory at 0x1234 is not in the recording"),
+        ("ctx replay backtrace", "backtrace: not in a recording"),
+        ("ctx replay goto", "ctx replay goto: an event is missing"),
+        ("ctx replay goto here", "ctx replay goto: 'here' is no number"),
+        ("ctx replay goto 999999", "there is no event 999999 in this recording"),
+        ("ctx replay prev", "this is the first event"),
+        ("ctx record more.arrow", "ctx record: not in a recording"),
+        ("ctx watch", "a recording is open"),
+        ("ctx skip", "ctx skip: a recording cannot run"),
+    ],
+)
+def test_what_a_recording_cannot_do_is_refused_by_name(path: Path, command: str, said: str) -> None:
+    text = run_gdb(f"ctx replay {path}", command)
+    bug_free(text)
+    assert said in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "ctx replay needs a recording"),
+        ("off", "no recording is open"),
+        ("/nowhere/run.arrow", "No such file or directory"),
+        ("/", "it is a directory"),
+        (str(Path(__file__)), "it is damaged"),
+        ("next-finding", "no recording is open"),
+    ],
+)
+def test_what_is_no_recording_is_refused_in_one_line(words: str, said: str) -> None:
+    text = run_gdb(f"ctx replay {words}")
+    bug_free(text)
+    assert said in text
+    assert len(text.strip().splitlines()) == 1
