@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gdbext.arch.frames import word_size
-from gdbext.events.row import Batch, How
+from gdbext.events.row import Batch, Flag, How
 from gdbext.rules.draft import Draft
 from gdbext.rules.finding import Difference
 
@@ -30,6 +30,20 @@ def judge_unbalanced(row: Batch, near: Batch) -> tuple[Draft, Batch] | None:
     return None
 
 
+def judge_unreadable(row: Batch, live: Batch, near: Batch) -> tuple[Draft, Batch] | None:
+    """Judge an iret (a batch of one) whose frame is not in mapped memory: it can be nobody's, so RSP is wrong.
+
+    `live`: all pending contexts; `near`: as for :func:`judge_unbalanced`. None unless a frame lies beside it.
+    """
+    if row["how"][0] != How.IRET or not len(near) or (live["frame"] == row["frame"]).any():
+        return None
+    size = word_size(int(row["mode"][0]))
+    distances = np.abs((row["frame"] - near["frame"]).astype(np.int64))
+    closest = near[np.flatnonzero(distances == distances.min())[-1:]]
+    words = int((row["frame"] - closest["frame"]).astype(np.int64)[0]) // size
+    return _draft(closest, row, words, size), closest
+
+
 def _shifted(frame: list[int], popped: list[int], words: int, size: int) -> bool:
     """True if the words at RSP are those of the entry's frame, `words` further (negative: RSP is too low).
 
@@ -49,10 +63,10 @@ def _words(row: Batch) -> list[int]:
 def _draft(entry: Batch, row: Batch, words: int, size: int) -> Draft:
     expected, actual = int(entry["frame"][0]), int(row["frame"][0])
     if words < 0:
-        left = _words(row)[0]
+        left = "what" if row["flags"][0] & Flag.UNREADABLE else f"{_words(row)[0]:#x}, which"
         cause = (
             f"RSP is {-words} word{'s' * (words < -1)} below the frame the CPU pushed at {expected:#x}: iret takes "
-            f"{left:#x}, which was left on the stack, for RIP and the saved RIP for CS"
+            f"{left} was left on the stack, for RIP and the saved RIP for CS"
         )
         look = "what the entry stub pushed and the exit did not drop: the error code, a vector number, an argument"
     else:

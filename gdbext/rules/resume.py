@@ -23,7 +23,7 @@ from gdbext.ledger.pending import UNLIKE, Pending, traits
 from gdbext.rules import returns, stale, verdicts
 from gdbext.rules.draft import Judged
 from gdbext.rules.fastcalls import FastCalls, is_fast
-from gdbext.rules.frames import judge_unbalanced
+from gdbext.rules.frames import judge_unbalanced, judge_unreadable
 from gdbext.rules.history import History
 from gdbext.rules.kernel_frames import KernelFrames
 from gdbext.rules.linear import LinearWidth
@@ -67,7 +67,7 @@ class ResumeJudge:
         columns = rest["flags"].tolist(), rest["kind"].tolist(), traits(rest)
         for index, flags, kind, found_by in zip(pairs.rest.tolist(), *columns, strict=True):
             row = batch.row(index)
-            if flags & Flag.UNREADABLE:
+            if flags & Flag.UNREADABLE and kind == Kind.ENTRY:
                 continue
             if kind == Kind.ENTRY:
                 if flags & Flag.LINEAR32:
@@ -75,6 +75,10 @@ class ResumeJudge:
                 self._pending.add(row, found_by)
                 continue
             live = Live(row, found_by, self._pending, partial(_around, batch, pairs, index))
+            if flags & Flag.UNREADABLE:
+                unreadable = judge_unreadable(row, live.all, live.near)
+                judged += [(unreadable[0], row, unreadable[1])] if unreadable else []
+                continue
             judged += self._judge_exit(row, found_by.key, live, bool(suspicious[index]))
         return judged
 
@@ -250,9 +254,14 @@ class ResumeJudge:
 
 
 def _key_of_user_code(row: Batch) -> int:
-    """The key that the exit `row`, to kernel code by its CS, would have if it went to user code."""
+    """The key that the exit `row`, to kernel code by its CS, would have if it went to user code.
+
+    An ia32 iret then pops no ESP, which lies in the frame all the same.
+    """
     user = row.copy()
     user["cs"] |= 3
+    if row["flags"][0] & Flag.NO_STACK:
+        user["rsp"] = row["stack"][0][3]
     return int(compare.keys(user)[0])
 
 

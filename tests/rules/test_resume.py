@@ -179,6 +179,15 @@ def test_user_code_with_the_kernel_s_privilege() -> None:
     assert codes(entry(context()), exit_(context(cs=0x30))) == [("CW603", "cs")]
 
 
+def test_ia32_user_code_with_the_kernel_s_privilege() -> None:
+    ctx = context(cs=0x73, ss=0x7B)
+    narrow = {"mode": 32, "flags": Flag.LINEAR32}
+    frame = [ctx["rip"], 0x70, ctx["rflags"], ctx["rsp"], 0x7B, 0, 0, 0]
+    wrong = ctx | {"cs": 0x70, "rsp": FRAME + 12, "ss": 0x68}
+    after = exit_(wrong, **narrow | {"flags": Flag.LINEAR32 | Flag.NO_STACK, "stack": [frame]})
+    assert ("CW603", "cs") in codes(entry(ctx, **narrow), after)
+
+
 def test_serialising_iret_is_no_return() -> None:
     ctx = context(user=False)
     assert codes(entry(ctx), exit_(context(9, user=False), flags=Flag.SELF), exit_(ctx)) == []
@@ -202,6 +211,15 @@ def test_unbalanced_frame_after_a_fixup() -> None:
     popped = [0, ctx["rip"] + 5, ctx["cs"], ctx["rflags"], ctx["rsp"], ctx["ss"], 0, 0]
     wrong = {"rip": 0, "cs": popped[1] & 0xFFFF, "rflags": popped[2], "rsp": popped[3], "ss": popped[4] & 0xFFFF}
     assert codes(before, exit_(ctx | wrong, frame=FRAME - 8, stack=[popped])) == [("CW301", "rsp")]
+
+
+@pytest.mark.parametrize("words", [-1, 1])
+def test_frame_that_is_not_there(words: int) -> None:
+    """Above a stack's last frame there may be no memory: what iret would pop cannot be read."""
+    ctx, nothing = context(), dict.fromkeys(("rip", "cs", "rflags", "rsp", "ss"), 0)
+    after = exit_(ctx | nothing, frame=FRAME + 8 * words, flags=Flag.UNREADABLE, stack=[[0] * 8])
+    assert codes(entry(ctx), after) == [("CW301", "rsp")]
+    assert codes(entry(ctx), exit_(ctx | nothing, flags=Flag.UNREADABLE)) == []
 
 
 def test_rebuilt_frame_elsewhere_is_silent() -> None:
