@@ -193,10 +193,12 @@ static void instrument_stack(block *b, struct qemu_plugin_insn *at, site *s)
 static bool is_of_interest(const block *b, const insn *i)
 {
     if (b->bits == 16) {
-        return i->kind == OP_LIDT || i->kind == OP_LGDT || i->kind == OP_WRMSR;
+        return i->kind == OP_LIDT || i->kind == OP_LGDT || i->kind == OP_WRMSR || i->kind == OP_MOV_CR0 ||
+               i->kind == OP_RSM;
     }
     switch (i->kind) {
     case OP_OTHER: case OP_CALL: case OP_JUMP_IF: return i->gs_memory;
+    case OP_MOV_CR0: return false;
     case OP_RET: case OP_JUMP: case OP_JUMP_FAR: return i->gs_memory || near_rsp_load(b->start);
     default: return true;
     }
@@ -211,7 +213,9 @@ static void instrument(block *b, struct qemu_plugin_insn *at, site *s)
     case OP_SWAPGS: call_at(at, on_swapgs, (void *)s->pc); break;
     case OP_WRMSR: call_at(at, on_wrmsr, s); break;
     case OP_WRFSBASE: case OP_WRGSBASE: call_at(at, on_wrbase, s); break;
+    case OP_MOV_CR0: call_at(at, on_cr0, s); break;
     case OP_MOV_CR3: call_at(at, on_cr3, s); break;
+    case OP_RSM: call_at(at, on_rsm, s); break;
     case OP_SYSCALL: case OP_SYSENTER: call_at(at, on_call, s); break;
     case OP_INT_N: call_at(at, on_int, s); break;
     case OP_LIDT: case OP_LGDT:
