@@ -50,7 +50,8 @@ def argument(name: str, help: str, **options: object) -> Argument:
 class Command:
     """``ctx NAME``. ``summary``: one line; ``text``: the long help; ``example``: lines a reader can type.
 
-    ``run`` gets the extension and the parsed arguments and raises CtxwatchError for what it refuses. ``complete``
+    ``run`` gets the extension and the parsed arguments (with ``text``, the line as it was typed) and raises
+    CtxwatchError for what it refuses. ``complete``
     gives the words that may come next.
     """
 
@@ -131,7 +132,7 @@ class Adapter(gdb.Command):  # type: ignore[misc]  # GDB's classes have no types
         """Parse, check what must be so, run; one line for what is refused."""
         self.dont_repeat()
         try:
-            arguments = self._command.parser().parse_args(gdb.string_to_argv(text))
+            arguments = self._command.parser().parse_args(gdb.string_to_argv(text), argparse.Namespace(text=text))
             if self._extension.walked is not None and self._of_recording(self._extension.walked, text):
                 return
             self._extension.check(self._command.needs)

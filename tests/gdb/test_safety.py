@@ -79,6 +79,7 @@ def test_override_lets_one_command_through_and_is_recorded(boot: Boot) -> None:
         assert "stepi refused: " in gdb.type("stepi")
         said = gdb.type("ctx safe")
         assert re.search(r"\d\d:\d\d:\d\d  overridden for: stepi", said)
+        assert "Temporary breakpoint" in gdb.type('ctx safe override tbreak syscall_entry if $_streq("a b", "c")')
         gdb.type("ctx safe off")
         assert "refused: " not in gdb.type("stepi")
         gdb.type("ctx safe on")

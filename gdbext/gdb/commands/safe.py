@@ -27,7 +27,7 @@ def run(extension: Extension, args: argparse.Namespace) -> None:
         extension.safety.switch(words == ["on"])
         gdb.write(f"The safety mode is {words[0]}.\n")
     elif words[0] == "override" and len(words) > 1:
-        command = " ".join(words[1:])
+        command = args.text.partition("override")[2].strip()  # GDB's quotes and all
         with extension.safety.overridden(command):
             gdb.execute(command, True)
     elif words[0] == "irqs" and words[1:] in ([], ["on"], ["off"]):
