@@ -26,6 +26,8 @@ from gdbext.rules.finding import Finding
 
 FINDINGS: Final = 500
 """Findings shown at most, the first ones."""
+_SCRIPTS: Final = ("data.js", "timeline.js", "main.js")
+"""Parts of the page's one script, in order."""
 _SPARK: Final = (160, 28)
 """Width and height of a latency histogram."""
 _BAR: Final = 120
@@ -35,7 +37,7 @@ _BAR: Final = 120
 def page(report: RunReport, header: Header, gathered: Gatherer, symbol: Symbol) -> str:
     """The page. symbol: the name of a guest virtual address, or None."""
     shown = list(report.findings[:FINDINGS])
-    style, script = _asset("page.css"), _asset("page.js")
+    style, script = _asset("page.css"), "".join(map(_asset, _SCRIPTS))
     parts = {
         "TITLE": _text(f"{report.guest}: ctxwatch report"),
         "POLICY": f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'",
@@ -73,7 +75,7 @@ def _verdict(report: RunReport) -> str:
         said = f"{count} finding{'s' * (count != 1)}, {errors} of severity error"
         parts.append(f'<p class="verdict {kind}">{said}</p>')
     elif report.incomplete is None:
-        parts.append('<p class="verdict clean">Nothing found: every context came back as it was interrupted.</p>')
+        parts.append('<p class="verdict clean">Nothing found.</p>')
     else:
         parts.append('<p class="verdict warning">Nothing found in the part that could be read.</p>')
     if report.incomplete is not None:

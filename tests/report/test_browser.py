@@ -1,0 +1,169 @@
+"""The page in a real browser: no error, findings listed, zoom works, a hostile guest's strings do nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.report import pages
+from tests.report.browser import Page, browser, chromium
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(chromium() is None, reason="no Chromium here (Debian: chromium)"),
+]
+
+
+@pytest.fixture(scope="module")
+def shown() -> Iterator[Page]:
+    """One browser for all tests."""
+    with browser() as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A page with findings, and their codes."""
+    return pages.make(tmp_path_factory.mktemp("page"))
+
+
+@pytest.fixture
+def page(shown: Page, made: tuple[Path, list[str]]) -> Page:
+    """The page as it is when it was just opened."""
+    shown.said.clear()
+    shown.requests.clear()
+    shown.open(made[0])
+    return shown
+
+
+def view(page: Page) -> tuple[float, float]:
+    """What the timeline shows, nanoseconds."""
+    page.value("new Promise(requestAnimationFrame).then(() => new Promise(requestAnimationFrame)).then(() => true)")
+    start, end = page.value("(d => [+d.from, +d.to])(document.getElementById('canvas').dataset)")
+    return start, end
+
+
+def readout(page: Page) -> str:
+    return str(page.value("document.getElementById('readout').textContent"))
+
+
+def test_no_error_no_request_and_the_findings(page: Page, made: tuple[Path, list[str]]) -> None:
+    path, codes = made
+    listed = page.value("[...document.querySelectorAll('.finding .code')].map(e => e.textContent)")
+    assert listed == codes
+    assert page.value("document.querySelector('.finding').open") is True
+    assert page.requests == [path.resolve().as_uri()]
+    assert page.said == []
+
+
+def test_strings_of_the_guest_do_nothing(page: Page) -> None:
+    assert page.value("document.title").startswith("guest </script><script>document.title=")
+    assert page.value("document.querySelectorAll('img, script').length") == 2
+    page.value("document.getElementById('canvas').focus()")
+    page.key(".")
+    assert "</script><script>" in readout(page)
+    page.value(
+        "(e => { e.textContent = 'document.title = 1'; document.body.append(e); })(document.createElement('script'))"
+    )
+    assert page.value("document.title").startswith("guest ")
+    assert len(page.said) == 1
+    assert "Content Security Policy" in page.said[0]
+
+
+def test_zoom_and_move_by_keys(page: Page) -> None:
+    whole = view(page)
+    page.value("document.getElementById('canvas').focus()")
+    page.key("+")
+    near = view(page)
+    assert near[1] - near[0] == pytest.approx((whole[1] - whole[0]) / 2)
+    page.key("ArrowRight")
+    moved = view(page)
+    assert moved[0] > near[0]
+    assert moved[1] - moved[0] == pytest.approx(near[1] - near[0])
+    page.key("-")
+    page.key("0")
+    assert view(page) == whole
+    assert page.said == []
+
+
+def test_findings_and_handlers_by_keys(page: Page, made: tuple[Path, list[str]]) -> None:
+    page.value("document.getElementById('canvas').focus()")
+    page.key("n")
+    assert readout(page).startswith(f"Finding 1 of {len(made[1])}, {made[1][0]} ")
+    here = view(page)
+    page.key("n")
+    assert readout(page).startswith("Finding 2 of ")
+    assert view(page) != here
+    page.key("Enter")
+    assert page.value("document.activeElement.closest('details').id") == "finding-2"
+    assert page.value("document.getElementById('finding-2').open") is True
+    page.value("document.getElementById('canvas').focus()")
+    page.key(".")
+    first = readout(page)
+    page.key(".")
+    assert readout(page) != first
+    assert readout(page).startswith("CPU 1, ")
+    page.key("ArrowUp")
+    assert readout(page) == "CPU 0"
+    page.key("ArrowDown")
+    assert readout(page) == "CPU 1"
+
+
+def test_all_that_a_mouse_can_press_can_be_reached_by_tab(page: Page) -> None:
+    page.value("document.activeElement.blur()")
+    reached = set()
+    for _ in range(30):
+        page.key("Tab")
+        reached.add(page.value("(e => e.id || e.dataset.do || e.className || e.tagName)(document.activeElement)"))
+    assert reached >= {"theme", "in", "out", "all", "previous", "next", "canvas", "show", "SUMMARY"}
+
+
+def test_buttons(page: Page) -> None:
+    whole = view(page)
+    page.value("document.querySelector('[data-do=in]').click()")
+    assert view(page) != whole
+    page.value("document.querySelector('[data-do=all]').click()")
+    assert view(page) == whole
+    page.value("document.querySelector('button.show').click()")
+    assert readout(page).startswith("Finding 1 of ")
+    assert page.value("document.activeElement.id") == "canvas"
+
+
+def test_light_and_dark(page: Page, made: tuple[Path, list[str]]) -> None:
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.value(ground)
+    page.open(made[0], dark=True)
+    dark = page.value(ground)
+    assert dark != light
+    page.value("document.getElementById('theme').click()")
+    assert page.value("document.getElementById('theme').textContent") == "Theme: light"
+    assert page.value(ground) == light
+    page.value("document.getElementById('theme').click()")
+    assert page.value(ground) == dark
+    page.value("document.getElementById('theme').click()")
+
+
+@pytest.mark.parametrize("width", [700, 1400])
+@pytest.mark.parametrize("dark", [False, True])
+def test_it_fits(shown: Page, made: tuple[Path, list[str]], width: int, dark: bool, tmp_path: Path) -> None:
+    shown.open(made[0], width, dark=dark)
+    shown.value("document.querySelectorAll('details').forEach(e => { e.open = true; })")
+    assert shown.value("document.documentElement.scrollWidth") <= width
+    drawn = "(c => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size)"
+    assert shown.value(f"{drawn}(document.getElementById('canvas'))") > 10
+    shown.picture(tmp_path / "page.png")
+    assert (tmp_path / "page.png").stat().st_size > 20_000
+
+
+def test_without_javascript(shown: Page, made: tuple[Path, list[str]]) -> None:
+    shown.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        shown.call("Page.navigate", url=made[0].resolve().as_uri())
+        shown.wait("document.readyState === 'complete' && document.querySelectorAll('.finding').length > 0")
+        assert "needs JavaScript" in shown.value("document.querySelector('noscript').innerText")
+        assert shown.value("document.getElementById('timeline').hidden") is True
+        assert "Look at" in shown.value("document.querySelector('.finding').innerText")
+    finally:
+        shown.call("Emulation.setScriptExecutionDisabled", value=False)
