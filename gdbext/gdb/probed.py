@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import threading
+import time
 import traceback
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -103,6 +104,7 @@ class ProbeWatch:
         self._wanted = 0
         self._closing = threading.Event()
         self._ended = False
+        self._died = False
         self._last = 0
         self._events = 0
         with contextlib.ExitStack() as undo:
@@ -188,10 +190,8 @@ class ProbeWatch:
         """QEMU has stopped the machine for good; `died`: not because the guest asked for it."""
         self.tidy()
         if died:
-            row = empty(1)
-            row["seq"], row["kind"] = self._last + 1, Kind.DIED
             with self.held():
-                self._judge(row)
+                self._guarded(self._die)
 
     def close(self) -> None:
         """Leave the probe to itself; the guest goes on. Idempotent."""
@@ -246,16 +246,33 @@ class ProbeWatch:
         if self._ended or self.failed is not None:
             return False
         batch = self._source.read(0.0)
-        if batch is None:
-            self._ended = True
-            return False
-        if not len(batch):
+        if batch is None or not len(batch):
+            if self._was_reset():
+                self._die()
+            self._ended = batch is None
             return False
         self._events += len(batch)
-        self._last = int(batch["seq"].max())
+        self._last, self._died = int(batch["seq"].max()), False
         self._settle(batch)
         self._judge(batch)
         return True
+
+    def _was_reset(self) -> bool:
+        """Whether QEMU has told that the guest reset the machine, as a triple fault does."""
+        told = False
+        while (event := self._qmp.event(0)) is not None:
+            reset = event.get("event") in ("RESET", "SHUTDOWN")
+            told |= reset and event.get("data", {}).get("reason") == "guest-reset"
+        return told
+
+    def _die(self) -> None:
+        """The machine died behind the last event; told once."""
+        if not self._died:
+            self._died = True
+            row = empty(1)
+            row["seq"], row["time"], row["kind"] = self._last + 1, time.monotonic_ns(), Kind.DIED
+            row["flags"] = Flag.NO_BASES | Flag.NO_KERNEL_GS | Flag.UNREADABLE
+            self._judge(row)
 
     def _settle(self, batch: Batch) -> None:
         """Find out by how much KASLR has moved the kernel, if it may have."""

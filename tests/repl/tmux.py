@@ -7,22 +7,26 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 COLUMNS, ROWS = 110, 40
 
 
 class Tmux:
-    """One program in a tmux of its own. A context manager; evidence of a failure is the screen."""
+    """One program in a tmux of its own: ctxwatch with `words`, or `program`. A context manager; evidence of a failure
+    is the screen."""
 
-    def __init__(self, *words: str, home: Path) -> None:
+    def __init__(
+        self, *words: str, home: Path, program: Sequence[str] = (), columns: int = COLUMNS, rows: int = ROWS
+    ) -> None:
         self._directory = tempfile.mkdtemp(prefix="ctxwatch-tmux-")
         self._socket = f"{self._directory}/s"
         code = "import sys; from gdbext.cli.main import main; sys.exit(main())"
         environment = {"XDG_STATE_HOME": home / "state", "XDG_CONFIG_HOME": home / "config"}
         settings = [word for name, value in environment.items() for word in ("-e", f"{name}={value}")]
-        self._tmux("-f", "/dev/null", "new-session", "-d", "-x", str(COLUMNS), "-y", str(ROWS), *settings,
-                   "--", sys.executable, "-c", code, *words)  # fmt: skip
+        self._tmux("-f", "/dev/null", "new-session", "-d", "-x", str(columns), "-y", str(rows), *settings,
+                   "--", *(program or (sys.executable, "-c", code, *words)))  # fmt: skip
 
     def __enter__(self) -> Tmux:
         self._tmux("set-option", "-g", "remain-on-exit", "on", check=False)
