@@ -130,7 +130,7 @@ def _frames() -> Iterator[Fault]:
         )  # fmt: skip
     yield Fault(
         "user-frame-rsp", "the saved RSP is another",
-        partial(change_frame, USER, "rsp", lambda v: v + 16, Expect(("CW101", "CW302"), frozenset({"rsp"}))),
+        partial(change_frame, USER, "rsp", lambda v: v - 0x12340, Expect(("CW101", "CW302"), frozenset({"rsp"}))),
     )  # fmt: skip
     yield Fault(
         "user-frame-cs", "the saved CS is the kernel's",
@@ -159,7 +159,7 @@ def _frames() -> Iterator[Fault]:
 _STORED_WORDS: Final[tuple[tuple[str, str, int, Names], ...]] = (
     ("rflags-df", "rflags", rf.DF, ("CW102",)), ("rflags-iopl", "rflags", rf.IOPL, ("CW603",)),
     ("rflags-if", "rflags", rf.IF, ("CW602",)), ("rflags-nt", "rflags", rf.NT, ("CW603",)),
-    ("rip", "rip", 1, ("CW101", "CW302")), ("rsp", "rsp", 16, ("CW101", "CW302")),
+    ("rip", "rip", 1, ("CW101", "CW302")), ("rsp", "rsp", 0x12340, ("CW101", "CW302")),
     ("rbx", "rbx", 1 << 20, ("CW101",)), ("rsi", "rsi", 1 << 20, ("CW101",)), ("rbp", "rbp", 1 << 20, ("CW101",)),
     ("r14", "r14", 1 << 40, ("CW101",)),
 )  # fmt: skip

@@ -43,8 +43,8 @@ class Live:
     machine ended, "" while it runs; ``handlers``: the entry points seen; ``entries``: handler's address → how often;
     ``exits``: (address, How, to user mode) → how often; ``swaps``: (address of a swapgs, Kind of the event beside it,
     its How) → how often; ``bases``: (address, MSR) of writes of a base → how often; ``switches``: first instructions
-    of thread switches seen, and their ends; ``switched``: the last of
-    entries and switches was a switch. All addresses are guest virtual.
+    of thread switches seen, and their ends; ``last_switch``: event
+    number of the last switch of threads or page tables. All addresses are guest virtual.
     """
 
     def __init__(self, guest: Guest, simd: bool = False, nmi: bool = False) -> None:
@@ -60,7 +60,7 @@ class Live:
         self.bases: Counter[tuple[int, int]] = Counter()
         self.switches: tuple[set[int], set[int]] = (set(), set())
         self.last_seq = 0
-        self.switched = False
+        self.last_switch = 0
         self.bits = 64 if guest.arch == "x86_64" else 32
         self._simd, self._nmi = simd or guest.simd, nmi
         self._stub: Stub | None = None
@@ -148,8 +148,8 @@ class Live:
         for pc, how, cs in zip(*(exits[name].tolist() for name in ("pc", "how", "cs")), strict=True):
             self.exits[pc, how, cs & 3 == 3 or how != How.IRET] += 1
         self.entries.update(batch["pc"][batch["kind"] == Kind.ENTRY].tolist())
-        steps = batch["kind"][np.isin(batch["kind"], (Kind.ENTRY, Kind.SWITCH_IN))]
-        self.switched = bool(steps[-1] == Kind.SWITCH_IN) if len(steps) else self.switched
+        switches = batch["seq"][(batch["kind"] == Kind.SWITCH_IN) | (batch["kind"] == Kind.CR3)]
+        self.last_switch = int(switches[-1]) if len(switches) else self.last_switch
         self._note_swaps(batch)
         bases = batch[batch["kind"] == Kind.BASE]
         self.bases.update(zip(bases["pc"].tolist(), bases["addr"].tolist(), strict=True))

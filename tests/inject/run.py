@@ -104,7 +104,7 @@ def _strike(live: Live, fault: Fault, result: Result) -> None:
         result.says = str(reason)
         return
     live.catch_up()
-    struck = live.last_seq
+    struck = scene.struck or live.last_seq
     live.go()
     live.watch(lambda: bool(live.errors) or _finished(live), AFTER)
     if not live.ended:

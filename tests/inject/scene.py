@@ -49,6 +49,8 @@ class Scene:
         self.live = live
         self.stub = live.stub
         self.word = live.bits // 8
+        self.struck = 0
+        """The last event before the first change."""
 
     @cached_property
     def code(self) -> Code:
@@ -131,7 +133,9 @@ class Scene:
         return self.stub.read(address, length)
 
     def named(self, address: int, before: str, after: str) -> Change:
-        """A change of a value at the instruction at `address`."""
+        """A change, made just now, of a value at the instruction at `address`."""
+        self.live.catch_up()
+        self.struck = self.struck or self.live.last_seq
         return Change(address, self.live.symbol(address) or "", (before,), (after,))
 
 

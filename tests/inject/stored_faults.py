@@ -24,6 +24,8 @@ _LOOKS: Final = 8
 """How often memory is searched, and """
 _EVENTS_APART: Final = 400
 """events between."""
+_COPIES: Final = 16
+"""Copies of a thread's XMM registers that there may be: signals push some onto its stack. All are changed."""
 _XMM: Final = 6
 """The XMM register that is changed; with its neighbour it is looked for in memory."""
 
@@ -105,13 +107,14 @@ def change_xmm(scene: Scene) -> Injection:
     for ram in _looks(scene):
         for row in _with_simd(scene):
             both = b"".join(row["simd"]["xmm"][0][number].tobytes() for number in (_XMM, _XMM + 1))
-            found = list(_occurrences(ram, both, 16)) if len(set(both)) > 8 else []
-            if len(found) != 1:
+            places = list(_occurrences(ram, both, 16)) if len(set(both)) > 8 else []
+            if not 0 < len(places) <= _COPIES:
                 continue
-            at = found[0]
-            scene.stub.write_physical(at, bytes([ram[at] ^ 0xFF]))
+            for at in places:
+                scene.stub.write_physical(at, bytes([ram[at] ^ 0xFF]))
+            old, at = both[0], places[0]
             where = f"byte 0 of xmm{_XMM} of the context interrupted at event {int(row['seq'][0])}"
-            change = Change(at, "guest physical memory", (f"{where} = {ram[at]:#x}",), (f"{ram[at] ^ 0xFF:#x}",))
+            change = Change(at, "guest physical memory", (f"{where} = {old:#x}",), (f"{old ^ 0xFF:#x}",))
             return Injection(change, Expect(("CW105",), frozenset({f"xmm{_XMM}"})))
     raise NotHere("no XMM registers of a suspended thread were found in memory")
 
