@@ -14,7 +14,7 @@ from gdbext.errors import CtxwatchError, UsageError, printable
 from gdbext.qemu import guests
 from tests.inject import table
 from tests.inject.faults import FAULTS, Fault
-from tests.inject.run import FOUND, NO_EFFECT, NOT_HERE, UNHEALTHY, inject
+from tests.inject.run import FOUND, NO_EFFECT, NOT_HERE, UNHEALTHY, bits_of, inject
 
 KERNELS: Final = ("linux-amd64", "linux-amd64-new", "linux-i386")
 """The guests that `all` stands for."""
@@ -74,7 +74,8 @@ def _chosen(guest: str | None, patterns: Sequence[str]) -> list[tuple[guests.Gue
     if not names:
         raise UsageError(f"no fault is called {' or '.join(patterns)}", todo="scripts/inject --list names them")
     subjects = [guests.find(name) for name in (KERNELS if guest == "all" else (guest,))]
-    return [(subject, FAULTS[name]) for subject in subjects for name in dict.fromkeys(names)]
+    pairs = [(subject, FAULTS[name]) for subject in subjects for name in dict.fromkeys(names)]
+    return [(subject, fault) for subject, fault in pairs if bits_of(subject) in fault.bits or fault.name in patterns]
 
 
 def _run(chosen: Sequence[tuple[guests.Guest, Fault]], out: str | None) -> int:

@@ -23,7 +23,7 @@ from gdbext.profiles import profile as profiles
 from gdbext.qemu import guests, images
 from gdbext.qemu.guests import Guest
 from gdbext.qemu.images import Image
-from gdbext.qemu.machine import Machine
+from gdbext.qemu.machine import ARCHITECTURES, Machine
 from gdbext.rules.codes import ERROR
 from gdbext.rules.engine import Engine
 from gdbext.rules.finding import Finding
@@ -61,7 +61,7 @@ class Live:
         self.switches: tuple[set[int], set[int]] = (set(), set())
         self.last_seq = 0
         self.last_switch = 0
-        self.bits = 64 if guest.arch == "x86_64" else 32
+        self.bits = ARCHITECTURES[guest.arch]
         self._simd, self._nmi = simd or guest.simd, nmi
         self._stub: Stub | None = None
         self._close = contextlib.ExitStack()

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from gdbext.errors import CtxwatchError
 from gdbext.qemu.guests import Guest
+from gdbext.qemu.machine import ARCHITECTURES
 from gdbext.rules.finding import Finding
 from tests.inject.faults import Fault
 from tests.inject.live import Live, with_workload
@@ -68,13 +69,17 @@ def fits(expect: Expect, finding: Finding) -> bool:
     return finding.code in expect.codes and expect.fields <= {d.field for d in finding.differences}
 
 
+def bits_of(guest: Guest) -> int:
+    """How wide the kernel of `guest` is."""
+    return ARCHITECTURES[guest.arch]
+
+
 def inject(guest: Guest, fault: Fault) -> Result:
     """Boot `guest`, let it be healthy for a while, strike, and see."""
     began = time.monotonic()
     result = Result(guest.name, fault.name, NOT_HERE)
-    bits = 64 if guest.arch == "x86_64" else 32
-    if bits not in fault.bits:
-        result.says = f"not a fault of {bits}-bit kernels"
+    if bits_of(guest) not in fault.bits:
+        result.says = f"not a fault of {bits_of(guest)}-bit kernels"
         return result
     try:
         with Live(with_workload(guest, fault.workload, WORK), fault.simd, fault.nmi) as live:
