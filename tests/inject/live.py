@@ -32,6 +32,8 @@ from gdbext.sources.probe import ProbeSource
 from tests.inject.stub import Stub
 
 TICK: Final = 0.05
+SILENCE: Final = 8.0
+"""Seconds without an event after which a running guest is taken to hang."""
 _COMPLAINT: Final = re.compile(r"CORRUPT|FAILED|PANIC|impossible|killed|panic|BUG:|Oops|general protection|segfault")
 """What a guest prints when one of its self-checks fails, or its kernel notices."""
 
@@ -61,6 +63,7 @@ class Live:
         self.switches: tuple[set[int], set[int]] = (set(), set())
         self.last_seq = 0
         self.last_switch = 0
+        self._last_event = time.monotonic()
         self.bits = ARCHITECTURES[guest.arch]
         self._simd, self._nmi = simd or guest.simd, nmi
         self._stub: Stub | None = None
@@ -123,6 +126,11 @@ class Live:
         """True once its workloads run."""
         return any("guest: start" in line for line in self.lines)
 
+    @property
+    def silent(self) -> bool:
+        """True if it hangs: it is interrupted all the time otherwise."""
+        return time.monotonic() - self._last_event > SILENCE
+
     def _take(self, timeout: float) -> int:
         """Judge what is there; how many events it was."""
         batch = self.source.read(timeout)
@@ -144,6 +152,7 @@ class Live:
     def _note(self, batch: Batch) -> None:
         self.handlers.note(batch)
         self.last_seq = max(self.last_seq, int(batch["seq"].max()))
+        self._last_event = time.monotonic()
         exits = batch[(batch["kind"] == Kind.EXIT) & ((batch["flags"] & (Flag.SELF | Flag.UNREADABLE)) == 0)]
         for pc, how, cs in zip(*(exits[name].tolist() for name in ("pc", "how", "cs")), strict=True):
             self.exits[pc, how, cs & 3 == 3 or how != How.IRET] += 1
@@ -200,6 +209,7 @@ class Live:
 
     def go(self) -> None:
         """Let the guest run again."""
+        self._last_event = time.monotonic()
         self.stub.go()
 
     def run_to(self, address: int, wanted: Callable[[int], bool], seconds: float = 10.0) -> int | None:
