@@ -32,6 +32,7 @@ from tests.inject.stop_faults import (
 from tests.inject.stored_faults import change_stored, change_xmm
 
 Apply = Callable[[Scene], Injection]
+WORKLOAD: Final = "spin,forks,traps"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Fault:
     says: str
     apply: Apply
     bits: tuple[int, ...] = (64, 32)
-    workload: str = "spin,forks,traps"
+    workload: str = WORKLOAD
     simd: bool = False
     nmi: bool = False
 
@@ -62,6 +63,11 @@ _KERNEL_FLAGS: Final = (
     ("if", rf.IF, ("CW102",)), ("tf", rf.TF, ("CW102",)), ("df", rf.DF, ("CW102",)), ("iopl", rf.IOPL, ("CW102",)),
     ("nt", rf.NT, ("CW102",)), ("ac", rf.AC, ("CW102",)), ("zf", rf.ZF, ("CW102",)), ("rf", rf.RF, ()),
 )  # fmt: skip
+
+
+def _workload(name: str) -> str:
+    """What has something of its own in the register `name`."""
+    return "segments,spin" if name in SEGMENTS else WORKLOAD
 
 
 def _kernels(path: str, name: str) -> tuple[int, ...]:
@@ -88,7 +94,7 @@ def _moves() -> Iterator[Fault]:
         for name in names:
             bits = _kernels(path, name)
             says = f"the {path} entry does not store {name}"
-            yield Fault(f"{path}-drop-store-{name}", says, partial(drop_store, path, name), bits)
+            yield Fault(f"{path}-drop-store-{name}", says, partial(drop_store, path, name), bits, _workload(name))
         yield Fault(
             f"{path}-exchange-stores", f"the {path} entry stores two registers in each other's slots",
             partial(exchange_stores, path),
@@ -97,7 +103,7 @@ def _moves() -> Iterator[Fault]:
         for name in names:
             bits = (64,) if path == KERNEL else _kernels(path, name)
             says = f"the exit to {path} code does not load {name}" if path != SYSCALL else f"sysret without {name}"
-            yield Fault(f"{path}-drop-load-{name}", says, partial(drop_load, path, name), bits)
+            yield Fault(f"{path}-drop-load-{name}", says, partial(drop_load, path, name), bits, _workload(name))
         yield Fault(
             f"{path}-exchange-loads", "two registers are loaded from each other's slots",
             partial(exchange_loads, path), (64,) if path == KERNEL else (64, 32),
