@@ -10,10 +10,7 @@ import pytest
 from tests.report import pages
 from tests.report.browser import Page, browser, chromium
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(chromium() is None, reason="no Chromium here (Debian: chromium)"),
-]
+pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium here (Debian: chromium)")
 
 
 @pytest.fixture(scope="module")

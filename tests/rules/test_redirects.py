@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from gdbext.events.row import Batch
+from gdbext.rules.engine import Engine
 from gdbext.rules.policy import Calls, Policy
-from tests.rules.rows import Flag, How, context, entry, exit_
+from tests.rules.rows import Flag, How, batch, context, entry, exit_
 from tests.rules.test_resume import codes
 
 SIGRETURN, PTRACE = 15, 101
@@ -78,6 +79,14 @@ def test_a_tracer_may_change_a_waiting_context() -> None:
         ("CW102", "rflags"),
         ("CW104", "fs_base"),
     ]
+
+
+def test_without_a_profile_a_stepped_thread_is_only_worth_a_warning() -> None:
+    for policy, severity in ((Policy(), "warning"), (LINUX, "error")):
+        engine = Engine(policy)
+        ctx = context(1)
+        (finding,) = engine.feed(batch(entry(ctx), exit_(ctx | {"rflags": ctx["rflags"] | 0x100})))
+        assert (finding.code, finding.severity) == ("CW102", severity)
 
 
 def test_kernel_code_has_no_tracer() -> None:
