@@ -38,7 +38,8 @@ def drafts(policy: Policy, entry: Batch, row: Batch, mask: int, match: str, live
     if general:
         found.append(_registers(entry, row, general, call, match, severity))
     if "rflags" in fields and not _says_it_better(entry, row):
-        found.append(_flags(entry, row, match, severity))
+        stepped = not policy.edits_others and _may_be_stepped(entry, row)
+        found.append(_flags(entry, row, match, WARNING if stepped else severity))
     selectors = [name for name in fields if name in ("cs", "ss", "ds", "es", "fs", "gs")]
     if selectors:
         found.append(_selectors(entry, row, selectors, match))
@@ -124,6 +125,11 @@ def _says_it_better(entry: Batch, row: Batch) -> bool:
     """True if all that differs is what CW602 and CW603 judge: IF cleared, or privileged bits set, for user code."""
     changed = int(entry["rflags"][0]) ^ int(row["rflags"][0])
     return bool(is_user(row)[0]) and changed & ~(rf.IF | rf.IOPL | rf.NT | rf.VM | rf.RF) == 0
+
+
+def _may_be_stepped(entry: Batch, row: Batch) -> bool:
+    """True if all that differs is TF of user code: a debugger steps it, or has stopped to."""
+    return bool(is_user(row)[0]) and (int(entry["rflags"][0]) ^ int(row["rflags"][0])) & ~rf.RF == rf.TF
 
 
 def _tracked(variable: Tracked, slot: int, entry: Batch, row: Batch, match: str) -> Draft:
