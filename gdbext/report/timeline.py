@@ -16,6 +16,8 @@ from gdbext.rules.parity import KERNEL, UNKNOWN, USER, Parity, ParityCount
 
 RESUMED: Final = -1
 """``vector`` of a slice that is not a handler's: kernel code resumed on a CPU on which it was not interrupted."""
+_TOLD: Final = (Kind.AREA, Kind.SLOT, Kind.DIED)
+"""Rows that say something of the guest and happened on no CPU."""
 _DEEP: Final = 64
 """Handlers open on one CPU at most; a guest that never returns nests for ever."""
 
@@ -124,9 +126,11 @@ class Timeline:
         done: list[Stretch] = []
         windows: list[Stretch] = []
         self._swaps = self._swaps or bool((batch["kind"] == Kind.SWAPGS).any())
-        ran_user = (batch["kind"] == Kind.ENTRY) & is_user(batch)
-        for cpu in np.unique(batch["cpu"]).tolist():
-            mine = np.flatnonzero(batch["cpu"] == cpu)
+        kind = batch["kind"]
+        happened = ~np.isin(kind, _TOLD)
+        ran_user = np.where(kind == Kind.ENTRY, is_user(batch), batch["cpl"] == 3)
+        for cpu in np.unique(batch["cpu"][happened]).tolist():
+            mine = np.flatnonzero((batch["cpu"] == cpu) & happened)
             time, state = batch["time"][mine], parity[mine]
             current = self._gs.get(cpu) or Stretch(cpu, int(time[0]), int(time[0]), int(state[0]))
             since = np.concatenate((np.array([current.end], time.dtype), time[:-1]))
