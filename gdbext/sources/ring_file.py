@@ -20,6 +20,7 @@ from gdbext.events.row import ROW, ROW_SIMD, SCHEMA_VERSION, Batch, Flag, empty
 from gdbext.sources.ring import (
     CONTROL,
     CONTROL_OFFSET,
+    DEFAULT_ROWS,
     HEADER,
     HEADER_SIZE,
     MAGIC,
@@ -72,6 +73,7 @@ class RingFile:
             raise EnvironmentUnusable(f"cannot make the ring {path}", error.strerror or "") from error
         try:
             os.posix_fallocate(handle, 0, HEADER_SIZE)  # a full file system is an error here, SIGBUS later
+            _expect_room(handle)
             ring = cls(path, handle, writable=True, ours=True)
         except OSError as error:
             os.close(handle)
@@ -243,6 +245,13 @@ class RingFile:
 
     def _is_mine(self) -> bool:
         return len(self.header) > 0 and int(self.header["reader"][0]) == os.getpid()
+
+
+def _expect_room(handle: int) -> None:
+    """Refuse a file system without room for even one vCPU's ring, before QEMU does; raises OSError."""
+    about = os.fstatvfs(handle)
+    if about.f_bavail * about.f_frsize < file_size(1, DEFAULT_ROWS, ROW.itemsize) - HEADER_SIZE:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _slice(ring: Batch, first: int, last: int) -> Batch:

@@ -17,7 +17,7 @@ from gdbext.errors import CtxwatchError, EnvironmentUnusable, RecordingError, Us
 from gdbext.events.row import Batch, Flag, Kind, empty
 from gdbext.recording.reader import Recording
 from gdbext.sources.probe import LeftoverSource, ProbeSource, _disjoint
-from gdbext.sources.ring import HEADER_SIZE, WATCH_BITS, State, watch_granules
+from gdbext.sources.ring import HEADER_SIZE, WATCH_BITS, Release, State, release_word, watch_granules
 from gdbext.sources.ring_file import Merger, RingFile
 
 Compiled = Callable[..., Path]
@@ -297,3 +297,32 @@ def test_a_ring_that_nobody_wrote_is_no_recording(tmp_path: Path) -> None:
     with pytest.raises(RecordingError, match="the probe is not loaded"):
         Recording(ring.path)
     ring.close()
+
+
+def test_a_full_file_system_is_told_before_qemu_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        f_bavail, f_frsize = 100, 4096
+
+    monkeypatch.setattr(os, "fstatvfs", lambda _handle: Full)
+    with pytest.raises(EnvironmentUnusable, match=r"no room for the ring .*: No space left on device; free some space"):
+        RingFile.create(tmp_path / "ring")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_release_that_comes_late_is_none(compiled: Compiled, tmp_path: Path) -> None:
+    """Of two releases for one wait the second must not let the vCPU run past its next one."""
+    ring = RingFile.create(tmp_path / "ring")
+    writer = start(compiled("ring_writer.c"), ring.path, 1, 1024, 300, "wait")
+    source = opened(ring)
+    waits = []
+    while (rows := source.read(10.0)) is not None:
+        for row in rows[(rows["flags"] & Flag.WAITING) != 0]:
+            if waits:
+                ring.control["release"][0] = release_word(waits[-1], Release.HALT)
+                time.sleep(0.05)
+                assert int(ring.control["waiting"][0])
+            waits.append(int(row["seq"]))
+            source.release(0, halt=False)
+    assert waits == [100, 200, 300]
+    assert writer.wait(10) == 0
+    source.close()
