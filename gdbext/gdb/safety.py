@@ -164,7 +164,11 @@ class Safety:
             self._edges.arm(list(self._windows.edges(self.irqs)), thread, always=False)
 
     def _on_stop(self, event: Any) -> None:
-        """The guest stands still for the user."""
+        """The guest stands still for the user; a Ctrl-C that comes now asks for nothing more."""
+        with contextlib.suppress(KeyboardInterrupt):
+            self._stopped()
+
+    def _stopped(self) -> None:
         hit, stood = self._edges.hit, self._stood
         self._edges.disarm()
         self._tell_refused()

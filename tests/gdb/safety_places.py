@@ -13,6 +13,7 @@ from gdbext.gdb.extension import _registered
 
 BACK = 3
 """Instructions between a place in front of a window and the window's edge."""
+SYSCALL, INT_80 = b"\x0f\x05", b"\xcd\x80"
 
 
 class Reach(gdb.Breakpoint):
@@ -53,6 +54,19 @@ def to(*addresses: int) -> None:
             for point in points:
                 point.delete()
     assert pc() in addresses, hex(pc())
+
+
+def sites(after: int, instruction: bytes) -> set[int]:
+    """Where a program makes its system calls: the one that returns to `after`, and others of its kind around."""
+    memory = gdb.selected_inferior()
+    found = {after - len(instruction)}
+    start = symbol("calls_main")
+    raw = bytes(memory.read_memory(start, after - start)) if 0 < after - start < 0x4000 else b""
+    at = raw.find(instruction)
+    while at >= 0:
+        found.add(start + at)
+        at = raw.find(instruction, at + 1)
+    return found
 
 
 def window(reason: Reason, held: int) -> Window:
@@ -101,10 +115,10 @@ def in_front(kind: str) -> None:
     """Stand in front of one. For an entry: at the user's instruction that leads to it."""
     if kind == "syscall-entry":
         to(symbol("syscall_entry"))
-        to(int(gdb.parse_and_eval("(unsigned long)$rcx")) - 2)
+        to(*sites(int(gdb.parse_and_eval("(unsigned long)$rcx")), SYSCALL))
     elif kind == "interrupt-entry":
         to(symbol("int80_entry"))
-        to(word("rsp", 0) - 2)
+        to(*sites(word("rsp", 0), INT_80))
     elif kind == "exit (sysret)":
         opened = window(Reason.EXIT, exit_of("syscall_entry", "sysret")).opened_by
         to(before(min(opened), BACK))
