@@ -1,0 +1,51 @@
+"""What the probe saw of a Linux kernel against what QEMU logs and what the kernel itself counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gdbext.errors import EnvironmentUnusable
+from gdbext.events.row import Kind
+from gdbext.qemu import guests
+from tests.probe.conftest import Watched, probe, watch
+
+__all__ = ["probe", "watch"]
+
+LOCAL_TIMER = 0xEC
+AFTER = 200
+"""Ticks that may come between the kernel's own count and its end."""
+
+
+@pytest.mark.guest
+@pytest.mark.slow
+def test_entries_are_those_that_qemu_logs_and_the_kernel_counts(watch: Callable[..., Watched], tmp_path: Path) -> None:
+    guest = dataclasses.replace(guests.find("linux-amd64"), workload="traps,restart,spin")
+    try:
+        kernel = guests.build(guest)
+    except EnvironmentUnusable as error:
+        pytest.skip(str(error))
+    log = tmp_path / "log"
+    watched = watch(*guest.command(kernel)[1:], "-d", "int", "-D", str(log))
+    watched.machine.cont()
+    watched.run(watched.done, 120)
+    watched.machine.stop()
+    watched.drain()
+    rows, said = watched.rows, "\n".join(watched.serial)
+    entries = rows[rows["kind"] == Kind.ENTRY]
+    seen = Counter(entries["vector"][entries["vector"] < 0x100].tolist())
+
+    # One line for each delivery; those of the firmware and of the kernel's own start are in other segments.
+    lines = re.findall(r"^ *\d+: v=(\w+) e=\w+ i=\d cpl=\d IP=(\w+):(\w+)", log.read_text(), re.MULTILINE)
+    logged = Counter(int(v, 16) for v, cs, ip in lines if int(cs, 16) in (0x10, 0x23, 0x33))
+    assert seen == logged
+    assert watched.source.lost == 0
+
+    timer = re.search(r"LOC: +(\d+)", said)
+    assert timer is not None, said
+    assert int(timer[1]) <= seen[LOCAL_TIMER] <= int(timer[1]) + AFTER

@@ -1,0 +1,78 @@
+"""scripts/soak: what it counts, what it says, its exit status; and a cut of it on a real kernel."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from gdbext.errors import UsageError
+from gdbext.rules.engine import Counts
+from tests.linux import soak
+
+
+def options(*words: str) -> argparse.Namespace:
+    return soak.parser().parse_args(words)
+
+
+def told(tally: soak.Tally, counts: Counts, entries: int, line: str) -> None:
+    counts.entries += entries
+    counts.exits += entries
+    tally.serial(line)
+
+
+def test_events_are_counted_for_the_workload_under_way() -> None:
+    tally, counts = soak.Tally(["signals", "default"]), Counts()
+    tally.progress(counts, 0)
+    told(tally, counts, 10, "guest: start linux 6.1")
+    told(tally, counts, 5, "workload signals ok")
+    told(tally, counts, 3, "workload default ok")
+    told(tally, counts, 4, "workload files ok")
+    told(tally, counts, 2, "workload signals FAILED rbx is 5")
+    assert {name: row.checked for name, row in tally.rows.items()} == {"boot": 20, "signals": 14, "default": 14}
+    assert tally.rows["signals"].runs == 2
+    assert tally.rows["signals"].failed == ["workload signals FAILED rbx is 5"]
+    assert tally.trouble == []
+    tally.serial("[    1.0] BUG: scheduling while atomic")
+    assert tally.trouble == ["[    1.0] BUG: scheduling while atomic"]
+
+
+def test_a_failed_check_fails_the_result() -> None:
+    machine = soak.Machine("linux-amd64", "max", 4, True)
+    result = soak.Result(machine, rows={"signals": soak.Row(entries=3, exits=4, runs=1)})
+    assert (result.checked, result.failed, result.has_errors) == (7, False, False)
+    result.rows["signals"].failed.append("workload signals FAILED")
+    assert result.failed
+    assert soak.Result(machine, lost=1).failed
+
+
+def test_machines_are_every_combination_that_there_is() -> None:
+    names = [str(machine) for machine in soak.machines(options("linux-amd64", "linux-i386"))]
+    assert len(names) == len(set(names)) == 12
+    assert "linux-amd64 -cpu max -smp 4 pti=on" in names
+    assert not [name for name in names if "i386" in name and "pti" in name]
+    (one,) = soak.machines(options("linux-amd64", "--cpu", "max", "--smp", "4", "--pti", "on"))
+    assert "pti=on" in one.configured(["spin"], 5, "nohz=off").append.split()
+    assert len({machine.guest for machine in soak.machines(options("all"))}) >= 5
+
+
+def test_every_machine_begins_with_another_workload() -> None:
+    machine = soak.Machine("linux-amd64", "max", 1, False)
+    orders = [soak.workloads_of(machine, options("all"), turn) for turn in range(4)]
+    assert len({order[0] for order in orders}) == 4
+    assert len({frozenset(order) for order in orders}) == 1
+
+
+def test_what_is_no_linux_guest_is_refused() -> None:
+    with pytest.raises(UsageError, match="clean-nrk is not a Linux guest"):
+        soak.machines(options("clean-nrk"))
+    assert soak.main(["clean-nrk"]) == 2
+
+
+@pytest.mark.guest
+@pytest.mark.slow
+@pytest.mark.parametrize("pti", ["on", "off"])
+def test_a_cut(pti: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["linux-amd64", "--minutes", "0.4", "--cpu", "qemu64", "--smp", "1", "--pti", pti, "--nmi", "10"]
+    assert soak.main(words) == 0, capsys.readouterr()
+    assert "0 findings of severity error, 0 others, 0 lost" in capsys.readouterr().out.replace("\n", " ")
