@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -41,14 +41,27 @@ MAX_SHIFT: Final = 8
 _JUDGED: Final = (Kind.AREA, Kind.SLOT, Kind.STORE, Kind.ENTRY, Kind.EXIT)
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(NamedTuple):
     """One store into a slot: event number, CPU, instruction, value."""
 
     event: int
     cpu: int
     pc: int
     value: int
+
+
+class _Event(NamedTuple):
+    """The columns of a row that are needed of every store: Python's numbers, for there are very many stores."""
+
+    seq: int
+    cpu: int
+    pc: int
+    addr: int
+    value: int
+    size: int
+    rsp: int
+    mode: int
+    frame: int
 
 
 @dataclass(slots=True)
@@ -71,6 +84,8 @@ class AreaJudge:
         self._layout = policy.layout
         self._writers = policy.writers
         self._learnt: dict[str, int] = {}
+        self._named: dict[int, str | None] = {}
+        """The layout's slot at each byte offset asked for."""
         self._starts: list[int] = []
         self._areas: dict[int, Area] = {}
         self._touched: set[tuple[int, int]] = set()
@@ -83,20 +98,23 @@ class AreaJudge:
             return []
         self._trim()
         judged: list[Judged] = []
-        for index in np.flatnonzero(np.isin(kind, _JUDGED)):
-            row = batch.row(int(index))
-            which = int(kind[index])
-            if which == Kind.AREA:
-                self._know(int(row["addr"][0]), int(row["value"][0]))
-            elif which == Kind.SLOT:
-                self._learn(row)
-            elif which == Kind.STORE:
-                judged += [(draft, row, None) for draft in self._store(row)]
+        chosen = np.flatnonzero(np.isin(kind, _JUDGED))
+        columns = [batch[name][chosen].tolist() for name in _Event._fields]
+        events = map(_Event._make, zip(*columns, strict=True))
+        for index, which, event in zip(chosen.tolist(), kind[chosen].tolist(), events, strict=True):
+            if which == Kind.STORE:
+                judged += [(draft, batch.row(index), None) for draft in self._store(event)]
             elif which == Kind.ENTRY:
-                judged += [(draft, row, None) for draft in self._entry(row)]
-                self._enter(row)
+                if self._at(event.frame) is not None:
+                    row = batch.row(index)
+                    judged += [(draft, row, None) for draft in self._entry(row)]
+                self._enter(event)
+            elif which == Kind.EXIT:
+                self._saving.pop(event.cpu, None)
+            elif which == Kind.AREA:
+                self._know(event.addr, event.value)
             else:
-                self._saving.pop(int(row["cpu"][0]), None)
+                self._learn(event)
         return judged
 
     @property
@@ -138,13 +156,14 @@ class AreaJudge:
             del self._areas[area].writes[offset][:-1]
         self._touched.clear()
 
-    def _learn(self, row: Batch) -> None:
+    def _learn(self, event: _Event) -> None:
         """One more slot of a layout that was learnt while the guest ran; the profile's own, if any, makes room."""
-        number, offset, word = int(row["value"][0]), int(row["addr"][0]), int(row["size"][0])
+        number, offset, word = event.value, event.addr, event.size
         if number >= len(SLOT_NAMES) or word not in (4, 8) or offset > MAX_OFFSET:
             return  # a damaged recording
         self._learnt[SLOT_NAMES[number]] = offset
         self._layout = Layout(dict(self._learnt), max(self._learnt.values()) + word, word)
+        self._named.clear()
 
     def _know(self, start: int, size: int) -> None:
         if start not in self._areas and len(self._areas) < MAX_AREAS and size > 0:
@@ -158,38 +177,42 @@ class AreaJudge:
         area = self._areas[self._starts[index]]
         return area if address < area.start + area.size else None
 
-    def _store(self, row: Batch) -> list[Draft]:
-        address, size, pc = int(row["addr"][0]), int(row["size"][0]), int(row["pc"][0])
-        area = self._at(address)
+    def _name(self, offset: int) -> str | None:
+        """The register kept at byte `offset` of an area, as far as a layout says."""
+        if offset not in self._named:
+            self._named[offset] = self._layout.slot_at(offset) if self._layout is not None else None
+        return self._named[offset]
+
+    def _store(self, event: _Event) -> list[Draft]:
+        area = self._at(event.addr)
         if area is None:
             return []
-        offset, value = address - area.start, int(row["value"][0])
+        offset = event.addr - area.start
         drafts = []
-        pushed = address == (int(row["rsp"][0]) - size) & (2**64 - 1 if row["mode"][0] == 64 else 2**32 - 1)
+        pushed = event.addr == (event.rsp - event.size) & (2**64 - 1 if event.mode == 64 else 2**32 - 1)
         if self._writers is not None:
-            if not any(start <= pc <= end for start, end in self._writers):
-                drafts.append(self._foreign(row, area, offset, "it is not among the profile's writers"))
-        elif pushed and self._foreign_stack(row, area):
+            if not any(start <= event.pc <= end for start, end in self._writers):
+                drafts.append(self._foreign(event, area, offset, "it is not among the profile's writers"))
+        elif pushed and self._foreign_stack(event.cpu, area):
             why = "it is a push: the stack of the code that runs here reaches into the area"
-            drafts.append(self._foreign(row, area, offset, why))
-        name = self._layout.slot_at(offset) if self._layout else None
-        if name is not None and self._layout is not None and size == self._layout.word:
-            why = implausible(name, value)
+            drafts.append(self._foreign(event, area, offset, why))
+        name = self._name(offset)
+        if name is not None and self._layout is not None and event.size == self._layout.word:
+            why = implausible(name, event.value)
             if why:
-                drafts.append(self._implausible(row, name, value, why))
-        area.writes.setdefault(offset, []).append(Write(int(row["seq"][0]), int(row["cpu"][0]), pc, value))
+                drafts.append(self._implausible(event, name, why))
+        area.writes.setdefault(offset, []).append(Write(event.seq, event.cpu, event.pc, event.value))
         self._touched.add((area.start, offset))
         return drafts
 
-    def _enter(self, row: Batch) -> None:
+    def _enter(self, event: _Event) -> None:
         """Note in which area the handler that begins may push: where the CPU put its frame; after a system call, which
         pushes none, where it pushes first."""
-        area = self._at(int(row["frame"][0]))
-        self._saving[int(row["cpu"][0])] = area.start if area is not None else NOWHERE if row["frame"][0] else ANYWHERE
+        area = self._at(event.frame)
+        self._saving[event.cpu] = area.start if area is not None else NOWHERE if event.frame else ANYWHERE
 
-    def _foreign_stack(self, row: Batch, area: Area) -> bool:
+    def _foreign_stack(self, cpu: int, area: Area) -> bool:
         """True unless a handler runs whose own save this area is (its pushes are the save)."""
-        cpu = int(row["cpu"][0])
         if self._saving.get(cpu, NOWHERE) == ANYWHERE:
             self._saving[cpu] = area.start
         return self._saving.get(cpu, NOWHERE) != area.start
@@ -213,16 +236,16 @@ class AreaJudge:
         words = words_pushed(int(row["mode"][0]), 3 if bool(is_user(row)[0]) else 0, 0)
         return area.last(frame + words * size - area.start, int(row["seq"][0]))
 
-    def _foreign(self, row: Batch, area: Area, offset: int, why: str) -> Draft:
-        name = self._layout.slot_at(offset) if self._layout else None
+    def _foreign(self, event: _Event, area: Area, offset: int, why: str) -> Draft:
+        name = self._name(offset)
         slot = f"slot {name}" if name else f"byte {offset}"
-        pc, value = int(row["pc"][0]), int(row["value"][0])
+        pc, value = event.pc, event.value
         cause = f"{slot} of the save area at {area.start:#x} was written with {value:#x} by code at {pc:#x}: {why}"
         look = "why this code's stack lies there: a stack too small, an idle thread without one, a stray pointer"
         return Draft("CW401", cause, look, (Difference(name or "area", 0, value),), slot=slot, writer=pc)
 
-    def _implausible(self, row: Batch, name: str, value: int, why: str) -> Draft:
-        pc = int(row["pc"][0])
+    def _implausible(self, event: _Event, name: str, why: str) -> Draft:
+        pc, value = event.pc, event.value
         cause = f"slot {name} was given {value:#x} by code at {pc:#x}, which {name.upper()} cannot hold: {why}"
         look = "what the save path copies there: one word too many, or from the wrong place in the frame"
         return Draft("CW403", cause, look, (Difference(name, 0, value),), slot=f"slot {name}", writer=pc)
