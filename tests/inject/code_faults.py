@@ -70,9 +70,13 @@ def _without_load(scene: Scene, move: Move, moves: list[Move], scratch: str = ""
 # two registers exchanged
 
 
-def _exchange(moves: list[Move], codes: tuple[str, ...], scene: Scene) -> Injection:
+def _exchange(path: str, moves: list[Move], codes: tuple[str, ...], scene: Scene) -> Injection:
+    """Let the first two neighbours that move a register each do it in each other's place."""
+    moved = set(GPR64) - ({"rax", "rdi"} if scene.word == 8 else {"rax"})
+    if path == SYSCALL and scene.word == 4:
+        moved -= {"rcx", "rdx", "rbp"}  # sysexit's RSP and RIP, and where sysenter's caller keeps its RSP
     for first, second in itertools.pairwise(moves):
-        alike = first.insn.name == second.insn.name and {first.field, second.field} <= set(GPR64) - {"rax", "rdi"}
+        alike = first.insn.name == second.insn.name and {first.field, second.field} <= moved
         if alike and first.insn.name in ("push", "pop") and first.insn.end == second.insn.address:
             return Injection(
                 scene.patch.exchange(first.insn, second.insn), Expect(codes, frozenset({first.field, second.field}))
@@ -104,11 +108,11 @@ def _displacement_bytes(insn: Insn, place: Mem) -> int:
 
 
 def exchange_stores(path: str, scene: Scene) -> Injection:
-    return _exchange(scene.stores(path), _codes(path, ""), scene)
+    return _exchange(path, scene.stores(path), _codes(path, ""), scene)
 
 
 def exchange_loads(path: str, scene: Scene) -> Injection:
-    return _exchange(scene.loads(path), _load_codes(path, "", scene), scene)
+    return _exchange(path, scene.loads(path), _load_codes(path, "", scene), scene)
 
 
 # thread switches
