@@ -94,8 +94,10 @@ class Extension:
 
     def _through_probe(self, target: Target, codes: Collection[str] | None, halt: bool) -> Watching:
         from gdbext.gdb.probed import ProbeWatch
+        from gdbext.profiles.profile import find
 
-        return ProbeWatch(target, self.profile, codes, halt, self.say, self._found)
+        # A profile that knows nothing has the save areas learnt from the guest's code.
+        return ProbeWatch(target, self.profile or find("generic"), codes, halt, self.say, self._found)
 
     def _through_breakpoints(
         self, target: Target, codes: Collection[str] | None, halt: bool, stream: str | None
@@ -188,7 +190,11 @@ class Extension:
         self.flush()
 
     def _on_stop(self, event: Any) -> None:
-        """The guest stands still for the user."""
+        """The guest stands still for the user; a Ctrl-C that comes now asks for nothing more."""
+        with contextlib.suppress(KeyboardInterrupt):
+            self._stopped(event)
+
+    def _stopped(self, event: Any) -> None:
         self._runs = False
         self.interrupts.release()
         watch = self.watch

@@ -23,7 +23,8 @@ class Judging:
     """An engine at work, and the recording of what it judges.
 
     guest: memory and names for the rules.  knowledge: the profile, None to assume nothing.  codes: those to report.
-    tell: called with each new finding, from the thread that feeds.
+    tell: called with each new finding, from the thread that feeds.  may_wait: vCPUs may be made to wait in the
+    beginning; who feeds releases those that do.
     """
 
     def __init__(
@@ -33,10 +34,12 @@ class Judging:
         knowledge: Knowledge | None,
         codes: Collection[str] | None,
         tell: Callable[[Finding], None],
+        *,
+        may_wait: bool = False,
     ) -> None:
         self._source, self._guest = source, guest
         self._knowledge, self._codes = knowledge, codes
-        self._tell = tell
+        self._tell, self._may_wait = tell, may_wait
         self._before: list[Finding] = []
         self._notes: list[dict[str, object]] = []
         self._recorder: Recorder | None = None
@@ -63,6 +66,8 @@ class Judging:
         if self._knowledge is not None:
             batch = self._knowledge.add_areas(batch)
         found = self.engine.feed(batch)
+        if self._knowledge is not None:
+            self._knowledge.follow(self.engine.wanted)
         if self._recorder is not None:
             self._recorder.write(batch)
         for finding in found:
@@ -123,6 +128,6 @@ class Judging:
     def _begin(self, guest: GuestView) -> Engine:
         policy = None
         if self._knowledge is not None:
-            self._knowledge.attach(self._source, self._guest.read)
+            self._knowledge.attach(self._source, self._guest.read, may_wait=self._may_wait)
             policy = self._knowledge.policy
         return Engine(policy, codes=self._codes, guest=guest)

@@ -87,7 +87,7 @@ class ProbeWatch:
     def __init__(
         self,
         guest: Target,
-        profile: Profile | None,
+        profile: Profile,
         codes: Collection[str] | None,
         halt: bool,
         say: Callable[[str], None],
@@ -116,9 +116,9 @@ class ProbeWatch:
             undo.callback(self._qmp.close)
             self._source = ProbeSource(ring, self._qmp, halt=halt, retry=False)
             self._names = symbols.snapshot()
-            knowledge = Knowledge(profile, self._names, say) if profile is not None else None
+            knowledge = Knowledge(profile, self._names, say)
             self._guest = _Guest(self._source, self._names)
-            self.judging = Judging(self._source, self._guest, knowledge, codes, found)
+            self.judging = Judging(self._source, self._guest, knowledge, codes, found, may_wait=not halt)
             undo.pop_all()
         self._thread = threading.Thread(target=self._follow, name="ctxwatch events", daemon=True)
         with unsignalled():
@@ -133,10 +133,10 @@ class ProbeWatch:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Nothing is judged meanwhile: findings, counts and GS may be read."""
+        """Nothing is judged meanwhile: findings, counts and GS may be read. A Ctrl-C waits until it is over."""
         self._wanted += 1
         try:
-            with self._lock:
+            with unsignalled(), self._lock:
                 yield
         finally:
             self._wanted -= 1

@@ -171,9 +171,10 @@ class ProbeSource:
     def still(self) -> Iterator[None]:
         """Hold the guest meanwhile; it goes on afterwards if it ran before.
 
-        Not while vCPUs wait for verdicts: to stop, they would have to go on without one.
+        Not while vCPUs wait for verdicts: to stop, they would have to go on without one. Nor where somebody else
+        follows stops and starts.
         """
-        ran = not int(self._ring.header["halt"][0]) and bool(self._execute("query-status")["running"])
+        ran = self._retry and not int(self._ring.header["halt"][0]) and bool(self._execute("query-status")["running"])
         if ran:
             self.pause()
         try:
