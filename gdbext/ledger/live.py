@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from gdbext.events.row import Batch, concat
+from gdbext.events.row import Batch, concat, pick
 from gdbext.ledger.compare import is_user, space
 from gdbext.ledger.pending import REACH_BYTES, Pending, Traits, only_alike
 
@@ -43,7 +43,7 @@ class Live:
         rows, row = self._spanning, self._row
         if len(rows):
             same = (space(rows) == space(row)) & (rows["fs_base"] == row["fs_base"])
-            rows = rows[same & (is_user(rows) == is_user(row))]
+            rows = pick(rows, same & (is_user(rows) == is_user(row)))
         return _merged(self._pending.thread(self._traits), rows)
 
     @cached_property
@@ -53,7 +53,7 @@ class Live:
         if len(rows):
             distance = rows["frame"] - self._row["frame"]
             same = (rows["cpu"] == self._row["cpu"]) & (rows["mode"] == self._row["mode"])
-            rows = rows[same & (distance != 0) & (distance + np.uint64(REACH_BYTES) < 2 * REACH_BYTES)]
+            rows = pick(rows, same & (distance != 0) & (distance + np.uint64(REACH_BYTES) < 2 * REACH_BYTES))
         return _merged(self._pending.near(self._traits), rows)
 
     @cached_property
@@ -66,5 +66,4 @@ def _merged(pending: Batch, spanning: Batch) -> Batch:
     if not len(spanning):
         return pending
     both = concat((pending, spanning)) if len(pending) else spanning
-    ordered: Batch = both[np.argsort(both["seq"], kind="stable")]
-    return ordered
+    return pick(both, np.argsort(both["seq"], kind="stable"))

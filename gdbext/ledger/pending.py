@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from gdbext.arch.frames import word_size
 from gdbext.events.columns import Columns
-from gdbext.events.row import ROW, Batch
+from gdbext.events.row import ROW, Batch, pick, words
 from gdbext.ledger.compare import agreement, gprs, is_user, keys, space
 
 CAPACITY: Final = 4096
@@ -75,7 +75,7 @@ class Pending:
         self._next += 1
         self.take(number - self._capacity)
         slot = number % self._capacity
-        self._rows[slot] = row[0]
+        words(self._rows)[slot] = words(row)[0]
         self._registers[slot] = gprs(row)[0]
         self._traits[number] = found_by
         for trait in _entries(found_by):
@@ -89,9 +89,7 @@ class Pending:
         """The rows of these numbers."""
         if not len(numbers):
             return self._rows[:0]
-        index = np.array(numbers, np.intp) % self._capacity
-        words = self._rows.view("<u8").reshape(self._capacity, -1)  # structures are copied field by field
-        return words[index].view(self._rows.dtype)[:, 0]
+        return pick(self._rows, np.array(numbers, np.intp) % self._capacity)
 
     def take(self, number: int) -> None:
         """The context of this number was resumed."""
@@ -127,6 +125,8 @@ class Pending:
     def alike(self, row: Batch, found_by: Traits) -> Batch:
         """The contexts that differ from `row` (a batch of one) in UNLIKE general registers at most, oldest first."""
         groups = [self._numbers[group] for group in enumerate(found_by.registers) if group in self._numbers]
+        if not groups:
+            return self._rows[:0]
         numbers = np.array(list(set().union(*groups)), np.intp)
         equal = self._registers[numbers % self._capacity] == gprs(row)
         return self.rows(np.sort(numbers[equal.sum(axis=1) - equal[:, _RSP] >= 15 - UNLIKE]))
@@ -145,7 +145,7 @@ def only_alike(rows: Batch, row: Batch) -> Batch:
     if not len(rows):
         return rows
     equal, _ = agreement(rows, row)
-    return rows[equal >= 15 - UNLIKE]
+    return pick(rows, equal >= 15 - UNLIKE)
 
 
 def _entries(found_by: Traits) -> Iterator[Hashable]:

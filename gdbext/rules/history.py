@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from gdbext.events.columns import Columns
-from gdbext.events.row import ROW, Batch, Kind, concat
+from gdbext.events.row import ROW, Batch, Kind, concat, words
 from gdbext.ledger.compare import U64, is_call, is_user, keys, space
 
 CAPACITY: Final = 2048
@@ -76,9 +76,9 @@ class History:
         if self._end + len(rows) > 2 * CAPACITY:
             kept = slice(self._end - min(self._end, CAPACITY), self._end)
             self._end = kept.stop - kept.start
-            self._past[: self._end] = self._past[kept].copy()
+            words(self._past)[: self._end] = words(self._past)[kept].copy()
             self._past_keys[: self._end] = self._past_keys[kept].copy()
-        self._past[self._end : self._end + len(rows)] = rows
+        words(self._past)[self._end : self._end + len(rows)] = words(rows)
         self._past_keys[self._end : self._end + len(rows)] = known
         self._end += len(rows)
 

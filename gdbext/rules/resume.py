@@ -14,7 +14,7 @@ import numpy as np
 
 from gdbext.arch import vectors
 from gdbext.events.columns import Columns
-from gdbext.events.row import Batch, Flag, Kind, concat
+from gdbext.events.row import Batch, Flag, Kind, concat, pick
 from gdbext.ledger import compare
 from gdbext.ledger.compare import BIT, agreement, differences, is_call, is_user, space
 from gdbext.ledger.live import Live
@@ -267,7 +267,7 @@ def _key_of_user_code(row: Batch) -> int:
 
 def _around(batch: Columns, pairs: Pairs, index: int) -> Batch:
     """The entries of `batch` that were interrupted before row `index` and are resumed, bit for bit, after it."""
-    return batch.rows[pairs.around(index)]
+    return pick(batch.rows, pairs.around(index))
 
 
 def _rsp_of_another(row: Batch, live: Batch) -> compare.Bools:

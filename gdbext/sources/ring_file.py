@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gdbext.errors import CtxwatchError, EnvironmentUnusable, RecordingError, UsageError
-from gdbext.events.row import ROW, ROW_SIMD, SCHEMA_VERSION, Batch, Flag, empty
+from gdbext.events.row import ROW, ROW_SIMD, SCHEMA_VERSION, Batch, Flag, concat, empty, pick
 from gdbext.sources.ring import (
     CONTROL,
     CONTROL_OFFSET,
@@ -259,19 +259,19 @@ def _slice(ring: Batch, first: int, last: int) -> Batch:
     size = len(ring)
     low, high = first % size, last % size
     if first == last:
-        return ring[:0].copy()
+        return empty(0, simd=ring.dtype == ROW_SIMD)
     if low < high:
-        return ring[low:high].copy()
-    return np.concatenate((ring[low:], ring[:high]))
+        return pick(ring, slice(low, high))
+    return concat((ring[low:], ring[:high]))
 
 
 def in_order(parts: list[Batch]) -> Batch | None:
     """The rows of several rings in the order of their numbers, None for no rows."""
     if not parts:
         return None
-    rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    rows = concat(parts)
     numbers = rows["seq"]
-    return rows if (numbers[1:] > numbers[:-1]).all() else rows[np.argsort(numbers, kind="stable")]
+    return rows if (numbers[1:] > numbers[:-1]).all() else pick(rows, np.argsort(numbers, kind="stable"))
 
 
 PATIENCE: Final = 5.0
