@@ -103,17 +103,22 @@ def _slot(scene: Scene, ram: bytes, context: Batch, rip: int, field: str) -> int
 
 
 def change_xmm(scene: Scene) -> Injection:
-    """Change one XMM register of a suspended thread where FXSAVE or XSAVE has put it."""
+    """Change one XMM register of every suspended thread where FXSAVE or XSAVE has put it.
+
+    Of one alone it need not show: a signal may come before the thread goes on, and what its handler's return brings
+    back is the thread's own affair.
+    """
     for ram in _looks(scene):
+        changed: dict[int, int] = {}
         for row in _with_simd(scene):
             both = b"".join(row["simd"]["xmm"][0][number].tobytes() for number in (_XMM, _XMM + 1))
             places = list(_occurrences(ram, both, 16)) if len(set(both)) > 8 else []
-            if not 0 < len(places) <= _COPIES:
-                continue
-            for at in places:
-                scene.stub.write_physical(at, bytes([ram[at] ^ 0xFF]))
-            old, at = both[0], places[0]
-            where = f"byte 0 of xmm{_XMM} of the context interrupted at event {int(row['seq'][0])}"
+            changed |= {at: ram[at] for at in places if len(places) <= _COPIES}
+        for at, old in changed.items():
+            scene.stub.write_physical(at, bytes([old ^ 0xFF]))
+        if changed:
+            at, old = next(iter(changed.items()))
+            where = f"byte 0 of xmm{_XMM} in {len(changed)} places, the first"
             change = Change(at, "guest physical memory", (f"{where} = {old:#x}",), (f"{old ^ 0xFF:#x}",))
             return Injection(change, Expect(("CW105",), frozenset({f"xmm{_XMM}"})))
     raise NotHere("no XMM registers of a suspended thread were found in memory")
