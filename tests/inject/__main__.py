@@ -104,7 +104,8 @@ def _load(path: str) -> dict[str, Any]:
         raise UsageError(f"cannot read {printable(path)}", str(error)) from error
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise UsageError(f"{printable(path)} holds no results", todo="name a file written by scripts/inject --json")
-    return document
+    known = [result for result in document["injections"] if result["fault"] in FAULTS]
+    return document | {"injections": known}  # a fault that is no more is no result
 
 
 if __name__ == "__main__":

@@ -65,19 +65,38 @@ def test_every_fault_is_for_some_kernel() -> None:
 
 def result(verdict: str, **more: object) -> dict[str, object]:
     changed = {"address": "0x1000", "symbol": "exit", "before": ["nop", "nop"], "after": ["swapgs"]}
-    whole = {"guest": "g", "fault": "f", "verdict": verdict, "says": "why", "changed": changed, "expected": "CW201"}
+    whole = {
+        "guest": "g",
+        "fault": "user-rbx",
+        "verdict": verdict,
+        "says": "why",
+        "changed": changed,
+        "expected": "CW201",
+    }
     return whole | {"beside": [], "events_until_found": 3} | more
 
 
 def test_the_table_counts_and_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = result("found", found={"code": "CW201", "field": "gs_base", "cause": "c"})
-    missed = result("missed", fault="other")
+    missed = result("missed", fault="user-rsp-up")
     path = tmp_path / "r.json"
-    path.write_text(json.dumps({"schema": SCHEMA, "injections": [found, missed, result("not applicable", fault="x")]}))
+    path.write_text(
+        json.dumps(
+            {
+                "schema": SCHEMA,
+                "injections": [
+                    found,
+                    missed,
+                    result("not applicable", fault="user-tracked"),
+                    result("missed", fault="x"),
+                ],
+            }
+        )
+    )
     assert main(["--markdown", str(path)]) == 0
     said = capsys.readouterr().out
     assert "| g | 2 | 1 | 0 | 1 | 0 |" in said
-    assert "| f | `exit`: `nop ×2 → swapgs` | CW201 | CW201 gs_base | 3 |" in said
+    assert "| user-rbx | `exit`: `nop ×2 → swapgs` | CW201 | CW201 gs_base | 3 |" in said
     assert "missed: why" in said
     assert table.told([found, missed]) == "1 found, 1 missed"
 
