@@ -39,6 +39,15 @@ def learn(guest: Target, machine: Machine, kernel: list[Segment]) -> bool:
     return True
 
 
+def follow(guest: Target, machine: Machine, kernel: list[Segment]) -> None:
+    """Learn again if the selected vCPU has loaded another table, by code that nobody knew of: firmware moves itself."""
+    if machine.reach is None:
+        return
+    idtr, _ = _idtr(guest)
+    if idtr is not None and idtr.base != machine.tables.base_of(guest.cpu()):
+        learn(guest, machine, kernel)
+
+
 class Survey:
     """The windows of the guest GDB is connected to, looked up when asked for.
 

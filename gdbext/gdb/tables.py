@@ -33,6 +33,10 @@ class Tables:
         for unused in self._tables.keys() - set(self._base_of.values()):
             del self._tables[unused]
 
+    def base_of(self, cpu: int) -> int | None:
+        """Where the table of vCPU `cpu` lies, as far as it was seen loaded (guest linear address)."""
+        return self._base_of.get(cpu)
+
     def clear(self) -> None:
         """The machine was reset."""
         self._base_of.clear()

@@ -161,6 +161,9 @@ class Watch:
     def tidy(self) -> None:
         """The guest stands still for the user: drop the breakpoints that are no longer planned."""
         self.sink.settle()
+        with contextlib.suppress(CtxwatchError, OSError):  # it may have stopped for good
+            survey.follow(self.target, self.machine, self._image)
+            self.points.cover(self.machine.plan)
         self.points.keep_only(self.machine.plan)
 
     def close(self) -> None:

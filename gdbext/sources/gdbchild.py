@@ -54,7 +54,8 @@ class GdbChild:
         """Lines that GDB and the extension wrote for a person since last cleared."""
         self.stops: list[dict[str, Any]] = []
         """``*stopped`` records since last cleared."""
-        self._running = False
+        self.running = False
+        """The guest runs, as far as GDB has said."""
         try:
             self._load()
         except BaseException:
@@ -95,7 +96,7 @@ class GdbChild:
         QEMU ignores a request that crosses a stop on its way, which under watch is often: it is asked again.
         """
         self.poll()
-        if not self._running:
+        if not self.running:
             return True
         self.stops.clear()
         deadline = time.monotonic() + timeout
@@ -156,9 +157,9 @@ class GdbChild:
             # pygdbmi spins on a pipe at its end: look first whether there is a process.
             gone = not self.alive
             records = self._io.get_gdb_response(timeout_sec=0, raise_error_on_timeout=False)
-            for record in records:
+            for record in records:  # all of them, before somebody has the one he waited for and leaves
                 self._note(record)
-                yield record
+            yield from records
             if records:
                 return
             if gone:
@@ -173,10 +174,10 @@ class GdbChild:
             self.console.append(payload.rstrip("\n"))
             del self.console[:-1000]
         elif kind == "notify" and record.get("message") == "stopped":
-            self._running = False
+            self.running = False
             self.stops.append(payload if isinstance(payload, dict) else {})
         elif record.get("message") == "running":  # the answer to a command, or a notification
-            self._running = True
+            self.running = True
 
     def _died(self) -> GdbDied:
         code = self._process.poll()

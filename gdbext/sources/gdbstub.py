@@ -31,6 +31,10 @@ _LEAVE: Final = 10.0
 """Seconds GDB may take for each step of leaving the guest: it is killed at last, and a guest then stays stopped."""
 _LOOK_EVERY: Final = 0.3
 """Seconds between two looks whether the guest has loaded an interrupt table."""
+_SILENCE: Final = 1.0
+"""Seconds without a row after which it may have loaded another that nobody saw it load; doubled each time..."""
+_LONGEST: Final = 8.0
+"""...up to this."""
 _NO_TABLE: Final = "has not loaded an interrupt table"
 """What `ctx watch` says of a guest that nobody knows yet where to watch."""
 _NO_GUEST: Final = "GDB is not connected"
@@ -72,6 +76,7 @@ class GdbstubSource:
         self._peer: socket.socket | None = None
         """The collector; None until the guest has a table to watch."""
         self._next_look = 0.0
+        self._silence = _SILENCE
         self._child: GdbChild | None = None
         path = Path(self._directory.name) / "rows"
         self._command = f"ctx watch --stream {path}" + (" --halt" if halt else "")
@@ -88,7 +93,10 @@ class GdbstubSource:
         None when the guest or GDB is gone. Raises GdbDied if GDB ended of itself.
         """
         deadline = time.monotonic() + timeout
-        self._look(deadline)
+        if self._peer is None:
+            self._look(deadline)
+        elif time.monotonic() > self._next_look and Capability.HALT not in self.capabilities:
+            self._pass_by()
         with self._ready:
             while not self._ended and not self._waiting and len(self._rows) < _BATCH:
                 left = deadline - time.monotonic()
@@ -100,6 +108,8 @@ class GdbstubSource:
             rows, self._rows, self._waiting = self._rows, [], False
             ended = self._ended
         if rows:
+            self._silence = _SILENCE
+            self._next_look = time.monotonic() + _SILENCE
             return np.frombuffer(b"".join(rows), ROW).copy()
         if not ended:
             return empty()
@@ -164,8 +174,7 @@ class GdbstubSource:
         child.cli(f"set architecture {ARCHITECTURES[arch]}")
         _connect(child, endpoint)
         if self._begin():
-            child.stops.clear()
-            child.command("-exec-continue")
+            self._go_on()
 
     def _begin(self) -> bool:
         """Watch from here on, if the standing guest has a table, or an image that tells where it will load one.
@@ -198,9 +207,22 @@ class GdbstubSource:
                 if not self._begin():
                     self._ended = True
                     return
-                self._child.stops.clear()
-                self._child.command("-exec-continue")
+                self._go_on()
             time.sleep(max(0.0, min(_POLL, deadline - time.monotonic())))
+
+    def _pass_by(self) -> None:
+        """Stop the guest for a moment: the collector looks at its tables then. (Not where rows wait for an answer from
+        here: GDB would not hear of it.)"""
+        assert self._child is not None
+        self._silence = min(2 * self._silence, _LONGEST)
+        self._next_look = time.monotonic() + self._silence
+        if self._alive() and self._child.running and self._child.interrupt() and self._alive():
+            self._go_on()
+
+    def _go_on(self) -> None:
+        assert self._child is not None
+        self._child.stops.clear()
+        self._child.command("-exec-continue")
 
     def _alive(self) -> bool:
         """Take what GDB says; False once it is gone or the guest has stopped for good."""
