@@ -7,26 +7,36 @@ from functools import cached_property
 
 import numpy as np
 
+from gdbext.events.columns import Columns
 from gdbext.events.row import Batch, concat, pick
-from gdbext.ledger.compare import is_user, space
-from gdbext.ledger.pending import REACH_BYTES, Pending, Traits, only_alike
+from gdbext.ledger.compare import gprs, is_user, space
+from gdbext.ledger.pairing import Indices
+from gdbext.ledger.pending import REACH_BYTES, Pending, Traits, are_alike
 
 
 class Live:
     """What was interrupted before the exit `row` (a batch of one) and is not yet resumed.
 
-    spanning: gives the entries of the exit's own batch that are paired with later exits.  All results are oldest first.
+    batch: the exit's own.  spanning: gives the indices of its entries that are paired with later exits.  All results
+    are oldest first.
     """
 
-    def __init__(self, row: Batch, traits: Traits, pending: Pending, spanning: Callable[[], Batch]) -> None:
+    def __init__(
+        self, row: Batch, traits: Traits, pending: Pending, batch: Columns, spanning: Callable[[], Indices]
+    ) -> None:
         self._row = row
         self._traits = traits
         self._pending = pending
+        self._batch = batch
         self._find = spanning
 
     @cached_property
-    def _spanning(self) -> Batch:
+    def _indices(self) -> Indices:
         return self._find()
+
+    @cached_property
+    def _spanning(self) -> Batch:
+        return pick(self._batch.rows, self._indices)
 
     def resumed_later(self) -> Batch:
         """Those that the exit's own batch resumes later."""
@@ -49,17 +59,23 @@ class Live:
     @cached_property
     def near(self) -> Batch:
         """Those of the exit's CPU and mode whose frame is within REACH_BYTES of the one it pops, but not that one."""
-        rows = self._spanning
+        found = self._indices
+        if len(found):
+            distance = self._batch["frame"][found] - self._row["frame"]
+            found = found[(distance + np.uint64(REACH_BYTES) < 2 * REACH_BYTES) & (distance != 0)]
+        rows = pick(self._batch.rows, found)
         if len(rows):
-            distance = rows["frame"] - self._row["frame"]
-            same = (rows["cpu"] == self._row["cpu"]) & (rows["mode"] == self._row["mode"])
-            rows = pick(rows, same & (distance != 0) & (distance + np.uint64(REACH_BYTES) < 2 * REACH_BYTES))
+            rows = pick(rows, (rows["cpu"] == self._row["cpu"]) & (rows["mode"] == self._row["mode"]))
         return _merged(self._pending.near(self._traits), rows)
 
     @cached_property
     def alike(self) -> Batch:
         """Those that differ from what the exit resumes in two general registers besides RSP at most."""
-        return _merged(self._pending.alike(self._row, self._traits), only_alike(self._spanning, self._row))
+        mine = gprs(self._row)[0]
+        found = self._indices
+        if len(found):
+            found = found[are_alike(self._batch.gprs()[found], mine)]
+        return _merged(self._pending.alike(mine, self._traits), pick(self._batch.rows, found))
 
 
 def _merged(pending: Batch, spanning: Batch) -> Batch:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from gdbext.arch.frames import word_size
 from gdbext.events.columns import Columns
 from gdbext.events.row import ROW, Batch, pick, words
-from gdbext.ledger.compare import agreement, gprs, is_user, keys, space
+from gdbext.ledger.compare import U64, Bools, gprs, is_user, keys, space
 
 CAPACITY: Final = 4096
 """Contexts kept; beyond it the oldest is forgotten (a thread that died suspended is never resumed)."""
@@ -122,14 +122,13 @@ class Pending:
         """Numbers of the contexts whose frame is at this address, on whatever CPU, newest first."""
         return list(self._numbers.get(("frame", mode, frame), ()))[::-1]
 
-    def alike(self, row: Batch, found_by: Traits) -> Batch:
-        """The contexts that differ from `row` (a batch of one) in UNLIKE general registers at most, oldest first."""
+    def alike(self, registers: U64, found_by: Traits) -> Batch:
+        """The contexts that differ from these sixteen `registers` in UNLIKE of them at most, oldest first."""
         groups = [self._numbers[group] for group in enumerate(found_by.registers) if group in self._numbers]
         if not groups:
             return self._rows[:0]
         numbers = np.array(list(set().union(*groups)), np.intp)
-        equal = self._registers[numbers % self._capacity] == gprs(row)
-        return self.rows(np.sort(numbers[equal.sum(axis=1) - equal[:, _RSP] >= 15 - UNLIKE]))
+        return self.rows(np.sort(numbers[are_alike(self._registers[numbers % self._capacity], registers)]))
 
     def _begin(self, row: Batch) -> None:
         """Allocate for this dtype; a source never changes its row in mid-stream."""
@@ -140,12 +139,12 @@ class Pending:
         self._next = 0
 
 
-def only_alike(rows: Batch, row: Batch) -> Batch:
-    """Those of `rows` that differ from `row` (a batch of one) in UNLIKE general registers at most."""
-    if not len(rows):
-        return rows
-    equal, _ = agreement(rows, row)
-    return pick(rows, equal >= 15 - UNLIKE)
+def are_alike(many: U64, one: U64) -> Bools:
+    """True for each row of the (n, 16) general registers that differs from `one` in UNLIKE besides RSP at most."""
+    equal = many == one
+    equal[:, _RSP] = False
+    found: Bools = np.count_nonzero(equal, axis=1) >= 15 - UNLIKE
+    return found
 
 
 def _entries(found_by: Traits) -> Iterator[Hashable]:

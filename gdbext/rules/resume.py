@@ -14,12 +14,12 @@ import numpy as np
 
 from gdbext.arch import vectors
 from gdbext.events.columns import Columns
-from gdbext.events.row import Batch, Flag, Kind, concat, pick
+from gdbext.events.row import Batch, Flag, Kind, concat
 from gdbext.ledger import compare
 from gdbext.ledger.compare import BIT, agreement, differences, is_call, is_user, space
 from gdbext.ledger.live import Live
-from gdbext.ledger.pairing import Pairs, pair
-from gdbext.ledger.pending import UNLIKE, Pending, traits
+from gdbext.ledger.pairing import pair
+from gdbext.ledger.pending import UNLIKE, Pending, Traits, traits
 from gdbext.rules import returns, stale, verdicts
 from gdbext.rules.draft import Judged
 from gdbext.rules.fastcalls import FastCalls, is_fast
@@ -74,21 +74,21 @@ class ResumeJudge:
                     self._fast.forget_restarted(row, self._pending)
                 self._pending.add(row, found_by)
                 continue
-            live = Live(row, found_by, self._pending, partial(_around, batch, pairs, index))
+            live = Live(row, found_by, self._pending, batch, partial(pairs.around, index))
             if flags & Flag.UNREADABLE:
                 unreadable = judge_unreadable(row, live.all, live.near)
                 judged += [(unreadable[0], row, unreadable[1])] if unreadable else []
                 continue
-            judged += self._judge_exit(row, found_by.key, live, bool(suspicious[index]))
+            judged += self._judge_exit(row, found_by, live, bool(suspicious[index]))
         return judged
 
     def pending(self) -> Batch:
         """The contexts that wait to be resumed."""
         return self._pending.all()
 
-    def _judge_exit(self, row: Batch, key: int, live: Live, suspicious: bool) -> Iterator[Judged]:
-        entry, mask = self._take_exact(row, key)
-        if entry is None and not is_user(row)[0] and not row["flags"][0] & Flag.SELF:
+    def _judge_exit(self, row: Batch, found_by: Traits, live: Live, suspicious: bool) -> Iterator[Judged]:
+        entry, mask = self._take_exact(row, found_by.key)
+        if entry is None and not found_by.thread[2] and not row["flags"][0] & Flag.SELF:
             entry, mask = self._take_exact(row, _key_of_user_code(row))
         match = "exact"
         owner = self._frames.take_owner(row, entry, live.resumed_later) if entry is None or mask else None
@@ -263,11 +263,6 @@ def _key_of_user_code(row: Batch) -> int:
     if row["flags"][0] & Flag.NO_STACK:
         user["rsp"] = row["stack"][0][3]
     return int(compare.keys(user)[0])
-
-
-def _around(batch: Columns, pairs: Pairs, index: int) -> Batch:
-    """The entries of `batch` that were interrupted before row `index` and are resumed, bit for bit, after it."""
-    return pick(batch.rows, pairs.around(index))
 
 
 def _rsp_of_another(row: Batch, live: Batch) -> compare.Bools:
