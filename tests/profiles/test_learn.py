@@ -25,9 +25,9 @@ from tests.rules.rows import context, entry, exit_
 GUESTS = Path(__file__).parents[1] / "guests"
 
 
-def build(style: str, defines: str, out: Path) -> Image:
+def build(style: str, defines: str, out: Path, arch: str = "x86_64") -> Image:
     subprocess.run(
-        ["make", "-s", "-C", GUESTS, f"OUT={out}", "ARCH=x86_64", f"STYLE={style}", f"DEFS={defines}"], check=True
+        ["make", "-s", "-C", GUESTS, f"OUT={out}", f"ARCH={arch}", f"STYLE={style}", f"DEFS={defines}"], check=True
     )
     return images.load(out / "kernel.elf")
 
@@ -52,6 +52,32 @@ def test_clean_guest_gives_the_shipped_layout(tmp_path: Path) -> None:
     assert found.statements == []
     assert found.never == {}
     assert found.profile().area is not None
+
+
+def test_sel4_on_ia32_gives_the_layout_of_the_report(tmp_path: Path) -> None:
+    """All but the bases, which ia32 keeps behind selectors; those follow in the bundled guest's area."""
+    image = build("sel4", "", tmp_path, "i386")
+    code = Code(image.read, 32)
+    found = learn(code, find_entries(code, image.segments, image.symbols.addresses))
+    shipped = find("sel4-ia32").layout
+    assert shipped is not None
+    assert {name: at for name, at in found.slots.items() if at < shipped.size} == {
+        name: at for name, at in shipped.slots.items() if not name.endswith("_base")
+    }
+    assert found.current == f"[{image.symbols.address('ksCurThread'):#x}]"
+    assert found.statements == []
+
+
+def test_a_frame_in_the_save_area_itself(tmp_path: Path) -> None:
+    """As on ia32, but system calls leave RCX and R11 to RIP and RFLAGS; their slots are what interrupts say."""
+    image = build("sel4", "", tmp_path)
+    code = Code(image.read, 64)
+    found = learn(code, find_entries(code, image.segments, image.symbols.addresses))
+    order = "rax rbx rcx rdx rsi rdi rbp r8 r9 r10 r11 r12 r13 r14 r15 fault_rip error rip cs rflags rsp ss fs_base"
+    assert found.slots == {name: 8 * at for at, name in enumerate(order.split())}
+    assert not found.on_stack
+    assert found.current == f"[{image.symbols.address('ksCurThread'):#x}]"
+    assert found.statements == []
 
 
 def test_flags_that_are_never_stored(tmp_path: Path) -> None:
