@@ -42,6 +42,8 @@ _NAP: Final = (0.001, 0.02)
 _YIELD: Final = 0.0005
 _ANSWER: Final = 5.0
 """Seconds QEMU's monitor gets to answer."""
+_LAST_WORDS: Final = 1.0
+"""Seconds from the end of the events to the end of QEMU, at most."""
 _SOCKET: Final = re.compile(r"\bunix:([^,\s]+)")
 
 
@@ -246,16 +248,24 @@ class ProbeWatch:
         if self._ended or self.failed is not None:
             return False
         batch = self._source.read(0.0)
+        if batch is None:
+            self._ended = True
+            self._await_end()
         if batch is None or not len(batch):
             if self._was_reset():
                 self._die()
-            self._ended = batch is None
             return False
         self._events += len(batch)
         self._last, self._died = int(batch["seq"].max()), False
         self._settle(batch)
         self._judge(batch)
         return True
+
+    def _await_end(self) -> None:
+        """QEMU is about to end: let it finish its last words on the monitor."""
+        deadline = time.monotonic() + _LAST_WORDS
+        while self._qmp.alive and time.monotonic() < deadline:
+            time.sleep(_YIELD)
 
     def _was_reset(self) -> bool:
         """Whether QEMU has told that the guest reset the machine, as a triple fault does."""

@@ -92,7 +92,7 @@ def _windows(windows: list[Window], place: Place | None) -> Iterator[str]:
         name = symbol(stretch.start)
         where = f"{stretch.start:#x}..{stretch.end & 0xFFFF:04x}" + (f" <{name}>" if name else "")
         half = f"{stretch.stack.value}, {'user' if stretch.user_gs else 'kernel'} GS"
-        yield f"{mark} {window.reason.value:<15} {where}  {half}" + ("" if stretch.certain else ", if user code")
+        yield f"{mark} {window.reason.value:<15} {where}  {half}" + ("" if stretch.certain else " ?")
 
 
 def _distance(stretch: Stretch, pc: int) -> int:

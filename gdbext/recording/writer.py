@@ -53,6 +53,8 @@ class Recorder:
     """
 
     def __init__(self, path: Path, header: Header, guest: GuestView, note: Note) -> None:
+        if not path.name:
+            raise UsageError(f"cannot record to {path}", "it is not a regular file")
         self.path = path
         self.partial = path.with_name(path.name + ".incomplete")
         self.guest = RememberingGuest(guest)
