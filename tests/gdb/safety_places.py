@@ -86,11 +86,19 @@ def before(address: int, count: int) -> int:
     return listing(code, address, before=count, after=0)[0].address
 
 
-def shadow() -> Window:
-    """The one that the guest comes by."""
-    found = [w for w in extension().windows.all() if w.reason is Reason.SHADOW]
-    to(*(w.opened_by[0] for w in found))
-    return next(w for w in found if w.opened_by[0] == pc())
+def shadow() -> int:
+    """Before the branch that skips the sti of alloc_page, where it is made to go on to it; the address of the sti."""
+    sti = shadowed()
+    to(before(sti, 1))
+    gdb.execute("set var $eflags = $eflags & ~0x40")
+    return sti
+
+
+def shadowed() -> int:
+    """The address of the sti in alloc_page."""
+    start = symbol("alloc_page")
+    found = (w.opened_by[0] for w in extension().windows.all() if w.reason is Reason.SHADOW)
+    return int(min(address for address in found if address > start))
 
 
 def inside(kind: str) -> None:
@@ -104,7 +112,7 @@ def inside(kind: str) -> None:
     elif kind == "exit (iret)":
         to(exit_of("int80_entry", "iret"))
     elif kind == "shadow":
-        to(shadow().stretches[0].start)
+        to(shadow() + 1)
     else:
         in_nmi()
         to(word("rsp", 0))
@@ -125,7 +133,7 @@ def in_front(kind: str) -> None:
     elif kind == "exit (iret)":
         to(before(window(Reason.EXIT, exit_of("int80_entry", "iret")).opened_by[0], BACK))
     elif kind == "shadow":
-        to(before(shadow().opened_by[0], 1))
+        shadow()
     else:
         in_nmi()
     tell()
@@ -148,7 +156,7 @@ def target(kind: str) -> int:
     if kind == "exit (iret)":
         return exit_of("int80_entry", "iret")
     if kind == "shadow":
-        return int(min(w.stretches[0].start for w in extension().windows.all() if w.reason is Reason.SHADOW))
+        return shadowed() + 1
     return symbol("nmi_entry")
 
 
