@@ -9,20 +9,23 @@ profile's layout; without one only the writers are judged.
 from __future__ import annotations
 
 from bisect import bisect_right, insort
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from gdbext.arch import flags as rf
 from gdbext.arch import vectors
 from gdbext.arch.frames import word_size, words_pushed
-from gdbext.arch.registers import GPR64
+from gdbext.arch.registers import GPR64, SEGMENTS
 from gdbext.events.columns import Columns
 from gdbext.events.row import SLOT_NAMES, Batch, Flag, Kind
 from gdbext.ledger.compare import is_user
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
+from gdbext.rules.laststores import Indices, LastStores, Write
 from gdbext.rules.policy import Layout, Policy
 
 MAX_AREAS: Final = 4096
@@ -38,43 +41,16 @@ ANYWHERE: Final = 1
 MAX_SHIFT: Final = 8
 """Words by which a context in an area can be moved and still be recognised."""
 
-_JUDGED: Final = (Kind.AREA, Kind.SLOT, Kind.STORE, Kind.ENTRY, Kind.EXIT)
+Numbers = npt.NDArray[np.uint64]
+Bools = npt.NDArray[np.bool_]
 
 
-class Write(NamedTuple):
-    """One store into a slot: event number, CPU, instruction, value."""
-
-    event: int
-    cpu: int
-    pc: int
-    value: int
-
-
-class _Event(NamedTuple):
-    """The columns of a row that are needed of every store: Python's numbers, for there are very many stores."""
-
-    seq: int
-    cpu: int
-    pc: int
-    addr: int
-    value: int
-    size: int
-    rsp: int
-    mode: int
-    frame: int
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Area:
-    """One save area: where it is and, by byte offset, the stores of the batch at hand and the last one before it."""
+    """One save area: where it is (guest virtual), and its bytes."""
 
     start: int
     size: int
-    writes: dict[int, list[Write]]
-
-    def last(self, offset: int, before: int) -> Write | None:
-        """The last store at byte `offset` before event `before`."""
-        return next((w for w in reversed(self.writes.get(offset, [])) if w.event < before), None)
 
 
 class AreaJudge:
@@ -84,38 +60,30 @@ class AreaJudge:
         self._layout = policy.layout
         self._writers = policy.writers
         self._learnt: dict[str, int] = {}
-        self._named: dict[int, str | None] = {}
-        """The layout's slot at each byte offset asked for."""
         self._starts: list[int] = []
         self._areas: dict[int, Area] = {}
-        self._touched: set[tuple[int, int]] = set()
+        self._stores = LastStores()
         self._saving: dict[int, int] = {}
+        """By CPU, the area into which the handler that runs may push; none while no handler is known to run."""
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge a batch in order of ``seq``; it costs nothing while no area is known."""
         kind = batch["kind"]
-        if not self._areas and not ((kind == Kind.AREA) | (kind == Kind.SLOT)).any():
+        told = np.flatnonzero((kind == Kind.AREA) | (kind == Kind.SLOT)).tolist()
+        if not self._areas and not told:
             return []
-        self._trim()
+        self._stores.begin(batch)
         judged: list[Judged] = []
-        chosen = np.flatnonzero(np.isin(kind, _JUDGED))
-        columns = [batch[name][chosen].tolist() for name in _Event._fields]
-        events = map(_Event._make, zip(*columns, strict=True))
-        for index, which, event in zip(chosen.tolist(), kind[chosen].tolist(), events, strict=True):
-            if which == Kind.STORE:
-                judged += [(draft, batch.row(index), None) for draft in self._store(event)]
-            elif which == Kind.ENTRY:
-                if self._at(event.frame) is not None:
-                    row = batch.row(index)
-                    judged += [(draft, row, None) for draft in self._entry(row)]
-                self._enter(event)
-            elif which == Kind.EXIT:
-                self._saving.pop(event.cpu, None)
-            elif which == Kind.AREA:
-                self._know(event.addr, event.value)
+        start = 0
+        for at in told:
+            judged += self._stretch(batch, start, at)
+            number, value = int(batch["addr"][at]), int(batch["value"][at])
+            if kind[at] == Kind.AREA:
+                self._know(number, value)
             else:
-                self._learn(event)
-        return judged
+                self._learn(value, number, int(batch["size"][at]))
+            start = at + 1
+        return judged + self._stretch(batch, start, len(batch))
 
     @property
     def known(self) -> bool:
@@ -131,7 +99,7 @@ class AreaJudge:
         names = [name for name in (*GPR64, "rip", "rflags") if name in layout.slots]
         best, most = None, (0, 0)
         for area in self._areas.values():
-            written = {name: area.last(layout.slots[name], before) for name in names}
+            written = {name: self._stores.last(area.start + layout.slots[name], before) for name in names}
             same = {name: w.event for name, w in written.items() if w is not None and w.value == int(context[name][0])}
             score = len(same), max(same.values(), default=0)
             if len(same) >= LIKE and {"rip", "rsp"} & same.keys() and score > most:
@@ -142,7 +110,7 @@ class AreaJudge:
         """The last store into the slot of `field` in `area` before event `before`, None if none was seen."""
         if self._layout is None or field not in self._layout.slots:
             return None
-        return area.last(self._layout.slots[field], before)
+        return self._stores.last(area.start + self._layout.slots[field], before)
 
     def slot_number(self, field: str) -> int | None:
         """The slot of `field` counted in words from the area's start."""
@@ -150,24 +118,16 @@ class AreaJudge:
             return None
         return self._layout.slots[field] // self._layout.word
 
-    def _trim(self) -> None:
-        """Keep only the last store of each slot written in the batch before."""
-        for area, offset in self._touched:
-            del self._areas[area].writes[offset][:-1]
-        self._touched.clear()
-
-    def _learn(self, event: _Event) -> None:
+    def _learn(self, number: int, offset: int, word: int) -> None:
         """One more slot of a layout that was learnt while the guest ran; the profile's own, if any, makes room."""
-        number, offset, word = event.value, event.addr, event.size
         if number >= len(SLOT_NAMES) or word not in (4, 8) or offset > MAX_OFFSET:
             return  # a damaged recording
         self._learnt[SLOT_NAMES[number]] = offset
         self._layout = Layout(dict(self._learnt), max(self._learnt.values()) + word, word)
-        self._named.clear()
 
     def _know(self, start: int, size: int) -> None:
         if start not in self._areas and len(self._areas) < MAX_AREAS and size > 0:
-            self._areas[start] = Area(start, size, {})
+            self._areas[start] = Area(start, size)
             insort(self._starts, start)
 
     def _at(self, address: int) -> Area | None:
@@ -177,50 +137,98 @@ class AreaJudge:
         area = self._areas[self._starts[index]]
         return area if address < area.start + area.size else None
 
-    def _name(self, offset: int) -> str | None:
-        """The register kept at byte `offset` of an area, as far as a layout says."""
-        if offset not in self._named:
-            self._named[offset] = self._layout.slot_at(offset) if self._layout is not None else None
-        return self._named[offset]
-
-    def _store(self, event: _Event) -> list[Draft]:
-        area = self._at(event.addr)
-        if area is None:
+    def _stretch(self, batch: Columns, start: int, end: int) -> list[Judged]:
+        """Judge the rows from `start` to `end`, in which no area and no slot becomes known."""
+        if start == end:
             return []
-        offset = event.addr - area.start
-        drafts = []
-        pushed = event.addr == (event.rsp - event.size) & (2**64 - 1 if event.mode == 64 else 2**32 - 1)
+        kind = batch["kind"][start:end]
+        stores = start + np.flatnonzero(kind == Kind.STORE)
+        owner = self._owners(batch["addr"][stores])
+        stores, owner = stores[owner != NOWHERE], owner[owner != NOWHERE]
+        self._stores.note(stores)
+        entries = start + np.flatnonzero(kind == Kind.ENTRY)
+        landed = entries[self._owners(batch["frame"][entries]) != NOWHERE]
+        turns = start + np.flatnonzero((kind == Kind.ENTRY) | (kind == Kind.EXIT))
+        foreign = self._foreign_pushes(batch, turns, stores, owner)
         if self._writers is not None:
-            if not any(start <= event.pc <= end for start, end in self._writers):
-                drafts.append(self._foreign(event, area, offset, "it is not among the profile's writers"))
-        elif pushed and self._foreign_stack(event.cpu, area):
+            foreign = ~_within(batch["pc"][stores], self._writers)
+        doubtful = foreign | self._doubtful(batch, stores, owner)
+        found: list[tuple[int, Draft]] = []
+        for at in np.flatnonzero(doubtful).tolist():
+            area, index = self._areas[int(owner[at])], int(stores[at])
+            found += [(index, draft) for draft in self._store(batch.row(index), area, bool(foreign[at]))]
+        found += [(at, draft) for at in landed.tolist() for draft in self._entry(batch.row(at))]
+        found.sort(key=lambda item: item[0])
+        return [(draft, batch.row(at), None) for at, draft in found]
+
+    def _owners(self, addresses: Numbers) -> Numbers:
+        """The start of the area in which each address lies, or NOWHERE."""
+        if not self._starts:
+            return np.full(len(addresses), NOWHERE, np.uint64)
+        starts = np.array(self._starts, np.uint64)
+        sizes = np.array([self._areas[start].size for start in self._starts], np.uint64)
+        place = np.searchsorted(starts, addresses, "right") - 1
+        inside = (place >= 0) & (addresses - starts[place] < sizes[place])
+        return np.where(inside, starts[place], np.uint64(NOWHERE))
+
+    def _foreign_pushes(self, batch: Columns, turns: Indices, stores: Indices, owner: Numbers) -> Bools:
+        """True for each store that is a push, unless a handler runs whose own save its area is (its pushes are the
+        save). `turns`: the entries and exits, at which it changes which area that is: the one where the CPU put its
+        frame; after a system call, which pushes none, the one of the first push."""
+        mask = np.where(batch["mode"][stores] == 64, np.uint64(2**64 - 1), np.uint64(2**32 - 1))
+        pushed = batch["addr"][stores] == (batch["rsp"][stores] - batch["size"][stores]) & mask
+        foreign = np.zeros(len(stores), bool)
+        frame = batch["frame"][turns]
+        enters = np.where(frame == 0, np.uint64(ANYWHERE), self._owners(frame))
+        saving = np.where(batch["kind"][turns] == Kind.ENTRY, enters, np.uint64(NOWHERE))
+        for cpu in np.unique(batch["cpu"][np.concatenate((turns, stores))]).tolist():
+            own = np.flatnonzero(pushed & (batch["cpu"][stores] == cpu))
+            mine = batch["cpu"][turns] == cpu
+            states = np.concatenate((np.array([self._saving.get(cpu, NOWHERE)], np.uint64), saving[mine]))
+            since = np.searchsorted(turns[mine], stores[own])  # index into states
+            first, at = np.unique(since, return_index=True)
+            open_ = states[first] == ANYWHERE
+            states[first[open_]] = owner[own[at[open_]]]
+            foreign[own] = states[since] != owner[own]
+            self._saving[cpu] = int(states[-1])
+        return foreign
+
+    def _doubtful(self, batch: Columns, stores: Indices, owner: Numbers) -> Bools:
+        """True for each store into a slot that its register may not hold; :func:`implausible` has the last word."""
+        layout = self._layout
+        doubtful = np.zeros(len(stores), bool)
+        if layout is None:
+            return doubtful
+        offset, value = batch["addr"][stores] - owner, batch["value"][stores]
+        odd_flags = (value & np.uint64(rf.RESERVED) != 0) | (value & np.uint64(rf.ALWAYS_ONE) == 0)
+        odd_selector = value > np.uint64(0xFFFF)
+        for name in (*SEGMENTS, "rflags"):
+            if name in layout.slots:
+                start, end = (np.uint64(layout.slots[name] + by) for by in (0, layout.word))
+                odd = odd_flags if name == "rflags" else odd_selector
+                doubtful |= (offset >= start) & (offset < end) & (value != 0) & odd
+        return doubtful
+
+    def _store(self, row: Batch, area: Area, foreign: bool) -> list[Draft]:
+        """What is wrong with a store into `area`; `foreign`: who made it is."""
+        offset, value = int(row["addr"][0]) - area.start, int(row["value"][0])
+        drafts = []
+        if foreign and self._writers is not None:
+            drafts.append(self._foreign(row, area, offset, "it is not among the profile's writers"))
+        elif foreign:
             why = "it is a push: the stack of the code that runs here reaches into the area"
-            drafts.append(self._foreign(event, area, offset, why))
-        name = self._name(offset)
-        if name is not None and self._layout is not None and event.size == self._layout.word:
-            why = implausible(name, event.value)
+            drafts.append(self._foreign(row, area, offset, why))
+        name = self._layout.slot_at(offset) if self._layout else None
+        if name is not None and self._layout is not None and row["size"][0] == self._layout.word:
+            why = implausible(name, value)
             if why:
-                drafts.append(self._implausible(event, name, why))
-        area.writes.setdefault(offset, []).append(Write(event.seq, event.cpu, event.pc, event.value))
-        self._touched.add((area.start, offset))
+                drafts.append(self._implausible(row, name, value, why))
         return drafts
-
-    def _enter(self, event: _Event) -> None:
-        """Note in which area the handler that begins may push: where the CPU put its frame; after a system call, which
-        pushes none, where it pushes first."""
-        area = self._at(event.frame)
-        self._saving[event.cpu] = area.start if area is not None else NOWHERE if event.frame else ANYWHERE
-
-    def _foreign_stack(self, cpu: int, area: Area) -> bool:
-        """True unless a handler runs whose own save this area is (its pushes are the save)."""
-        if self._saving.get(cpu, NOWHERE) == ANYWHERE:
-            self._saving[cpu] = area.start
-        return self._saving.get(cpu, NOWHERE) != area.start
 
     def _entry(self, row: Batch) -> list[Draft]:
         """An entry whose frame lands in an area, but not on the slots that are meant for it."""
         frame = int(row["frame"][0])
-        area = self._at(frame) if frame and not row["flags"][0] & Flag.UNREADABLE else None
+        area = self._at(frame) if not row["flags"][0] & Flag.UNREADABLE else None
         layout = self._layout
         if area is None or layout is None or "rip" not in layout.slots:
             return []
@@ -234,21 +242,29 @@ class AreaJudge:
         """The store just above the frame: what moved RSP before the CPU pushed."""
         size = word_size(int(row["mode"][0]))
         words = words_pushed(int(row["mode"][0]), 3 if bool(is_user(row)[0]) else 0, 0)
-        return area.last(frame + words * size - area.start, int(row["seq"][0]))
+        return self._stores.last(frame + words * size, int(row["seq"][0]))
 
-    def _foreign(self, event: _Event, area: Area, offset: int, why: str) -> Draft:
-        name = self._name(offset)
+    def _foreign(self, row: Batch, area: Area, offset: int, why: str) -> Draft:
+        name = self._layout.slot_at(offset) if self._layout else None
         slot = f"slot {name}" if name else f"byte {offset}"
-        pc, value = event.pc, event.value
+        pc, value = int(row["pc"][0]), int(row["value"][0])
         cause = f"{slot} of the save area at {area.start:#x} was written with {value:#x} by code at {pc:#x}: {why}"
         look = "why this code's stack lies there: a stack too small, an idle thread without one, a stray pointer"
         return Draft("CW401", cause, look, (Difference(name or "area", 0, value),), slot=slot, writer=pc)
 
-    def _implausible(self, event: _Event, name: str, why: str) -> Draft:
-        pc, value = event.pc, event.value
+    def _implausible(self, row: Batch, name: str, value: int, why: str) -> Draft:
+        pc = int(row["pc"][0])
         cause = f"slot {name} was given {value:#x} by code at {pc:#x}, which {name.upper()} cannot hold: {why}"
         look = "what the save path copies there: one word too many, or from the wrong place in the frame"
         return Draft("CW403", cause, look, (Difference(name, 0, value),), slot=f"slot {name}", writer=pc)
+
+
+def _within(places: Numbers, ranges: Sequence[tuple[int, int]]) -> Bools:
+    """True for each place that lies in one of the ranges, ends included."""
+    inside = np.zeros(len(places), bool)
+    for start, end in ranges:
+        inside |= (places >= np.uint64(start)) & (places <= np.uint64(end))
+    return inside
 
 
 def implausible(name: str, value: int) -> str:
@@ -258,7 +274,7 @@ def implausible(name: str, value: int) -> str:
     """
     if value == 0:
         return ""
-    if name in ("cs", "ss", "ds", "es", "fs", "gs") and value > 0xFFFF:
+    if name in SEGMENTS and value > 0xFFFF:
         return "a selector has 16 bits"
     if name == "rflags" and (value & rf.RESERVED or not value & rf.ALWAYS_ONE):
         return "reserved bits of RFLAGS are not as they always are"

@@ -14,12 +14,13 @@ from gdbext.code.compare import Kind as Fact
 from gdbext.code.compare import Statement
 from gdbext.events.row import Batch, Flag, Kind
 from gdbext.ledger.compare import FIELD_BITS, agreement, is_call, is_user
-from gdbext.rules.areas import AreaJudge, Write
+from gdbext.rules.areas import AreaJudge
 from gdbext.rules.codes import ERROR
 from gdbext.rules.draft import Draft
 from gdbext.rules.finding import Finding, Writer
 from gdbext.rules.guest import GuestView
 from gdbext.rules.history import History
+from gdbext.rules.laststores import Write
 from gdbext.rules.pathfacts import PathFacts
 from gdbext.rules.stale import same_again
 from gdbext.rules.stores import FrameStores

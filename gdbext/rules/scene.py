@@ -14,10 +14,11 @@ from gdbext.code.disasm import Code
 from gdbext.code.listing import listing, text
 from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import is_user
-from gdbext.rules.areas import AreaJudge, Write
+from gdbext.rules.areas import AreaJudge
 from gdbext.rules.finding import CodeLine, Finding, Step
 from gdbext.rules.guest import GuestView
 from gdbext.rules.history import History
+from gdbext.rules.laststores import Write
 
 BEFORE: Final = 4
 """Instructions shown before the one in question."""

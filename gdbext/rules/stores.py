@@ -15,8 +15,8 @@ import numpy as np
 from gdbext.arch.frames import FRAME_FIELDS, word_size, words_pushed
 from gdbext.events.columns import Columns
 from gdbext.events.row import Batch, Flag, Kind
-from gdbext.rules.areas import Write
 from gdbext.rules.draft import Judged
+from gdbext.rules.laststores import Write
 
 MAX_FRAMES: Final = 64
 KEPT: Final = 64
