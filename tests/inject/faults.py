@@ -181,7 +181,7 @@ def _stored() -> Iterator[Fault]:
         apply = partial(change_stored, field, partial(_flipped, bits), codes)
         yield Fault(f"stored-{name}", says, apply, _kernels("", field), workload="spin")
     says = "an XMM register of a suspended thread is changed where the kernel keeps it"
-    yield Fault("stored-xmm", says, change_xmm, workload="simd", simd=True)
+    yield Fault("stored-xmm", says, change_xmm, workload="spin,forks", simd=True)
     for path in (KERNEL, USER):
         says = f"a tracked variable is not what it was when the kernel returns to {path} code"
         yield Fault(f"{path}-tracked", says, partial(change_tracked, path), (64,))

@@ -25,9 +25,11 @@ _LOOKS: Final = 8
 _EVENTS_APART: Final = 400
 """events between."""
 _COPIES: Final = 16
-"""Copies of a thread's XMM registers that there may be: signals push some onto its stack. All are changed."""
+"""Threads that may have the same XMM registers: a fork's children do."""
+_DISTINCT: Final = 12
+"""Different bytes among a thread's XMM registers that make them telling."""
 _XMM: Final = 6
-"""The XMM register that is changed; with its neighbour it is looked for in memory."""
+"""The XMM register that is changed."""
 
 
 def change_stored(field: str, value: Callable[[int], int], codes: tuple[str, ...], scene: Scene) -> Injection:
@@ -103,16 +105,16 @@ def _slot(scene: Scene, ram: bytes, context: Batch, rip: int, field: str) -> int
 
 
 def change_xmm(scene: Scene) -> Injection:
-    """Change one XMM register of every suspended thread where FXSAVE or XSAVE has put it.
+    """Change one XMM register of suspended threads where FXSAVE or XSAVE has put all of them.
 
-    Of one alone it need not show: a signal may come before the thread goes on, and what its handler's return brings
-    back is the thread's own affair.
+    Under a workload without signals: what a handler's return brings back is the thread's own affair.
     """
+    count = 16 if scene.word == 8 else 8
     for ram in _looks(scene):
         changed: dict[int, int] = {}
         for row in _with_simd(scene):
-            both = b"".join(row["simd"]["xmm"][0][number].tobytes() for number in (_XMM, _XMM + 1))
-            places = list(_occurrences(ram, both, 16)) if len(set(both)) > 8 else []
+            block = b"".join(row["simd"]["xmm"][0][number].tobytes() for number in range(count))
+            places = [at + 16 * _XMM for at in _occurrences(ram, block, 16)] if len(set(block)) > _DISTINCT else []
             changed |= {at: ram[at] for at in places if len(places) <= _COPIES}
         for at, old in changed.items():
             scene.stub.write_physical(at, bytes([old ^ 0xFF]))
