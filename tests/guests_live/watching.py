@@ -33,12 +33,6 @@ class Watched:
         return [finding["code"] for finding in self.document.get("findings", [])]
 
     @property
-    def first_codes(self) -> list[str]:
-        """Codes of the findings at the first event that has any."""
-        findings = self.document.get("findings", [])
-        return [finding["code"] for finding in findings if finding["event"] == findings[0]["event"]]
-
-    @property
     def evidence(self) -> str:
         """Put everything where it stays, and say where and how to run it again."""
         directory = EVIDENCE / "-".join(word.strip("-").replace("/", "_") for word in self.words)
