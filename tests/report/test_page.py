@@ -11,10 +11,11 @@ import pytest
 
 from gdbext.cli.main import main
 from gdbext.events.row import Kind
-from gdbext.report import gather, html
+from gdbext.report import gather, html, htmlfinding
 from gdbext.report.gather import PER_OCTAVE, Gatherer, Latency, bin_start
 from gdbext.report.payload import column, embeddable
 from gdbext.report.timeline import Slice, Timeline
+from gdbext.rules.finding import CodeLine, Difference, Finding, Place, Step, Writer
 from tests.recording.sessions import busy, cuts
 from tests.report import pages
 
@@ -87,6 +88,31 @@ def test_nothing_of_the_guest_is_markup(page: tuple[str, list[str]]) -> None:
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert "\\x1b[2J" in pages.words(text)
+
+
+def test_a_finding_with_everything_in_it() -> None:
+    evil = "<i>\x1b&"
+    finding = Finding(
+        code="CW402", event=5, cpu=1, vector=32, interrupted=Place(0xFFFFFFFF80001000, evil, 0), pc=0x2000, cause=evil,
+        look_at=evil, thread=evil, slot=evil, writer=Writer(0x3000, evil), pc_symbol=evil, handler=0x4000, entry=3,
+        match="thread", differences=(Difference("frame", 1, 2),),
+        table=(("rip", 1, 2, "rsp"), ("rax", 7, 7, None), (evil, None, 3, evil)),
+        steps=(Step(3, 1, 0, evil, 0x10, evil), Step(5, 1, 2500, "iret resumes it", 0x20, None)),
+        guilty_code=(CodeLine(0x1FFE, "push rax"), CodeLine(0x2000, evil)),
+        interrupted_code=(CodeLine(0xFFFFFFFF80001000, "nop"),),
+    )  # fmt: skip
+    text = htmlfinding.article(7, finding)
+    assert tags(text).open == []
+    assert "<i>" not in text
+    assert "\x1b" not in text
+    read = " ".join(pages.words(text).split())
+    for part in (
+        "last written at", "the last entry of the same thread", "kernel code", "Save area slot holds un-shifted",
+        "rip 0x1 0x2 rsp", "rax 0x7 0x7", "? 0x3", "From save to resume +0 ns event 3", "+2.500 µs event 5 iret",
+        "Code where it was seen 1ffe push rax", "Code what was interrupted ffffffff80001000 nop",
+    ):  # fmt: skip
+        assert part in read
+    assert len(re.findall('<tr class="?differs', text)) == 5  # the frame, two slots, two instructions
 
 
 def test_what_is_drawn_is_what_happened(page: tuple[str, list[str]]) -> None:
