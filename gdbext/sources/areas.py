@@ -17,9 +17,9 @@ from typing import Final
 import numpy as np
 
 from gdbext.errors import CtxwatchError, NotCapable, UsageError
-from gdbext.events.row import SLOT_NAMES, Batch, Flag, Kind, concat
+from gdbext.events.row import ROW, SLOT_NAMES, Batch, Flag, Kind, concat
 from gdbext.ledger.compare import is_user
-from gdbext.profiles.expression import Scope
+from gdbext.profiles.expression import Expression, Scope
 from gdbext.profiles.profile import Profile
 from gdbext.sources.base import Capability, Source
 from gdbext.sources.learning import Learner, Read
@@ -34,6 +34,9 @@ INTERVAL: Final = 0.05
 """Seconds."""
 FXSAVE_WRITES: Final = 416
 """Bytes that FXSAVE writes of its image; what follows is reserved or software's (Intel SDM vol. 1, 10.5.1)."""
+
+_REGISTERS: Final = frozenset({*(ROW.names or ()), "gs", "fs"})
+"""Names in expressions that are no symbols."""
 
 SymbolAddress = Callable[[str], int | None]
 Note = Callable[[str], None]
@@ -76,6 +79,11 @@ class AreaWatcher:
         self._can_watch = Capability.STORES in source.capabilities
         self._active = Capability.MEMORY in source.capabilities
         unknown = profile is None or (profile.layout is None and profile.data.areas is None)
+        missing = _missing_name(profile, symbol) if profile is not None and self._can_watch else None
+        if profile is not None and missing is not None:
+            said = f"profile {profile.name}: {missing} is not a symbol of this kernel"
+            note(f"{said}: where its save areas are is learnt from its code")
+            self.profile, unknown = None, True
         self.learner = Learner(code or source.read_memory) if unknown and self._can_watch else None
         if self._wait is not None and self._active and self._can_watch and (self.learner or self._watchable):
             self._wait(True)
@@ -254,6 +262,16 @@ def scope_of(row: Batch, gs_base: int, symbol: SymbolAddress, source: Source, wo
         registers["gs_base"] = gs_base
     cpu = int(row["cpu"][0])
     return Scope(registers, symbol, lambda at, n: source.read_memory(at, n, cpu), word)
+
+
+def _missing_name(profile: Profile, symbol: SymbolAddress) -> str | None:
+    """A name that the profile needs to find areas, and that is neither a register nor a symbol of the kernel."""
+    area, table = profile.data.area, profile.data.areas
+    if area is None or area.stack:
+        return None
+    texts = [area.current, *((table.base, table.head, *table.addresses) if table is not None else ())]
+    names = sorted(set().union(*(Expression(text).names() for text in texts if text)))
+    return next((name for name in names if name not in _REGISTERS and symbol(name) is None), None)
 
 
 def _last_entries(batch: Batch) -> list[Batch]:

@@ -213,3 +213,21 @@ def test_what_the_rules_want_to_see_is_watched_too() -> None:
     found.follow({0x8000: 0x8028})
     assert (0x8000, 0x8028) in source.watched
     assert source.watched[0][0] == AREA
+
+
+def test_a_stripped_kernel_s_areas_are_learnt(assemble: Assemble) -> None:
+    snippet = assemble(NRK_SAVE.format(more=WHOLE) + NRK_RESTORE.format(cs=20).replace("restore:", "", 1))
+
+    def code(address: int, length: int) -> bytes:
+        offset = address - snippet.base
+        if not 0 <= offset < len(snippet.data):
+            raise OSError("unmapped")
+        return snippet.data[offset : offset + length]
+
+    source = Memory({KERNEL_BASE + 8: AREA}, [range(AREA, AREA + 704)])
+    found, notes = watcher(find("sel4-ia32"), source, code)
+    (note,) = notes
+    assert "profile sel4-ia32: ksCurThread is not a symbol of this kernel" in note
+    rows = found.look(batch(entry(context(), pc=snippet["entry"])))
+    assert rows["addr"][rows["kind"] == Kind.AREA].tolist() == [AREA]
+    assert len(notes) == 1
