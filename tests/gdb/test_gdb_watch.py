@@ -104,7 +104,7 @@ def test_users_breakpoints_conditions_and_watchpoints_work(boot: Boot) -> None:
         "continue",
         "print ticks",
         "delete",
-        "break *interrupt_entry",
+        "ctx safe override break *interrupt_entry",
         "continue",
         "info breakpoints",
         "stepi",
