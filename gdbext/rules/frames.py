@@ -30,18 +30,28 @@ def judge_unbalanced(row: Batch, near: Batch) -> tuple[Draft, Batch] | None:
     return None
 
 
-def judge_unreadable(row: Batch, live: Batch, near: Batch) -> tuple[Draft, Batch] | None:
+def judge_unreadable(row: Batch, live: Batch, near: Batch) -> tuple[Draft, Batch | None] | None:
     """Judge an iret (a batch of one) whose frame is not in mapped memory: it can be nobody's, so RSP is wrong.
 
-    `live`: all pending contexts; `near`: as for :func:`judge_unbalanced`. None unless a frame lies beside it.
+    `live`: all pending contexts; `near`: as for :func:`judge_unbalanced`. Where no frame lies beside it, only 64-bit
+    kernel code is judged: elsewhere SS may have a base.
     """
-    if row["how"][0] != How.IRET or not len(near) or (live["frame"] == row["frame"]).any():
+    if row["how"][0] != How.IRET or (live["frame"] == row["frame"]).any():
         return None
     size = word_size(int(row["mode"][0]))
+    if not len(near):
+        return (_nowhere(row), None) if size == 8 and row["cpl"][0] == 0 else None
     distances = np.abs((row["frame"] - near["frame"]).astype(np.int64))
     closest = near[np.flatnonzero(distances == distances.min())[-1:]]
     words = int((row["frame"] - closest["frame"]).astype(np.int64)[0]) // size
     return _draft(closest, row, words, size), closest
+
+
+def _nowhere(row: Batch) -> Draft:
+    at = int(row["frame"][0])
+    cause = f"RSP is {at:#x}, and the frame that iret is about to pop there is not in mapped memory"
+    look = "what the exit dropped that was never pushed: RSP is at or beyond the end of its stack"
+    return Draft("CW301", cause, look, (Difference("rsp", 0, at),))
 
 
 def _shifted(frame: list[int], popped: list[int], words: int, size: int) -> bool:

@@ -88,20 +88,21 @@ class Patcher:
 
         The instructions in the way of the jump that this needs move with it.
         """
-        moved = self._covered(address, _JUMP)
-        body = data + b"".join(insn.raw for insn in moved[instead_of:-1])
-        last = moved[-1]
-        body += b"" if last.flow is Flow.JUMP or len(moved) <= instead_of else last.raw
+        run = self._covered(address, _JUMP)
+        last = run[-1]
+        kept = [insn for insn in run[instead_of:] if insn.flow is not Flow.JUMP]
         back = last.target if last.flow is Flow.JUMP and last.target is not None else last.end
         ends = (Flow.NEXT, Flow.JUMP, Flow.EXIT)
-        if any(insn.flow is not Flow.NEXT for insn in moved[:-1]) or last.flow not in ends:
+        if any(insn.flow is not Flow.NEXT for insn in run[:-1]) or last.flow not in ends:
             raise NotHere("control leaves between the instructions that would have to move")
-        if any("rip" in insn.op_str for insn in moved):
-            raise NotHere("an instruction that would have to move is relative to its place")
-        inner, outer = {insn.address for insn in moved[1:]}, self._reach.successors.keys() - {i.address for i in moved}
+        inner, outer = {insn.address for insn in run[1:]}, self._reach.successors.keys() - {i.address for i in run}
         if any(inner & set(self._reach.successors[at]) for at in outer):
             raise NotHere("something jumps between the instructions that would have to move")
-        place = self._unused(address, len(body) + _JUMP)
+        length = len(data) + sum(insn.size for insn in kept)
+        place = self._unused(address, length + _JUMP)
+        body = data
+        for insn in kept:
+            body += moved(insn, place + len(body))
         self.live.stub.write(place, body + _jump(place + len(body), back))
         detour = _jump(address, place)
         change = self._write(address, detour + NOP * (last.end - address - _JUMP))
@@ -152,6 +153,17 @@ class Patcher:
     def _use(self, address: int, length: int) -> int:
         self._used.append((address, address + length))
         return address
+
+
+def moved(insn: Insn, to: int) -> bytes:
+    """`insn` as it must be at `to` to do the same: what it addresses relative to RIP stays where it is."""
+    if "rip" not in insn.op_str:
+        return insn.raw
+    place = insn.memory
+    (distance,) = struct.unpack("<i", insn.raw[-4:])
+    if place is None or insn.end + distance != place.disp:
+        raise NotHere("an instruction that would have to move is relative to its place")
+    return insn.raw[:-4] + struct.pack("<i", distance + insn.address - to)
 
 
 def _outwards(page: int) -> list[int]:

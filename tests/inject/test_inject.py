@@ -14,7 +14,7 @@ from gdbext.qemu import guests, images
 from tests.inject import sites, table
 from tests.inject.__main__ import SCHEMA, main
 from tests.inject.faults import FAULTS
-from tests.inject.patch import drop_word, pop, push
+from tests.inject.patch import NotHere, drop_word, moved, pop, push
 from tests.inject.run import FOUND, NO_EFFECT, inject
 
 BASE = 0x1000
@@ -56,6 +56,18 @@ def test_a_word_is_dropped(bits: int, shown: str) -> None:
     insn = code(drop_word(bits), bits).insn(BASE)
     assert insn is not None
     assert f"{insn.mnemonic} {insn.op_str}" == shown
+
+
+def test_what_is_relative_to_rip_moves_along() -> None:
+    store = code(bytes.fromhex("65488925 00010000")).insn(BASE)  # mov gs:[rip + 0x100], rsp
+    assert store is not None
+    there = code(b"\x90" * 0x40 + moved(store, BASE + 0x40)).insn(BASE + 0x40)
+    assert there is not None
+    assert there.operands == store.operands
+    compare = code(bytes.fromhex("803d 00010000 01")).insn(BASE)  # cmp byte ptr [rip + 0x100], 1
+    assert compare is not None
+    with pytest.raises(NotHere):
+        moved(compare, BASE + 0x40)
 
 
 def test_every_fault_is_for_some_kernel() -> None:

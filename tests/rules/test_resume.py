@@ -128,6 +128,17 @@ def test_wrong_address_space() -> None:
     assert codes(entry(context()), exit_(context(cr3=0x55000000))) == [("CW107", "cr3")]
 
 
+@pytest.mark.parametrize(("bits", "apart"), [(64, 0x2000), (32, 0x1000), (32, 0x20)])
+def test_a_fork_in_the_neighbouring_tables_is_another_context(bits: int, apart: int) -> None:
+    """Its maker's registers stay its own, and the call that it left when it was killed is nobody's."""
+    maker = context(1, cr3=0x1CF6000)
+    left = maker | {"cr3": 0x1CF6000 + apart, "rbx": 3}
+    rows = [entry(left, How.SOFT), entry(maker, How.SOFT, rip=maker["rip"] - 2), exit_(maker)]
+    for row in rows:
+        row["mode"] = bits
+    assert codes(*rows) == []
+
+
 def test_fork_child_is_silent() -> None:
     ctx = context()
     assert codes(entry(ctx, How.SYSCALL), exit_(ctx | {"rax": 0, "cr3": 0x55000000}, How.SYSRET)) == []
@@ -220,6 +231,10 @@ def test_frame_that_is_not_there(words: int) -> None:
     after = exit_(ctx | nothing, frame=FRAME + 8 * words, flags=Flag.UNREADABLE, stack=[[0] * 8])
     assert codes(entry(ctx), after) == [("CW301", "rsp")]
     assert codes(entry(ctx), exit_(ctx | nothing, flags=Flag.UNREADABLE)) == []
+    copied = exit_(ctx | nothing, frame=FRAME + 0x10000, flags=Flag.UNREADABLE)  # no frame lies beside it
+    assert codes(entry(ctx), copied) == [("CW301", "rsp")]
+    copied["mode"] = 32
+    assert codes(entry(ctx), copied) == []
 
 
 def test_rebuilt_frame_elsewhere_is_silent() -> None:
