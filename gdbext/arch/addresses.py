@@ -13,6 +13,9 @@ flips between the user's and the kernel's copy of the same tables, and without b
 CR3_TABLES: Final = 0x000F_FFFF_FFFF_F000
 """CR3 bits that are the address of the page tables, bit 12 included."""
 
+CR3_TABLE_32: Final = 0xFFFF_FFE0
+"""CR3 bits that name an address space of a 32-bit kernel: with PAE the top table has 32 bytes, many share a page."""
+
 
 def is_canonical(address: int, bits: int = 48) -> bool:
     """True if bits 63 … `bits`-1 of the 64-bit `address` are all equal."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gdbext.arch import flags as rf
-from gdbext.arch.addresses import CR3_ADDRESS_SPACE
+from gdbext.arch.addresses import CR3_ADDRESS_SPACE, CR3_TABLE_32
 from gdbext.arch.registers import GPR64
 from gdbext.events.columns import Columns, Rows
 from gdbext.events.row import NOT_READ, Flag, How
@@ -65,7 +65,8 @@ def space(batch: Rows) -> U64:
 
     A kernel context may be resumed under another CR3 (lazy TLB); user contexts may not.
     """
-    value: U64 = np.where(is_user(batch), batch["cr3"] & np.uint64(CR3_ADDRESS_SPACE), np.uint64(0))
+    bits = np.where(batch["mode"] == 64, np.uint64(CR3_ADDRESS_SPACE), np.uint64(CR3_TABLE_32))
+    value: U64 = np.where(is_user(batch), batch["cr3"] & bits, np.uint64(0))
     return value
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,14 +37,17 @@ def test_entries_are_those_that_qemu_logs_and_the_kernel_counts(watch: Callable[
     watched.drain()
     rows, said = watched.rows, "\n".join(watched.serial)
     entries = rows[rows["kind"] == Kind.ENTRY]
-    seen = Counter(entries["vector"][entries["vector"] < 0x100].tolist())
+    entries = entries[entries["vector"] < 0x100]
+    seen = list(zip(*(entries[name].tolist() for name in ("vector", "cs", "rip")), strict=True))
 
     # One line for each delivery; those of the firmware and of the kernel's own start are in other segments.
     lines = re.findall(r"^ *\d+: v=(\w+) e=\w+ i=\d cpl=\d IP=(\w+):(\w+)", log.read_text(), re.MULTILINE)
-    logged = Counter(int(v, 16) for v, cs, ip in lines if int(cs, 16) in (0x10, 0x23, 0x33))
-    assert seen == logged
+    logged = [(int(v, 16), int(cs, 16), int(ip, 16)) for v, cs, ip in lines if int(cs, 16) in (0x10, 0x23, 0x33)]
+    assert len(logged) - len(seen) in (0, 1)  # the last one's handler may not have begun when the guest was stopped
+    assert seen == logged[: len(seen)]
     assert watched.source.lost == 0
 
     timer = re.search(r"LOC: +(\d+)", said)
     assert timer is not None, said
-    assert int(timer[1]) <= seen[LOCAL_TIMER] <= int(timer[1]) + AFTER
+    ticks = sum(vector == LOCAL_TIMER for vector, _, _ in seen)
+    assert int(timer[1]) <= ticks <= int(timer[1]) + AFTER
