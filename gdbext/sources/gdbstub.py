@@ -40,6 +40,7 @@ _NO_TABLE: Final = "has not loaded an interrupt table"
 _NO_GUEST: Final = "GDB is not connected"
 _MEMORY_WAIT: Final = 2.0
 """Seconds to wait for a stop at which memory can be read."""
+_MEMORY_POLL: Final = 0.05
 
 
 class GdbstubSource:
@@ -123,14 +124,18 @@ class GdbstubSource:
     def read_memory(self, address: int, length: int, cpu: int = 0) -> bytes:
         """Guest virtual memory as the vCPU of the current or the next stop sees it.
 
-        Raises OSError where it is unmapped, or where the guest makes no stop within two seconds.
+        Raises OSError where it is unmapped, or where the guest makes no stop within two seconds or stands still.
         """
         if not 0 <= address < 1 << 64 or not 0 < length <= MAX_READ:
             raise OSError(f"{length} bytes at {address:#x} cannot be read")
         with self._ready:
             self._memory.clear()
             self._send(request(address, length))
-            if not self._ready.wait_for(lambda: self._memory or self._ended, _MEMORY_WAIT) or not self._memory:
+            deadline = time.monotonic() + _MEMORY_WAIT
+            while not self._ready.wait_for(lambda: self._memory or self._ended, _MEMORY_POLL):
+                if time.monotonic() > deadline or not self._runs():
+                    break
+            if not self._memory:
                 raise OSError(f"the guest made no stop at which {address:#x} could be read")
             data = self._memory.pop()
         if data is None:
@@ -232,6 +237,9 @@ class GdbstubSource:
         except GdbDied:
             return False
         return not any(_final(stop) for stop in self._child.stops)
+
+    def _runs(self) -> bool:
+        return self._alive() and self._child is not None and self._child.running
 
     def _look_for_death(self) -> None:
         """The stream has ended: raise GdbDied if that is because GDB did, once."""
