@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from gdbext.arch.frames import word_size
 from gdbext.events.row import Batch, Flag, How
 from gdbext.rules.draft import Draft
 from gdbext.rules.finding import Difference
+
+MOST_BELOW: Final = 3
+"""Words below a frame at which RSP is looked for; the eight words seen then hold the frame."""
 
 
 def judge_unbalanced(row: Batch, near: Batch) -> tuple[Draft, Batch] | None:
@@ -26,7 +31,7 @@ def judge_unbalanced(row: Batch, near: Batch) -> tuple[Draft, Batch] | None:
         words = distance // size
         if near["frame"][at] and distance % size == 0 and _shifted(frame[: 5 if size == 8 else 3], popped, words, size):
             entry = near[at : at + 1]
-            return _draft(entry, row, words, size), entry
+            return unbalanced_by(entry, row, words, size), entry
     return None
 
 
@@ -44,7 +49,7 @@ def judge_unreadable(row: Batch, live: Batch, near: Batch) -> tuple[Draft, Batch
     distances = np.abs((row["frame"] - near["frame"]).astype(np.int64))
     closest = near[np.flatnonzero(distances == distances.min())[-1:]]
     words = int((row["frame"] - closest["frame"]).astype(np.int64)[0]) // size
-    return _draft(closest, row, words, size), closest
+    return unbalanced_by(closest, row, words, size), closest
 
 
 def _nowhere(row: Batch) -> Draft:
@@ -70,8 +75,13 @@ def _words(row: Batch) -> list[int]:
     return words
 
 
-def _draft(entry: Batch, row: Batch, words: int, size: int) -> Draft:
-    expected, actual = int(entry["frame"][0]), int(row["frame"][0])
+def unbalanced_by(entry: Batch, row: Batch, words: int, size: int) -> Draft:
+    """CW301: RSP at the exit `row` is `words` of `size` bytes above (negative: below) the frame of `entry`.
+
+    That is the frame the CPU pushed, or the kernel's copy of it.
+    """
+    actual = int(row["frame"][0])
+    expected = actual - words * size
     if words < 0:
         left = "what" if row["flags"][0] & Flag.UNREADABLE else f"{_words(row)[0]:#x}, which"
         cause = (

@@ -14,16 +14,16 @@ import numpy as np
 
 from gdbext.arch import vectors
 from gdbext.events.columns import Columns
-from gdbext.events.row import Batch, Flag, Kind, concat
+from gdbext.events.row import Batch, Flag, How, Kind, concat
 from gdbext.ledger import compare
 from gdbext.ledger.compare import BIT, agreement, differences, is_call, is_user, space
 from gdbext.ledger.live import Live
 from gdbext.ledger.pairing import pair
 from gdbext.ledger.pending import UNLIKE, Pending, Traits, traits
 from gdbext.rules import returns, stale, verdicts
-from gdbext.rules.draft import Judged
+from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.fastcalls import FastCalls, is_fast
-from gdbext.rules.frames import judge_unbalanced, judge_unreadable
+from gdbext.rules.frames import MOST_BELOW, judge_unbalanced, judge_unreadable, unbalanced_by
 from gdbext.rules.history import History
 from gdbext.rules.kernel_frames import KernelFrames
 from gdbext.rules.linear import LinearWidth
@@ -134,7 +134,7 @@ class ResumeJudge:
         self.unmatched += 1
         if row["flags"][0] & Flag.SELF and not suspicious:
             return
-        unbalanced = judge_unbalanced(row, live.near)
+        unbalanced = judge_unbalanced(row, live.near) or self._below_a_copy(row)
         if unbalanced:
             yield unbalanced[0], row, unbalanced[1]
             return
@@ -160,6 +160,19 @@ class ResumeJudge:
                 row, near[0] if near else None, self._policy, self._width.at(int(row["seq"][0]))
             ):
                 yield draft, row, near[0] if near else None
+
+    def _below_a_copy(self, row: Batch) -> tuple[Draft, Batch] | None:
+        """Judge an iret (a batch of one) that pops what lies just below a copy of a pending context's frame."""
+        if row["how"][0] != How.IRET or row["mode"][0] != 64:
+            return None
+        words = row["stack"][0]
+        for below in range(1, MOST_BELOW + 1):
+            meant = row.copy()
+            meant["rip"], meant["cs"], meant["rsp"] = words[below], words[below + 1] & 0xFFFF, words[below + 3]
+            for number in self._pending.find(int(compare.keys(meant)[0])):
+                entry = self._pending.rows([number])
+                return unbalanced_by(entry, row, -below, 8), entry
+        return None
 
     def _with_owner_of_rsp(self, row: Batch, live: Batch) -> Batch:
         """`live`, and the last system call of another address space that was made with the RSP resumed here.

@@ -224,6 +224,14 @@ def test_unbalanced_frame_after_a_fixup() -> None:
     assert codes(before, exit_(ctx | wrong, frame=FRAME - 8, stack=[popped])) == [("CW301", "rsp")]
 
 
+def test_unbalanced_copy_of_a_frame() -> None:
+    """The kernel returns from a copy of the frame that lies elsewhere, and RSP is a word below it."""
+    ctx = context()
+    popped = [0x7F, ctx["rip"], ctx["cs"], ctx["rflags"], ctx["rsp"], ctx["ss"], 0, 0]
+    wrong = {"rip": 0x7F, "cs": ctx["rip"] & 0xFFFF, "rflags": ctx["cs"], "rsp": ctx["rflags"], "ss": 0}
+    assert codes(entry(ctx), exit_(ctx | wrong, frame=FRAME + 0x10000, stack=[popped])) == [("CW301", "rsp")]
+
+
 @pytest.mark.parametrize("words", [-1, 1])
 def test_frame_that_is_not_there(words: int) -> None:
     """Above a stack's last frame there may be no memory: what iret would pop cannot be read."""
