@@ -49,6 +49,8 @@ BOOT: Final = "boot"
 """What comes before the first workload has ended its first line: the kernel's own start."""
 BOOT_SECONDS: Final = 90.0
 """Wall time granted beside the time asked for: booting, and the round of workloads under way."""
+_FIRST_HALF: Final = "default"
+"""The workload that tells of itself twice: it ends with `files`."""
 _RESULT: Final = re.compile(r"workload (\S+) (ok|FAILED.*)")
 _TROUBLE: Final = re.compile(r"BUG:|WARNING:|Oops|general protection|kernel panic|rcu:.*stall|Unable to handle", re.I)
 """What a kernel says that is not well."""
@@ -103,6 +105,7 @@ class Tally:
 
     def __init__(self, workloads: Sequence[str]) -> None:
         self._workloads = list(workloads)
+        self._turn = 0
         self._counts = Counts()
         self._settled = (0, 0, 0)
         self.current = BOOT
@@ -121,11 +124,13 @@ class Tally:
             self.current = self._workloads[0]
         result = _RESULT.search(line)
         if result:
-            self.current = _named(result[1])
             self._settle()
-            self.row().runs += 1
             if result[2] != "ok":
                 self.row().failed.append(line.strip())
+            if result[1] != _FIRST_HALF:
+                self.row().runs += 1
+                self._turn = (self._turn + 1) % len(self._workloads)
+                self.current = self._workloads[self._turn]
         elif _TROUBLE.search(line):
             self.trouble.append(line.strip())
 
@@ -162,11 +167,6 @@ class Tally:
 
     def hold(self, invitation: str) -> None:
         """Never asked for."""
-
-
-def _named(told: str) -> str:
-    """`default` ends with the workload `files`."""
-    return "default" if told == "files" else told
 
 
 @dataclass

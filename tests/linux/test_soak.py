@@ -22,15 +22,17 @@ def told(tally: soak.Tally, counts: Counts, entries: int, line: str) -> None:
 
 
 def test_events_are_counted_for_the_workload_under_way() -> None:
-    tally, counts = soak.Tally(["signals", "default"]), Counts()
+    tally, counts = soak.Tally(["signals", "default", "signals32"]), Counts()
     tally.progress(counts, 0)
     told(tally, counts, 10, "guest: start linux 6.1")
     told(tally, counts, 5, "workload signals ok")
     told(tally, counts, 3, "workload default ok")
     told(tally, counts, 4, "workload files ok")
+    told(tally, counts, 6, "workload signals ok")
     told(tally, counts, 2, "workload signals FAILED rbx is 5")
-    assert {name: row.checked for name, row in tally.rows.items()} == {"boot": 20, "signals": 14, "default": 14}
-    assert tally.rows["signals"].runs == 2
+    checked = {name: row.checked for name, row in tally.rows.items()}
+    assert checked == {"boot": 20, "signals": 14, "default": 14, "signals32": 12}
+    assert [tally.rows[name].runs for name in ("signals", "default", "signals32")] == [2, 1, 1]
     assert tally.rows["signals"].failed == ["workload signals FAILED rbx is 5"]
     assert tally.trouble == []
     tally.serial("[    1.0] BUG: scheduling while atomic")
