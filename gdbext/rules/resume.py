@@ -166,10 +166,11 @@ class ResumeJudge:
         if row["how"][0] != How.IRET or row["mode"][0] != 64:
             return None
         words = row["stack"][0]
-        for below in range(1, MOST_BELOW + 1):
-            meant = row.copy()
-            meant["rip"], meant["cs"], meant["rsp"] = words[below], words[below + 1] & 0xFFFF, words[below + 3]
-            for number in self._pending.find(int(compare.keys(meant)[0])):
+        meant = concat([row] * MOST_BELOW)
+        rip, cs, rsp = (words[at : at + MOST_BELOW] for at in (1, 2, 4))
+        meant["rip"], meant["cs"], meant["rsp"] = rip, cs & 0xFFFF, rsp
+        for below, key in enumerate(compare.keys(meant).tolist(), 1):
+            for number in self._pending.find(key):
                 entry = self._pending.rows([number])
                 return unbalanced_by(entry, row, -below, 8), entry
         return None
