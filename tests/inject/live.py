@@ -34,7 +34,9 @@ from tests.inject.stub import Stub
 TICK: Final = 0.05
 SILENCE: Final = 8.0
 """Seconds without an event after which a running guest is taken to hang."""
-_COMPLAINT: Final = re.compile(r"CORRUPT|FAILED|PANIC|impossible|killed|panic|BUG:|Oops|general protection|segfault")
+_COMPLAINT: Final = re.compile(
+    r"CORRUPT|FAILED|PANIC|guest: (impossible|killed)|panic|BUG:|Oops|general protection|segfault"
+)
 """What a guest prints when one of its self-checks fails, or its kernel notices."""
 
 

@@ -134,7 +134,7 @@ def test_wrong_usage_is_told(words: list[str], told: str, capsys: pytest.Capture
     [
         ("clean-nrk", "interrupt-drop-store-rbx"),
         ("clean-nrk", "skip-swapgs-interrupt-entry"),
-        ("clean-ia32-osdev", "user-drop-load-rsi"),
+        ("clean-ia32-osdev", "user-flag-iopl"),
         ("linux-amd64", "double-swapgs-interrupt-exit"),
     ],
 )
