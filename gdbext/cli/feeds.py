@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from gdbext.errors import EnvironmentUnusable
 from gdbext.qemu.command import Options
@@ -17,17 +17,23 @@ if TYPE_CHECKING:
     from gdbext.sources.ring_file import RingFile
 
 
+COUNTED_TIME: Final = "shift=3"
+"""Eight nanoseconds an instruction."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """What the source is to do besides delivering events.
 
-    ``simd``: capture SIMD state where the source can; ``insist``: or fail; ``kernel``: the guest's ELF file.
+    ``simd``: capture SIMD state where the source can; ``insist``: or fail; ``kernel``: the guest's ELF file;
+    ``retime``: the guest's clock may be changed so that time does not pass for it while a debugger is at work.
     """
 
     halt: bool = False
     simd: bool = False
     insist: bool = False
     kernel: Path | None = None
+    retime: bool = False
 
 
 class Feed(Protocol):
@@ -65,8 +71,9 @@ class GdbstubFeed:
         self._wishes = wishes
 
     def plugin(self, directory: Path) -> Sequence[str]:
-        """Nothing: GDB needs no help from inside QEMU."""
-        return ()
+        """A clock that counts instructions, if that is allowed: by the host's clock, a stop at each interrupt takes so
+        long that the next one is due before the interrupted code has moved."""
+        return ("-icount", COUNTED_TIME) if self._wishes.retime else ()
 
     def open(self, machine: Machine) -> Source:
         """Start GDB, connect it, and let it continue the guest."""

@@ -118,7 +118,13 @@ void init_context(struct thread *t, void (*entry)(void), u32 argument, int user)
     a->ss = a->ds = a->es = user ? USER_SS : KERNEL_SS;
     a->fs = user ? TLS_A : 0;
     a->gs = user ? TLS_B : 0;
-    a->rsp = user ? USER_STACK + USER_STACK_SIZE : t->kstack;
+    a->rsp = USER_STACK + USER_STACK_SIZE;
+    if (!user) { /* it begins as if it had been called: what lies above the frame of its first interrupt is the stack's */
+        u32 *top = (u32 *)t->kstack;
+        top[-1] = argument;
+        top[-2] = (u32)halt;
+        a->rsp = (u32)(top - 2);
+    }
     a->fs_base = t->fs_base;
     a->gs_base = t->gs_base;
     init_fpu(a->fxsave);

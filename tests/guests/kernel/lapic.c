@@ -63,7 +63,7 @@ void lapic_init(void)
 /* Until shortly before the next timer interrupt. */
 void lapic_wait(void)
 {
-    while (*lapic(LAPIC_CURRENT) > timer_period / 8)
+    while (*lapic(LAPIC_CURRENT) > timer_period / 16)
         ;
 }
 #endif
