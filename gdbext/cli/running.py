@@ -81,7 +81,8 @@ def run(asked: Request) -> int:
         )
         knowledge = knowledge_of(asked.profile or profile or _recognised(subject.image, view), subject.image, view.note)
         kernel = subject.image.path if subject.image is not None else None
-        wishes = feeds.Wishes(asked.halt, asked.simd or simd, asked.simd, kernel, retime=asked.guest is not None)
+        ours = asked.guest is not None and guests.find(asked.guest).linux is None
+        wishes = feeds.Wishes(asked.halt, asked.simd or simd, asked.simd, kernel, retime=ours)
         feed = feeds.choose(asked.via, subject.argv, wishes, view.note)
         with view:
             outcome = session.watch(subject, knowledge, options, feed, view)
