@@ -22,7 +22,7 @@ _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """events: judged in all.  rate: events a second of one core.  growth: bytes by which memory grew after the first WARM."""
+    """events: judged in all.  rate: events a second of one core.  growth: bytes memory grew by after the first WARM."""
 
     events: int
     rate: float
