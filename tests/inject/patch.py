@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from gdbext.arch.addresses import MASK64
 from gdbext.code.disasm import Code, Flow, Insn
 from gdbext.code.listing import text
 from gdbext.code.paths import Reach
@@ -161,7 +162,7 @@ def moved(insn: Insn, to: int) -> bytes:
         return insn.raw
     place = insn.memory
     (distance,) = struct.unpack("<i", insn.raw[-4:])
-    if place is None or insn.end + distance != place.disp:
+    if place is None or (insn.end + distance) & MASK64 != place.disp:
         raise NotHere("an instruction that would have to move is relative to its place")
     return insn.raw[:-4] + struct.pack("<i", distance + insn.address - to)
 
