@@ -26,8 +26,6 @@ from gdbext.gdb.windows import Place, Windows
 if TYPE_CHECKING:
     from gdbext.gdb.extension import Extension
 
-_RUNS: Final = frozenset({"until", "advance", "finish", "jump"})
-"""Commands that let the guest run to a place of their own."""
 _OURS: Final = (Point, Edge)
 _MAY_CALL: Final = "may-call-functions"
 
@@ -115,7 +113,9 @@ class Safety:
             self._calling = place if place is not None and place.window is not None else None
             self._limit_calls(place)
         elif place is not None:
-            runs = command in _RUNS and command != "until"
+            # Out of an inlined function, finish steps; and so does until without a place.
+            inlined = gdb.newest_frame().type() == gdb.INLINE_FRAME
+            runs = command in ("advance", "jump") or (command == "finish" and not inlined)
             if place.window is not None or (place.opens is not None and not runs):
                 raise safetext.step(command, place)
             self._command, self._stood = command, place.pc
@@ -157,7 +157,7 @@ class Safety:
             pc = int(gdb.newest_frame().pc())
             ends = frozenset({pc}) if find(found, pc) is not None else frozenset()
             self._edges.arm(list(ends), thread, always=True)
-        elif command in _RUNS and (ends or command != "until"):
+        elif ends:
             held = [window for window in found if any(window.at(end) is not None for end in ends)]
             self._edges.arm([a for a, w in self._windows.edges(True).items() if w in held], thread, always=True)
         else:
