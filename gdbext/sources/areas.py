@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 import numpy as np
@@ -121,18 +121,9 @@ class AreaWatcher:
             self._wanted = dict(wanted)
             self._set_watch()
 
-    @contextmanager
-    def _held(self, batch: Batch) -> Iterator[None]:
-        """Hold the guest meanwhile, unless a vCPU stands in `batch` anyway."""
-        if _waits(batch):
-            yield
-            return
-        if self._wait is not None:
-            self._wait(False)  # a guest that is waited for cannot be held
-        with self._still():
-            yield
-            if self._wait is not None:
-                self._wait(True)
+    def _held(self, batch: Batch) -> AbstractContextManager[object]:
+        """Hold the guest meanwhile, unless it waits by itself: in `batch`, or at the next context's first run."""
+        return nullcontext() if self._wait is not None or _waits(batch) else self._still()
 
     def _end_waiting(self, batch: Batch) -> None:
         """Have the guest wait no longer once the beginning is over, or no area can be found."""
