@@ -108,7 +108,11 @@ class Pending:
 
     def thread(self, found_by: Traits) -> Batch:
         """The contexts of the same thread, as far as registers tell, oldest first."""
-        return self.rows(list(self._numbers.get(("thread", *found_by.thread), ())))
+        return self.rows(self.of_thread(found_by))
+
+    def of_thread(self, found_by: Traits) -> list[int]:
+        """The numbers of the same."""
+        return list(self._numbers.get(("thread", *found_by.thread), ()))
 
     def near(self, found_by: Traits) -> Batch:
         """The contexts whose frame lies within REACH_BYTES of this one's, but not at it, oldest first."""

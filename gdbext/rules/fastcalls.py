@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from gdbext.events.row import Batch, Flag
-from gdbext.ledger.compare import Bools, by_call, is_user, keys, may_change
-from gdbext.ledger.pending import Pending
+import numpy as np
+
+from gdbext.events.row import Batch, Flag, How
+from gdbext.ledger.compare import Bools, by_call, is_user, may_change
+from gdbext.ledger.pending import Pending, Traits
 
 INT_BYTES: Final = 2
 """Length of ``int n`` (Intel SDM vol. 2, INT n)."""
+PAGE_OFFSET: Final = np.uint64(0xFFF)
+"""All that is sure of where a ``sysenter`` stood: it keeps no RIP, and a page of code may be mapped at many places."""
 _EXIT_TAKES: Final = may_change(frozenset({"rax", "rcx", "rdx"}))
 """What SYSEXIT and SYSRET take RIP and RSP from, and the result."""
 _STUB_POPS: Final = _EXIT_TAKES | may_change(frozenset({"rbp"}))
@@ -27,21 +31,22 @@ class FastCalls:
         self._stub = False
         """The guest was seen to return there."""
 
-    def returns_to(self, row: Batch) -> tuple[Batch, int] | None:
-        """The exit `row` (a batch of one) as if it returned to the call, and its key; None where it cannot be one's."""
-        if not row["flags"][0] & Flag.LINEAR32 or not is_user(row)[0] or row["rip"][0] < INT_BYTES:
-            return None
-        back = row.copy()
-        back["rip"] -= INT_BYTES
-        return back, int(keys(back)[0])
+    def returns_from(self, row: Batch, found_by: Traits, pending: Pending) -> list[int]:
+        """Numbers of the pending calls that the exit `row` (a batch of one) may return from, newest first."""
+        if not row["flags"][0] & Flag.LINEAR32 or not is_user(row)[0]:
+            return []
+        numbers, rows = _at_stack(row, found_by, pending)
+        ahead = (row["rip"][0] - rows["rip"]) & PAGE_OFFSET
+        fits = is_fast(rows) & ((ahead == INT_BYTES) | ((ahead == 0) & (rows["how"] == How.SYSENTER)))
+        return [numbers[at] for at in np.flatnonzero(fits)[::-1]]
 
-    def forget_restarted(self, entry: Batch, pending: Pending) -> None:
+    def forget_restarted(self, entry: Batch, found_by: Traits, pending: Pending) -> None:
         """Where `entry` (a batch of one) is such a call, the call that the ``int n`` behind it made is over."""
         if is_fast(entry)[0]:
-            behind = entry.copy()
-            behind["rip"] += INT_BYTES
-            for number in pending.find(int(keys(behind)[0])):
-                pending.take(number)
+            numbers, rows = _at_stack(entry, found_by, pending)
+            behind = (rows["how"] == How.SOFT) & ((rows["rip"] - entry["rip"][0]) & PAGE_OFFSET == INT_BYTES)
+            for at in np.flatnonzero(behind):
+                pending.take(numbers[at])
 
     def landed(self) -> None:
         """An exit was seen to return behind the ``int n``."""
@@ -52,6 +57,14 @@ class FastCalls:
         if not is_fast(entry)[0]:
             return 0
         return _STUB_POPS if self._stub else _EXIT_TAKES
+
+
+def _at_stack(row: Batch, found_by: Traits, pending: Pending) -> tuple[list[int], Batch]:
+    """The pending contexts of the thread of `row` (a batch of one) with its RSP, and their numbers."""
+    numbers = pending.of_thread(found_by)
+    rows = pending.rows(numbers)
+    here = np.flatnonzero(rows["rsp"] == row["rsp"][0])
+    return [numbers[at] for at in here], rows[here]
 
 
 def is_fast(entries: Batch) -> Bools:

@@ -22,7 +22,7 @@ from gdbext.ledger.pairing import pair
 from gdbext.ledger.pending import UNLIKE, Pending, Traits, traits
 from gdbext.rules import returns, stale, verdicts
 from gdbext.rules.draft import Draft, Judged
-from gdbext.rules.fastcalls import FastCalls, is_fast
+from gdbext.rules.fastcalls import FastCalls
 from gdbext.rules.frames import MOST_BELOW, judge_unbalanced, judge_unreadable, unbalanced_by
 from gdbext.rules.history import History
 from gdbext.rules.kernel_frames import KernelFrames
@@ -71,7 +71,7 @@ class ResumeJudge:
                 continue
             if kind == Kind.ENTRY:
                 if flags & Flag.LINEAR32:
-                    self._fast.forget_restarted(row, self._pending)
+                    self._fast.forget_restarted(row, found_by, self._pending)
                 self._pending.add(row, found_by)
                 continue
             live = Live(row, found_by, self._pending, batch, partial(pairs.around, index))
@@ -87,9 +87,9 @@ class ResumeJudge:
         return self._pending.all()
 
     def _judge_exit(self, row: Batch, found_by: Traits, live: Live, suspicious: bool) -> Iterator[Judged]:
-        entry, mask = self._take_exact(row, found_by.key)
+        entry, mask = self._take_exact(row, found_by.key, found_by)
         if entry is None and not found_by.thread[2] and not row["flags"][0] & Flag.SELF:
-            entry, mask = self._take_exact(row, _key_of_user_code(row))
+            entry, mask = self._take_exact(row, _key_of_user_code(row), found_by)
         match = "exact"
         owner = self._frames.take_owner(row, entry, live.resumed_later) if entry is None or mask else None
         if owner is not None:
@@ -107,24 +107,23 @@ class ResumeJudge:
             for draft in returns.judge_exit(row, entry, self._policy, self._width.at(int(row["seq"][0]))):
                 yield draft, row, entry
 
-    def _take_exact(self, row: Batch, key: int) -> tuple[Batch | None, int]:
+    def _take_exact(self, row: Batch, key: int, found_by: Traits) -> tuple[Batch | None, int]:
         """The pending entry with this RIP, RSP and address space that differs least (newest first), consumed.
 
         A call of 32-bit code may return beside its RIP (:mod:`gdbext.rules.fastcalls`).
         """
         numbers = self._pending.find(key)
-        back = self._fast.returns_to(row)
-        calls = self._pending.find(back[1]) if back is not None else []
-        calls = [number for number in calls if is_fast(self._pending.rows([number]))[0]]
+        calls = [number for number in self._fast.returns_from(row, found_by, self._pending) if number not in numbers]
         if not numbers and not calls:
             return None, 0
         rows = self._pending.rows(numbers + calls)
-        exits = [row] * len(numbers) + [back[0] for _ in calls if back is not None]
+        exits = concat([row] * len(rows)).copy()
+        exits["rip"][len(numbers) :] = rows["rip"][len(numbers) :]
         if calls:
             self._fast.landed()
         masks = [
             mask & ~self._fast.may_change(rows[at : at + 1])
-            for at, mask in enumerate(differences(rows, concat(exits), self._law).tolist())
+            for at, mask in enumerate(differences(rows, exits, self._law).tolist())
         ]
         best = min(range(len(masks)), key=lambda at: masks[at].bit_count())
         self._pending.take((numbers + calls)[best])

@@ -349,6 +349,16 @@ def test_a_fast_call_returns_behind_the_int(how: int, leaving: int) -> None:
     assert codes(fast_call(how), exit_(BEHIND | popped | {"rsi": 4}, leaving)) == [("CW106", "rsi")]
 
 
+def test_a_sysenter_in_a_page_that_is_mapped_elsewhere_too() -> None:
+    """What is known of where it stood is the place within its page."""
+    call = fast_call()
+    call["rip"] ^= 0x31000
+    assert codes(call, exit_(BEHIND | {"rcx": 1}, How.SYSEXIT)) == []
+    call = fast_call()
+    call["rip"] ^= 0x31000
+    assert codes(call, exit_(BEHIND | {"rbx": 1}, How.SYSEXIT)) == [("CW106", "rbx")]
+
+
 def test_a_restarted_fast_call_has_its_arguments_back() -> None:
     restarted = exit_(USER32 | {"rbp": 5})
     assert codes(fast_call(), exit_(BEHIND), fast_call(), restarted) == []
