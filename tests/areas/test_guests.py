@@ -40,7 +40,7 @@ def run(tmp_path: Path, *words: str) -> tuple[int, list[dict[str, Any]]]:
         (["sel4-idle", "--profile", "generic"], "CW401", None, "idle_loop"),
         (["stack-overflow-neighbour"], "CW401", None, "sum_below"),
         (["slot-clash"], "CW405", "slot 19", "interrupt_entry"),
-        (["same-ring-frame"], "CW403", "slot rsp", "copy_kernel_context"),
+        (["same-ring-frame"], "CW403", None, "copy_kernel_context"),
         (["frame-overwritten"], "CW302", "slot rsp", "stamp_stack"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,
