@@ -293,7 +293,8 @@ class ProbeWatch:
 
     def _judge(self, batch: Batch) -> None:
         self.gs.put(batch)
-        errors = [finding for finding in self.judging.feed(batch) if finding.severity == ERROR] if self._halt else []
+        found = self.judging.feed(batch)
+        errors = [finding for finding in found if finding.severity == ERROR] if self._halt else []
         waiting = np.flatnonzero(batch["flags"] & Flag.WAITING)
         guilty = {int(finding.row["seq"][0]) for finding in errors if finding.row is not None}
         standing = [row for row in waiting if int(batch["seq"][row]) in guilty]
