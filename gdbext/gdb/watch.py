@@ -62,6 +62,7 @@ class Watch:
         self.halted_at: int | None = None
         """Where the last stop was made for the user, until the guest goes on."""
         self.failed: CtxwatchError | None = None
+        self._closed = False
         self._image = image.segments(kernel) if kernel else []
         entry_point = image.entry_point(kernel) if kernel else None
         self._last: dict[int, Registers] = {}
@@ -155,7 +156,8 @@ class Watch:
             if os.environ.get("CTXWATCH_TRACEBACK"):
                 traceback.print_exc()
             self.failed = CtxwatchError("watching failed", f"{type(error).__name__}: {error}")
-        self._say(f"{self.failed}; the guest runs on unwatched")
+        if not self._closed:  # else the guest is gone, which has been told
+            self._say(f"{self.failed}; the guest runs on unwatched")
         return False
 
     def tidy(self) -> None:
@@ -168,6 +170,7 @@ class Watch:
 
     def close(self) -> None:
         """Remove everything; the target is stopped or gone."""
+        self._closed = True
         self.points.clear()
         self.sink.close()
 
