@@ -68,7 +68,12 @@ class Way:
 
     def facts(self, code: str) -> dict[str, Any]:
         """What safety_places tells."""
-        said = self.say(f"python {code}").replace("\\", "")
+        said = self.say(f"python {code}")
+        for _ in range(20):  # through the machine interface a command that ran the guest may tell more behind its stop
+            if "FACTS" in said:
+                break
+            said += self.say("echo")
+        said = said.replace("\\", "")
         found = re.search(r"FACTS (\{.*?\})", said)
         assert found, said
         return dict(json.loads(found[1]))
