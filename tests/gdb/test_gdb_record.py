@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,7 @@ def test_qemu_killed_while_recording_leaves_a_whole_recording(boot: Boot, tmp_pa
     path = tmp_path / "run.arrow"
     gdb = start_gdb(*live.connect, "ctx watch", f"ctx record {path}", "continue")
     live.wait_for("guest: start")
+    time.sleep(1.5)
     os.kill(live.machine.pid, signal.SIGKILL)
     text = gdb.finish()
     bug_free(text)
