@@ -24,7 +24,7 @@ AFTER = 200
 
 
 def place(vector: int, cs: int, rip: int) -> tuple[int, int, int]:
-    """What both tell alike: of traps made by an instruction, QEMU logs where that stands, the CPU pushes what follows."""
+    """What both tell alike: of traps made by an instruction QEMU logs its place, the CPU pushes what follows."""
     return vector, cs, 0 if vector in MADE_BY_CODE else rip
 
 
