@@ -183,10 +183,10 @@ static void publish(vcpu *v, ctx_row *row, bool wait, bool caught)
         ring_announce_wait(&shared, v->index, row->seq, caught);
     }
     ring_publish(&shared, v->index);
-    look_at_wishes();
     if (wait && ring_await_release(&shared, v->index) == RING_RELEASE_HALT) {
         await_pause();
     }
+    look_at_wishes(); /* last: the reader may have wished while we waited */
 }
 
 static void emit(vcpu *v, ctx_row *row)
