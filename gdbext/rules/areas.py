@@ -239,10 +239,13 @@ class AreaJudge:
         return [_shifted(row, layout, shift, area, self._last_push(area, frame, row))]
 
     def _last_push(self, area: Area, frame: int, row: Batch) -> Write | None:
-        """The store just above the frame: what moved RSP before the CPU pushed."""
-        size = word_size(int(row["mode"][0]))
-        words = words_pushed(int(row["mode"][0]), 3 if bool(is_user(row)[0]) else 0, 0)
-        return self._stores.last(frame + words * size, int(row["seq"][0]))
+        """The store at the top of the interrupted stack: what moved RSP before the CPU aligned it and pushed."""
+        if bool(is_user(row)[0]):
+            mode = int(row["mode"][0])
+            top = frame + words_pushed(mode, 3, 0) * word_size(mode)
+        else:
+            top = int(row["rsp"][0])
+        return self._stores.last(top, int(row["seq"][0]))
 
     def _foreign(self, row: Batch, area: Area, offset: int, why: str) -> Draft:
         name = self._layout.slot_at(offset) if self._layout else None
