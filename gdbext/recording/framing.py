@@ -38,6 +38,8 @@ def frame_at(fd: int, start: int, size: int) -> Frame | None:
     Raises RecordingError where none begins or it does not end within the file.
     """
     prefix = os.pread(fd, _PREFIX, start)
+    if start == 0 and not prefix.startswith(_CONTINUATION[: len(prefix)]):
+        raise RecordingError("it is no recording: no Arrow stream begins there")
     if len(prefix) < _PREFIX:
         raise RecordingError(f"it is cut off at byte {start + len(prefix)}")
     length = int.from_bytes(prefix[4:], "little")

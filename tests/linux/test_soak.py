@@ -6,7 +6,8 @@ import argparse
 
 import pytest
 
-from gdbext.errors import UsageError
+from gdbext.errors import EnvironmentUnusable, UsageError
+from gdbext.qemu import guests
 from gdbext.rules.engine import Counts
 from tests.linux import soak
 
@@ -75,6 +76,10 @@ def test_what_is_no_linux_guest_is_refused() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("pti", ["on", "off"])
 def test_a_cut(pti: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        guests.build(guests.find("linux-amd64"))
+    except EnvironmentUnusable as error:
+        pytest.skip(str(error))
     words = ["linux-amd64", "--minutes", "0.4", "--cpu", "qemu64", "--smp", "1", "--pti", pti, "--nmi", "10"]
     assert soak.main(words) == 0, capsys.readouterr()
     assert "0 findings of severity error, 0 others, 0 lost" in capsys.readouterr().out.replace("\n", " ")

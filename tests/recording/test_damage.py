@@ -153,7 +153,7 @@ def test_files_that_are_no_recordings(tmp_path: Path) -> None:
     assert "it is a directory" in refusal(tmp_path)
     assert "No such file" in refusal(tmp_path / "none")
     (tmp_path / "text").write_text("To be, or not to be\n" * 10)
-    assert "no message begins at byte 0" in refusal(tmp_path / "text")
+    assert "it is no recording" in refusal(tmp_path / "text")
     os.mkfifo(tmp_path / "pipe")
     assert "no regular file" in refusal(tmp_path / "pipe")
     with socket.socket(socket.AF_UNIX) as server:
