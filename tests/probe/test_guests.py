@@ -225,7 +225,9 @@ STATE: Final = {"RIP": "rip", "RSP": "rsp", "RBX": "rbx", "RBP": "rbp", "R12": "
 
 def state(qmp: Any, cpu: int) -> tuple[int, ...]:
     text = qmp.execute("human-monitor-command", {"command-line": "info registers", "cpu-index": cpu})
-    return tuple(int(re.findall(rf"\b{name} *=([0-9a-f]+)", text)[0], 16) for name in STATE)
+    found = {name: re.search(rf"\b{name} *=([0-9a-f]+)", text) for name in STATE}
+    # A vCPU that is not in 64-bit mode yet has no RIP: it is none of those that could have halted.
+    return tuple(int(value[1], 16) if value is not None else -1 for value in found.values())
 
 
 def registers(qmp: Any, cpu: int) -> tuple[int, ...]:
