@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
+from pathlib import Path
 from typing import Any, Final
 
 from rich.table import Table
@@ -52,6 +53,8 @@ BOOT_SECONDS: Final = 90.0
 _FIRST_HALF: Final = "default"
 """The workload that tells of itself twice: it ends with `files`."""
 _RESULT: Final = re.compile(r"workload (\S+) (ok|FAILED.*)")
+_WIDTH: Final = 120
+"""Columns of what goes to a file."""
 _TROUBLE: Final = re.compile(r"BUG:|WARNING:|Oops|general protection|kernel panic|rcu:.*stall|Unable to handle", re.I)
 """What a kernel says that is not well."""
 
@@ -77,6 +80,11 @@ class Machine:
             workload=",".join(workloads),
             seconds=seconds + BOOT_SECONDS,
         )
+
+    @property
+    def slug(self) -> str:
+        """Its name as a file's."""
+        return re.sub(r"[^\w.-]+", "_", str(self))
 
     def __str__(self) -> str:
         return f"{self.guest} -cpu {self.cpu} -smp {self.smp}{' pti=on' if self.pti else ''}"
@@ -218,7 +226,8 @@ def soak(machine: Machine, workloads: Sequence[str], seconds: float, options: ar
     subject = Subject(guest.name, tuple(guest.command(kernel)), image, guest.until, guest.seconds, nmi, ticks=True)
     knowledge = running.knowledge_of(options.profile or guest.profile, image, tally.note)
     feed = feeds.choose("probe", subject.argv, feeds.Wishes(simd=options.simd), tally.note)
-    asked = session.Options(timeout=seconds + BOOT_SECONDS)
+    record = options.record / f"{machine.slug}.ctxwatch" if options.record is not None else None
+    asked = session.Options(timeout=seconds + BOOT_SECONDS, record=record)
     result = Result(machine)
     try:
         outcome = session.watch(subject, knowledge, asked, feed, tally)
@@ -230,6 +239,8 @@ def soak(machine: Machine, workloads: Sequence[str], seconds: float, options: ar
     result.findings, result.trouble = list(outcome.report.findings), tally.trouble + tally.notes
     if outcome.failure is not None:
         result.trouble.append(str(outcome.failure))
+    if record is not None and not result.has_errors and not result.failed:
+        record.unlink()  # nothing to look into
     return result
 
 
@@ -281,6 +292,8 @@ def table(results: Sequence[Result]) -> Table:
 
 def _show(results: Sequence[Result]) -> None:
     console = text.console()
+    if not console.is_terminal:
+        console.width = _WIDTH
     for result in results:
         for finding in result.findings:
             console.print(f"\n{result.machine}")
@@ -314,6 +327,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--profile", help="another profile than the guest's")
     made.add_argument("--nmi", type=int, metavar="MS", help="inject an NMI every MS milliseconds")
     made.add_argument("--simd", action="store_true", help="compare XMM, MXCSR and x87 state too")
+    made.add_argument("--record", type=Path, metavar="DIR", help="keep there the recordings of what did not go well")
     made.add_argument("--json", metavar="FILE|-", help="write the result as JSON; - prints it, and nothing else")
     return made
 
@@ -339,14 +353,31 @@ def run(options: argparse.Namespace) -> Iterator[Result]:
         yield result
 
 
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make {directory}", error.strerror or str(error)) from error
+
+
+def _write(name: str, results: Sequence[Result]) -> None:
+    with output.document(name) as document:
+        json.dump([result.document() for result in results], document, indent=2)
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Do it; returns the exit status."""
     options = parser().parse_args(words)
+    results: list[Result] = []
     try:
-        results = list(run(options))
-        if options.json is not None:
-            with output.document(options.json) as document:
-                json.dump([result.document() for result in results], document, indent=2)
+        if options.record is not None:
+            _make(options.record)
+        for result in run(options):
+            results.append(result)
+            if options.json not in (None, "-"):
+                _write(options.json, results)  # what there is: a long run may be ended from outside
+        if options.json == "-":
+            _write(options.json, results)
     except CtxwatchError as error:
         print(f"soak: {error}", file=sys.stderr)
         return error.status
