@@ -80,7 +80,7 @@ def run(asked: Request) -> int:
             record=Path(asked.record) if asked.record else None,
         )
         knowledge = knowledge_of(asked.profile or profile or _recognised(subject.image, view), subject.image, view.note)
-        kernel = subject.image.path if subject.image is not None else None
+        kernel = subject.image.path if subject.image is not None and not subject.image.packed else None
         ours = asked.guest is not None and guests.find(asked.guest).linux is None
         wishes = feeds.Wishes(asked.halt, asked.simd or simd, asked.simd, kernel, retime=ours)
         feed = feeds.choose(asked.via, subject.argv, wishes, view.note)

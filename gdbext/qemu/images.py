@@ -130,12 +130,14 @@ class Image:
     """A kernel file.
 
     ``digest``: the file's SHA-256; ``bits``: 32 or 64; ``symbols``: empty for a stripped one; ``entry``: its entry
-    address; ``fixups``: Linux's exception table, None if it has none.
+    address; ``fixups``: Linux's exception table, None if it has none; ``packed``: the file is compressed, so that only
+    ctxwatch can read it.
     """
 
-    def __init__(self, path: Path, digest: str, elf: Any) -> None:
+    def __init__(self, path: Path, digest: str, elf: Any, packed: bool = False) -> None:
         self.path = path
         self.digest = digest
+        self.packed = packed
         self.bits = int(elf.elfclass)
         self.entry = int(elf.entry)
         self.symbols = Symbols(_symbols(elf))
@@ -186,7 +188,7 @@ def _load_elf(shown: Path, data: bytes, path: Path) -> Image:
         with contextlib.closing(elf):
             if elf.arch not in ("amd64", "i386"):
                 raise UsageError(f"{shown} is a kernel for {elf.arch}", "only x86 guests can be watched")
-            return Image(shown, hashlib.sha256(data).hexdigest(), elf)
+            return Image(shown, hashlib.sha256(data).hexdigest(), elf, packed=shown != path)
     except UsageError:
         raise
     except Exception as error:  # a damaged ELF file can make the parser fail in any way
