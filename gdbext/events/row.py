@@ -169,7 +169,11 @@ FIELDS: Final[tuple[Field, ...]] = (
     ),
     _u64("tracked", "tracked variables of the profile, in its order; all ones: could not be read", TRACKED_SLOTS),
     _u64("addr", "store, tracked, gs-access: linear address; base: MSR number; idt: base"),
-    _u64("value", "store, tracked: value; base, cr3: new value; idt: limit"),
+    _u64(
+        "value",
+        "store, tracked: value; base, cr3: new value; idt: limit; exit to user code that is not IDENTICAL: the four "
+        "bytes in front of RIP, 0 if they could not be read",
+    ),
     _u64("match", "exit: seq of the entry the source paired it with, 0 for none; switch-in likewise"),
     _u64("star", "last STAR value the source saw written on any CPU, 0 if none"),
 )

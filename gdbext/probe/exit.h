@@ -17,6 +17,16 @@ static bool wants_verdict(const ctx_row *row, bool *caught)
     return *caught || (h->halt && !(row->flags & (CTX_FLAG_IDENTICAL | CTX_FLAG_SELF)));
 }
 
+/* The word in front of the instruction at which user code goes on: by it a kernel may know where it may send it. */
+static void fill_in_front(vcpu *v, ctx_row *row)
+{
+    const uint8_t *bytes = vcpu_memory(v, row->rip - sizeof(uint32_t), sizeof(uint32_t));
+
+    if (bytes) {
+        memcpy(&row->value, bytes, sizeof(uint32_t));
+    }
+}
+
 static void emit_exit(vcpu *v, ctx_row *row)
 {
     ring_control *c = ring_cpu(&shared, v->index);
@@ -34,6 +44,9 @@ static void emit_exit(vcpu *v, ctx_row *row)
         c->identical++;
     } else if (!(row->flags & CTX_FLAG_SELF)) {
         c->unmatched += !row->match;
+        if ((row->cs & 3) == 3 && !(row->flags & CTX_FLAG_UNREADABLE)) {
+            fill_in_front(v, row);
+        }
         v->score->switching = 0; /* a switch that ends in an iret, to a thread that was preempted */
     }
     ring_number(&shared, row);

@@ -39,6 +39,7 @@ class Profile:
             user_redirects=given.user_redirects,
             replaces_own=_calls(given.replaces_own),
             edits_others=_calls(given.edits_others),
+            names_aborts=_calls(given.names_aborts),
             tracked=tuple(_tracked(table) for table in self.data.tracked),
             layout=self.layout,
             writers=self._writers(symbol, note),

@@ -66,7 +66,8 @@ class PolicyTable(_Strict):
     """``[policy]``: what this kernel does on purpose.
 
     ``replaces_own``: calls that replace their caller's context (the return of a signal handler).  ``edits_others``:
-    calls that may change the context of another thread (a tracer's).
+    calls that may change the context of another thread (a tracer's).  ``names_aborts``: calls whose fourth argument
+    is the signature in front of each address at which an interrupted restartable sequence may go on.
     """
 
     syscall_returns: list[General] = ["rax", "rcx", "r11"]
@@ -76,6 +77,7 @@ class PolicyTable(_Strict):
     user_redirects: bool = False
     replaces_own: CallsTable = CallsTable()
     edits_others: CallsTable = CallsTable()
+    names_aborts: CallsTable = CallsTable()
 
 
 class AreaTable(_Strict):

@@ -73,6 +73,8 @@ class Policy:
     replaces_own: calls that replace their caller's context: the return of a signal handler; none where nobody has said
         which.
     edits_others: calls that may change the context of another thread: a tracer's.
+    names_aborts: calls whose fourth argument is the 32-bit signature in front of each address at which an interrupted
+        restartable sequence may go on; none where nobody has said which.
     fixups: the kernel's exception table; None when it is not known.
     tracked: variables sampled at every entry and exit, four at most.
     layout: the save area's layout, None when unknown.
@@ -86,6 +88,7 @@ class Policy:
     user_redirects: bool = False
     replaces_own: Calls = Calls()
     edits_others: Calls = Calls()
+    names_aborts: Calls = Calls()
     fixups: Fixups | None = None
     tracked: tuple[Tracked, ...] = ()
     layout: Layout | None = None

@@ -22,6 +22,9 @@ from gdbext.rules.policy import Calls, Policy
 BEGINNINGS: Final = 1024
 """Addresses remembered at which contexts began; beyond it the oldest is forgotten."""
 
+SIGNATURES: Final = 64
+"""Signatures of restartable sequences remembered, about: a guest cannot make us remember without end."""
+
 _BASES: Final = int(BIT["fs_base"] | BIT["gs_base"])
 _TRACKED: Final = sum(int(BIT[f"tracked{slot}"]) for slot in range(4))
 
@@ -32,13 +35,20 @@ class Redirects:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._edits = np.empty(0, np.uint64)
+        self._signatures: set[int] = set()
+        """Words in front of the addresses at which restartable sequences go on."""
         self._beginnings: dict[int, None] = {}  # a dict keeps the order of insertion
 
     def begin(self, batch: Columns) -> None:
-        """`batch` is about to be judged: note its calls that edit other contexts."""
+        """`batch` is about to be judged: note its calls that edit other contexts, and those that name signatures."""
+        if not self._policy.edits_others and not self._policy.names_aborts:
+            return
+        calls = batch.take(np.flatnonzero((batch["kind"] == Kind.ENTRY) & is_call(batch)))
         if self._policy.edits_others:
-            calls = batch.take(np.flatnonzero((batch["kind"] == Kind.ENTRY) & is_call(batch)))
             self._edits = np.concatenate((self._edits[-1:], calls["seq"][_made(calls, self._policy.edits_others)]))
+        if self._policy.names_aborts and len(self._signatures) < SIGNATURES:
+            fourth = np.where(_by_ia32(calls), calls["rsi"], calls["r10"])
+            self._signatures |= set((fourth[_made(calls, self._policy.names_aborts)] & 0xFFFF_FFFF).tolist())
 
     def excused(self, entry: Batch, row: Batch, live: Batch) -> int:
         """The mask of the differences between `entry` and the exit `row` that a system call asked for.
@@ -91,22 +101,31 @@ class Redirects:
         returned = (past["kind"] == Kind.EXIT) & (past["rsp"] == like["rsp"]) & (past["rip"] == row["rip"])
         return bool((returned & (past["seq"] > like["seq"])).any())
 
-    def began(self, row: Batch) -> None:
-        """The exit `row` begins a context that nothing known was interrupted in."""
-        rip = int(row["rip"][0])
+    def aborts(self, row: Batch) -> bool:
+        """True unless it is known that no restartable sequence goes on where the exit `row` goes."""
+        in_front = int(row["value"][0])
+        return not in_front or not self._signatures or in_front in self._signatures
+
+    def began(self, rip: int) -> None:
+        """An exit to `rip` begins a context that nothing known was interrupted in."""
         self._beginnings.pop(rip, None)
         self._beginnings[rip] = None
         if len(self._beginnings) > BEGINNINGS:
             del self._beginnings[next(iter(self._beginnings))]
 
-    def begins(self, row: Batch) -> bool:
-        """True if contexts began before where the exit `row` goes."""
-        return int(row["rip"][0]) in self._beginnings
+    def begins(self, rip: int) -> bool:
+        """True if contexts began before at `rip`."""
+        return rip in self._beginnings
 
 
 def _made(rows: Rows, calls: Calls) -> Bools:
     """True where the row is one of `calls`."""
-    ia32 = (rows["how"] == How.SOFT) | (rows["how"] == How.SYSENTER) | (rows["flags"] & Flag.LINEAR32 != 0)
     number = rows["rax"]
-    made: Bools = np.where(ia32, np.isin(number, calls.ia32), np.isin(number, calls.native))
+    made: Bools = np.where(_by_ia32(rows), np.isin(number, calls.ia32), np.isin(number, calls.native))
     return made & is_call(rows)
+
+
+def _by_ia32(rows: Rows) -> Bools:
+    """True where a call is one of ia32's: by number, and by the registers of its arguments."""
+    ia32: Bools = (rows["how"] == How.SOFT) | (rows["how"] == How.SYSENTER) | (rows["flags"] & Flag.LINEAR32 != 0)
+    return ia32

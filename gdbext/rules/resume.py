@@ -7,7 +7,6 @@ address space (exact), then the same thread, then the nearest context; an exit n
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Final
 
 import numpy as np
@@ -17,13 +16,14 @@ from gdbext.events.columns import Columns
 from gdbext.events.row import Batch, Flag, How, Kind, concat
 from gdbext.ledger import compare
 from gdbext.ledger.compare import BIT, agreement, differences, is_call, is_user, space
+from gdbext.ledger.leftover import Left, Spanning, leftover
 from gdbext.ledger.live import Live
 from gdbext.ledger.pairing import pair
-from gdbext.ledger.pending import UNLIKE, Pending, Traits, traits
+from gdbext.ledger.pending import UNLIKE, Pending
 from gdbext.rules import returns, stale, verdicts
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.fastcalls import FastCalls
-from gdbext.rules.frames import MOST_BELOW, judge_unbalanced, judge_unreadable, unbalanced_by
+from gdbext.rules.frames import judge_unbalanced, judge_unreadable, unbalanced_by
 from gdbext.rules.history import History
 from gdbext.rules.kernel_frames import KernelFrames
 from gdbext.rules.linear import LinearWidth
@@ -63,39 +63,36 @@ class ResumeJudge:
         judged: list[Judged] = []
         if not len(pairs.rest):
             return judged
-        rest = batch.take(pairs.rest)
-        columns = rest["flags"].tolist(), rest["kind"].tolist(), traits(rest)
-        for index, flags, kind, found_by in zip(pairs.rest.tolist(), *columns, strict=True):
-            row = batch.row(index)
-            if flags & Flag.UNREADABLE and kind == Kind.ENTRY:
+        spanning = Spanning(batch, pairs)
+        for left in leftover(batch, pairs, spanning):
+            if left.kind == Kind.ENTRY:
+                if not left.flags & Flag.UNREADABLE:
+                    self._fast.forget_restarted(left, self._pending)
+                    self._pending.add(left.row, left.traits)
                 continue
-            if kind == Kind.ENTRY:
-                if flags & Flag.LINEAR32:
-                    self._fast.forget_restarted(row, found_by, self._pending)
-                self._pending.add(row, found_by)
+            live = Live(left, self._pending, batch, spanning)
+            if left.flags & Flag.UNREADABLE:
+                unreadable = judge_unreadable(left.row, live.all, live.near)
+                judged += [(unreadable[0], left.row, unreadable[1])] if unreadable else []
                 continue
-            live = Live(row, found_by, self._pending, batch, partial(pairs.around, index))
-            if flags & Flag.UNREADABLE:
-                unreadable = judge_unreadable(row, live.all, live.near)
-                judged += [(unreadable[0], row, unreadable[1])] if unreadable else []
-                continue
-            judged += self._judge_exit(row, found_by, live, bool(suspicious[index]))
+            judged += self._judge_exit(left, live, bool(suspicious[left.index]))
         return judged
 
     def pending(self) -> Batch:
         """The contexts that wait to be resumed."""
         return self._pending.all()
 
-    def _judge_exit(self, row: Batch, found_by: Traits, live: Live, suspicious: bool) -> Iterator[Judged]:
-        entry, mask = self._take_exact(row, found_by.key, found_by)
-        if entry is None and not found_by.thread[2] and not row["flags"][0] & Flag.SELF:
-            entry, mask = self._take_exact(row, _key_of_user_code(row), found_by)
+    def _judge_exit(self, left: Left, live: Live, suspicious: bool) -> Iterator[Judged]:
+        row = left.row
+        entry, mask = self._take_exact(left, left.traits.key)
+        if entry is None and not left.user and not left.flags & Flag.SELF:
+            entry, mask = self._take_exact(left, left.as_user)
         match = "exact"
-        owner = self._frames.take_owner(row, entry, live.resumed_later) if entry is None or mask else None
+        owner = self._frames.take_owner(left, entry, live.resumed_later) if entry is None or mask else None
         if owner is not None:
             entry, mask, match = owner, self._frames.lost(owner, row, self._law), "nearest"
         if entry is None:
-            yield from self._judge_unmatched(row, live, suspicious)
+            yield from self._judge_unmatched(left, live, suspicious)
             return
         if mask == 0:
             self.identical += 1
@@ -107,17 +104,17 @@ class ResumeJudge:
             for draft in returns.judge_exit(row, entry, self._policy, self._width.at(int(row["seq"][0]))):
                 yield draft, row, entry
 
-    def _take_exact(self, row: Batch, key: int, found_by: Traits) -> tuple[Batch | None, int]:
+    def _take_exact(self, left: Left, key: int) -> tuple[Batch | None, int]:
         """The pending entry with this RIP, RSP and address space that differs least (newest first), consumed.
 
         A call of 32-bit code may return beside its RIP (:mod:`gdbext.rules.fastcalls`).
         """
         numbers = self._pending.find(key)
-        calls = [number for number in self._fast.returns_from(row, found_by, self._pending) if number not in numbers]
+        calls = [number for number in self._fast.returns_from(left, self._pending) if number not in numbers]
         if not numbers and not calls:
             return None, 0
         rows = self._pending.rows(numbers + calls)
-        exits = concat([row] * len(rows)).copy()
+        exits = concat([left.row] * len(rows)).copy()
         exits["rip"][len(numbers) :] = rows["rip"][len(numbers) :]
         if calls:
             self._fast.landed()
@@ -129,17 +126,17 @@ class ResumeJudge:
         self._pending.take((numbers + calls)[best])
         return rows[best : best + 1], masks[best]
 
-    def _judge_unmatched(self, row: Batch, live: Live, suspicious: bool) -> Iterator[Judged]:
+    def _judge_unmatched(self, left: Left, live: Live, suspicious: bool) -> Iterator[Judged]:
         self.unmatched += 1
-        if row["flags"][0] & Flag.SELF and not suspicious:
+        if left.flags & Flag.SELF and not suspicious:
             return
-        unbalanced = judge_unbalanced(row, live.near) or self._below_a_copy(row)
+        row = left.row
+        unbalanced = self._unbalanced(left, live)
         if unbalanced:
             yield unbalanced[0], row, unbalanced[1]
             return
         near = None
-        others = live.alike
-        if not self._redirects.begins(row) and not self._redirects.replaced(row, live.thread):
+        if not self._redirects.begins(left.rip) and not self._redirects.replaced(row, live.thread):
             again = stale.resumed_again(row, live.thread, self._history)
             if again:
                 yield again[0], row, again[1]
@@ -153,26 +150,23 @@ class ResumeJudge:
             for draft in verdicts.drafts(self._policy, entry, row, mask, match, others):
                 yield draft, row, entry
         else:
-            self._redirects.began(row)
+            self._redirects.began(left.rip)
         if suspicious:
             for draft in returns.judge_exit(
                 row, near[0] if near else None, self._policy, self._width.at(int(row["seq"][0]))
             ):
                 yield draft, row, near[0] if near else None
 
-    def _below_a_copy(self, row: Batch) -> tuple[Draft, Batch] | None:
-        """Judge an iret (a batch of one) that pops what lies just below a copy of a pending context's frame."""
-        if row["how"][0] != How.IRET or row["mode"][0] != 64:
+    def _unbalanced(self, left: Left, live: Live) -> tuple[Draft, Batch] | None:
+        """Judge an iret that pops what lies beside a pending context's frame, or just below a copy of one."""
+        if left.how != How.IRET:
             return None
-        words = row["stack"][0]
-        meant = concat([row] * MOST_BELOW)
-        rip, cs, rsp = (words[at : at + MOST_BELOW] for at in (1, 2, 4))
-        meant["rip"], meant["cs"], meant["rsp"] = rip, cs & 0xFFFF, rsp
-        for below, key in enumerate(compare.keys(meant).tolist(), 1):
+        found = judge_unbalanced(left.row, live.near)
+        for words, key in enumerate(left.below if not found else (), 1):
             for number in self._pending.find(key):
                 entry = self._pending.rows([number])
-                return unbalanced_by(entry, row, -below, 8), entry
-        return None
+                return unbalanced_by(entry, left.row, -words, 8), entry
+        return found
 
     def _with_owner_of_rsp(self, row: Batch, live: Batch) -> Batch:
         """`live`, and the last system call of another address space that was made with the RSP resumed here.
@@ -239,8 +233,9 @@ class ResumeJudge:
         """True where the kernel may resume the context elsewhere on purpose, changing RIP (and a result) alone.
 
         Exceptions in kernel code go to a fixup; exceptions in user code are emulated, traced or redirected. After an
-        interrupt, user code goes on elsewhere with its RSP where a restartable sequence is aborted or a tracer has
-        stepped in, and either only where another thread ran meanwhile.
+        interrupt, user code goes on elsewhere with its RSP where a restartable sequence is aborted (in front of that
+        address lies what was agreed upon) or a tracer has stepped in, and either only where another thread ran
+        meanwhile.
         """
         vector = live["vector"]
         exception = (vector < 32) & (vector != vectors.NMI)
@@ -251,7 +246,7 @@ class ResumeJudge:
             to, places = int(row["rip"][0]), zip(vector.tolist(), live["rip"].tolist(), strict=True)
             led[:] = [fixups.lead(number, at, to) for number, at in places]
         allowed: compare.Bools = exception & (user | led)
-        if not self._policy.user_redirects or not user.any():
+        if not self._policy.user_redirects or not user.any() or not self._redirects.aborts(row):
             return allowed
         return allowed | (user & self._switched(live, row))
 
@@ -264,18 +259,6 @@ class ResumeJudge:
         since = max(last.tolist() + mine["seq"][:1].tolist(), default=int(row["seq"][0]))
         switched: compare.Bools = (live["cpu"] != row["cpu"]) | (live["seq"] < since)
         return switched
-
-
-def _key_of_user_code(row: Batch) -> int:
-    """The key that the exit `row`, to kernel code by its CS, would have if it went to user code.
-
-    An ia32 iret then pops no ESP, which lies in the frame all the same.
-    """
-    user = row.copy()
-    user["cs"] |= 3
-    if row["flags"][0] & Flag.NO_STACK:
-        user["rsp"] = row["stack"][0][3]
-    return int(compare.keys(user)[0])
 
 
 def _rsp_of_another(row: Batch, live: Batch) -> compare.Bools:

@@ -8,7 +8,7 @@ import pytest
 from gdbext.events.row import ROW, Batch
 from gdbext.rules.engine import Engine
 from gdbext.rules.fixups import Fixups
-from gdbext.rules.policy import Policy
+from gdbext.rules.policy import Calls, Policy
 from tests.rules.rows import Flag, How, Kind, batch, context, entry, exit_, stamp
 
 FRAME = 0xFFFFFFFF80300000
@@ -184,6 +184,24 @@ def test_a_restartable_sequence_is_aborted_only_where_another_thread_ran() -> No
         assert codes(stamp(batch(entry(ctx), *between, aborted)), policy=policy) == [("CW101", "rip")]
     for kind in (Kind.SWITCH_IN, Kind.CR3):
         assert codes(stamp(batch(entry(ctx), switch(kind), aborted)), policy=policy) == []
+
+
+def test_a_restartable_sequence_goes_on_behind_its_signature() -> None:
+    """Once a call has named the signature, RIP alone cannot move to a place that has something else in front of it."""
+    policy, ctx, signature = Policy(user_redirects=True, names_aborts=Calls((334,), (386,))), context(), 0x53053053
+    native = entry(context(2), How.SYSCALL, rax=334, r10=signature)
+    ia32 = entry(context(2), How.SOFT, rax=386, rsi=signature, flags=Flag.LINEAR32)
+    other = entry(context(2), How.SYSCALL, rax=39, r10=signature)
+    for named, in_front, found in (
+        (native, signature, []),
+        (ia32, signature, []),
+        (native, 0x90909090, [("CW101", "rip")]),
+        (ia32, 0x90909090, [("CW101", "rip")]),
+        (native, 0, []),  # not captured
+        (other, 0x90909090, []),  # nobody has named any
+    ):
+        aborted = exit_(ctx | {"rip": ctx["rip"] + 0x40}, value=in_front)
+        assert codes(stamp(batch(named, entry(ctx), switch(), aborted)), policy=policy) == found
 
 
 def test_user_code_with_the_kernel_s_privilege() -> None:
