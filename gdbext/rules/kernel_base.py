@@ -12,13 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from gdbext.arch.addresses import CR3_TABLES, is_canonical, is_high_half
+from gdbext.arch.registers import MSR_GS_BASE, MSR_KERNEL_GS_BASE
 from gdbext.events.columns import Columns
-from gdbext.events.row import Batch, Flag, Kind
+from gdbext.events.row import ROW, Batch, Flag, Kind
 from gdbext.ledger.compare import is_user
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 from gdbext.rules.gs import GsJudge
 from gdbext.rules.linear import LinearWidth
+from gdbext.rules.shared_base import SharedBases
 
 STEADY: Final = 4
 """Sightings, under two address spaces at least, after which a base counts as its CPU's own."""
@@ -44,41 +46,71 @@ class KernelBaseJudge:
         self._width = width
         self._told: set[tuple[int, int]] = set()
         self._seen: dict[int, dict[int, _Sighting]] = {}
+        self._shared = SharedBases()
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the events of the batch that the GS rules have just seen."""
+        written = (batch["kind"] == Kind.BASE) & np.isin(batch["addr"], (MSR_GS_BASE, MSR_KERNEL_GS_BASE))
+        writes = batch.take(np.flatnonzero(written))
+        rows, triples = self._crossings()
+        if self._is_shared(triples):
+            return self._in_order(writes, rows, triples)
+        judged: list[Judged] = []
+        if len(rows):
+            unique, first, counts = _distinct(triples)
+            for at in np.argsort(first):
+                judged += self._see(unique[at], int(counts[at]), rows.row(int(first[at])))
+        self._remember(writes, rows, triples)
+        return judged
+
+    def _crossings(self) -> tuple[Columns, Triples]:
+        """The events at which a CPU's kernel base is known, in order."""
         since = self._gs.swaps_since
-        if since is None:
-            return []
-        parts, positions = [], []
-        for rows, index, column in self._gs.kernel_bases:
+        parts, positions = [np.zeros((0, 3), np.uint64)], [np.zeros(0, np.intp)]
+        rows = Columns(np.zeros(0, ROW))
+        for rows, index, column in self._gs.kernel_bases if since is not None else ():
             missing = Flag.NO_KERNEL_GS if column == "kernel_gs_base" else Flag.NO_BASES
             fit = (rows["seq"] > since) & ((rows["flags"] & missing) == 0) & (rows["mode"] == 64)
             index = index[fit[index]]
             part = rows.take(index)
             parts.append(np.stack((part["cpu"].astype(np.uint64), part[column], _page_tables(part)), axis=1))
             positions.append(index)
-        at_rows = np.concatenate(positions) if positions else np.zeros(0, np.intp)
-        if not len(at_rows):
-            return []
+        at_rows = np.concatenate(positions)
         order = np.argsort(at_rows, kind="stable")
-        at_rows, triples = at_rows[order], np.concatenate(parts)[order]
-        rows = self._gs.kernel_bases[0][0]
-        unique, first, counts = _distinct(triples)
-        judged: list[Judged] = []
-        if self._shared(unique):
-            for at in range(len(at_rows)):
-                judged += self._see(triples[at], 1, rows.row(int(at_rows[at])))
-        else:
-            for at in np.argsort(first):
-                judged += self._see(unique[at], int(counts[at]), rows.row(int(at_rows[first[at]])))
-        return judged
+        return rows.take(at_rows[order]), np.concatenate(parts)[order]
 
-    def _shared(self, unique: Triples) -> bool:
+    def _is_shared(self, triples: Triples) -> bool:
         """True if two CPUs were seen with one base: then the order of single events matters."""
-        pairs = {(int(cpu), int(base)) for cpu, base, _ in unique}
+        pairs = {(int(cpu), int(base)) for cpu, base in np.unique(triples[:, :2], axis=0)}
         pairs |= {(cpu, base) for cpu, seen in self._seen.items() for base in seen}
         return len({base for _, base in pairs}) < len(pairs)
+
+    def _in_order(self, writes: Columns, rows: Columns, triples: Triples) -> list[Judged]:
+        """Judge event by event."""
+        judged: list[Judged] = []
+        events = [(int(seq), True, at) for at, seq in enumerate(writes["seq"])]
+        events += [(int(seq), False, at) for at, seq in enumerate(rows["seq"])]
+        for _, write, at in sorted(events):
+            if write:
+                self._shared.wrote(writes.row(at))
+                continue
+            cpu, base = int(triples[at][0]), int(triples[at][1])
+            shared = self._shared.sighted(cpu, base)
+            if shared is not None:
+                judged += self._tell(*shared, base)
+            judged += self._see(triples[at], 1, rows.row(at))
+        return judged
+
+    def _remember(self, writes: Columns, rows: Columns, triples: Triples) -> None:
+        """The last write and sight of a base on each CPU."""
+        last = dict(zip(writes["cpu"].tolist(), range(len(writes)), strict=True))
+        for at in last.values():
+            self._shared.wrote(writes.row(at))
+        ends = {cpu: int(writes["seq"][at]) for cpu, at in last.items()}
+        seen = dict(zip(rows["cpu"].tolist(), range(len(rows)), strict=True))
+        for cpu, at in seen.items():
+            if int(rows["seq"][at]) > ends.get(cpu, 0):
+                self._shared.sighted(cpu, int(triples[at][1]))
 
     def _see(self, triple: Triples, count: int, row: Batch) -> list[Judged]:
         cpu, base, cr3 = (int(value) for value in triple)
@@ -89,10 +121,16 @@ class KernelBaseJudge:
             sighting.spaces.add(cr3)
         judged: list[Judged] = [(draft, row, None) for draft in self._implausible(base, row)] if new else []
         owner = self._owner(cpu, base)
-        if owner is not None and (cpu, base) not in self._told:
-            self._told.add((cpu, base))
-            judged.append((_foreign(cpu, owner, base), row, None))
+        if owner is not None:
+            brought = self._shared.brought(cpu, base)
+            judged += self._tell(cpu, owner, row if brought is None else brought, base)
         return judged
+
+    def _tell(self, cpu: int, owner: int, row: Batch, base: int) -> list[Judged]:
+        if (cpu, base) in self._told:
+            return []
+        self._told.add((cpu, base))
+        return [(_foreign(cpu, owner, base), row, None)]
 
     def _owner(self, cpu: int, base: int) -> int | None:
         """The other CPU whose own, and only, kernel base this is."""

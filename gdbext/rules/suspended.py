@@ -1,11 +1,11 @@
 """An entry from user mode on the stack of a thread that is suspended there: CW303.
 
-A thread that has switched away in a system call or a handler left its frames on its kernel stack, from the stack
-pointer it switched with up to the stack's top. If user code is entered onto that stack meanwhile, it is another
-thread's, and the suspended one finds its frames overwritten. That its stack is this one is known, not guessed: the
-thread's own entries, or its returns to user code, had their hardware frames at the address at which this one lands.
-That it was alive is known once it goes on where it left; until then nothing is said, for a stack may be in use again
-after its thread has ended.
+A thread that has switched away left its frames on its kernel stack, from the stack pointer it switched with upwards. If
+user code is entered onto that stack meanwhile, it is another thread's, and the suspended one finds its frames
+overwritten. That its stack is this one is known, not guessed: a thread of user code had its hardware frames, at its
+entries or returns, at the address at which this one lands; a kernel thread was resumed, before it switched away, with
+its stack pointer so close below that no handler has room there. That it was alive is known once it goes on where it
+left; until then nothing is said, for a stack may be in use again after its thread has ended.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ from gdbext.rules.finding import Difference
 
 STACK_BYTES: Final = 16384
 """A kernel stack is no larger than this."""
+SMALL_STACK: Final = 4096
+"""No kernel thread is resumed higher above where it then switches away, if both are on one stack."""
+HANDLER_BYTES: Final = 128
+"""No stack for entries from user mode has less below its frames."""
 CAPACITY: Final = 1024
 """Suspended threads remembered; beyond it the oldest is forgotten."""
 
@@ -31,18 +35,20 @@ CAPACITY: Final = 1024
 @dataclass(frozen=True, slots=True)
 class _Running:
     """One CPU after the last batch. home: where the frames of the thread that runs lie on its kernel stack, 0 if that
-    is not known; entered: its last event was this thread's entry from user code."""
+    is not known; entered: its last event was this thread's entry from user code; resumed: its last event was the
+    resume of kernel code with this stack pointer, else 0."""
 
     home: int = 0
     entered: bool = False
+    resumed: int = 0
 
 
 @dataclass(slots=True)
 class _Suspended:
-    """A thread that switched away. home: its frames' address; event: of the switch; landed: the first entry of
-    somebody else there since then."""
+    """A thread that switched away. top: highest address at which the frame of an entry is on its stack; event: of the
+    switch; landed: the first entry of somebody else there since then."""
 
-    home: int
+    top: int
     event: int
     landed: Batch | None = None
 
@@ -60,9 +66,9 @@ class SuspendedStackJudge:
         judged: list[Judged] = []
         if not len(rows):
             return judged
-        homes = self._homes(rows)
-        for at in self._worth_a_look(rows, homes):
-            row, home, stack = rows.row(at), int(homes[at]), int(rows["rsp"][at])
+        tops = self._tops(rows)
+        for at in self._worth_a_look(rows, tops):
+            row, top, stack = rows.row(at), int(tops[at]), int(rows["rsp"][at])
             which = int(row["kind"][0])
             if which == Kind.ENTRY:
                 self._land(row)
@@ -70,56 +76,63 @@ class SuspendedStackJudge:
                 judged += self._switch_in(row)
             else:
                 self._away.pop(stack, None)
-                if home:
-                    self._away[stack] = _Suspended(home, int(row["seq"][0]))
+                if top:
+                    self._away[stack] = _Suspended(top, int(row["seq"][0]))
         for stack in list(self._away)[: max(len(self._away) - CAPACITY, 0)]:
             del self._away[stack]
         return judged
 
-    def _homes(self, rows: Columns) -> Array:
-        """For each SWITCH_OUT that a thread makes in a handler or system call of its own: where its frames lie, if that
-        is on the stack it leaves; else 0."""
-        homes = np.zeros(len(rows), np.uint64)
+    def _tops(self, rows: Columns) -> Array:
+        """For each SWITCH_OUT up to where the thread's stack is known to reach, 0 where nothing is known."""
+        tops = np.zeros(len(rows), np.uint64)
         cpus = rows["cpu"]
         for cpu in np.unique(cpus).tolist():
             mine = np.flatnonzero(cpus == cpu)
-            homes[mine] = self._homes_of(cpu, rows.take(mine))
-        depth = homes - rows["rsp"]
-        homes[(rows["kind"] != Kind.SWITCH_OUT) | (depth == 0) | (depth >= STACK_BYTES)] = 0
-        return homes
+            tops[mine] = self._tops_of(cpu, rows.take(mine))
+        tops[rows["kind"] != Kind.SWITCH_OUT] = 0
+        return tops
 
-    def _homes_of(self, cpu: int, rows: Columns) -> Array:
-        """Where the running thread's frames lie before each row of one CPU, 0 unless the row before is its entry."""
+    def _tops_of(self, cpu: int, rows: Columns) -> Array:
+        """The same for one CPU, given for each row as if it were a SWITCH_OUT."""
         before = self._cpus.get(cpu, _Running())
-        kind, user = rows["kind"], is_user(rows)
+        kind, user, stack = rows["kind"], is_user(rows), rows["rsp"]
         entered = (kind == Kind.ENTRY) & user
+        resumed = np.where((kind == Kind.EXIT) & ~user, stack, np.uint64(0))
         landed = entered & (rows["frame"] != 0) & ((rows["flags"] & Flag.IST) == 0)
         shows = landed | ((kind == Kind.EXIT) & user & (rows["how"] == How.IRET))
         shown, turned = _latest(shows), _latest((kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN))
         home = np.where(shown > turned, rows["frame"][shown - 1], np.uint64(0))
         home[(shown == 0) & (turned == 0)] = before.home
-        self._cpus[cpu] = _Running(int(home[-1]), bool(entered[-1]))
-        home = np.concatenate((np.array([before.home], np.uint64), home[:-1]))
-        home[~np.concatenate(([before.entered], entered[:-1]))] = 0
-        return home
+        self._cpus[cpu] = _Running(int(home[-1]), bool(entered[-1]), int(resumed[-1]))
+        home, entered, resumed = (
+            _behind(first, column)
+            for first, column in ((before.home, home), (before.entered, entered), (before.resumed, resumed))
+        )
+        of_user = entered & (home - stack - 1 < STACK_BYTES - 1)
+        of_kernel = resumed - stack - 1 < SMALL_STACK - 1
+        return np.where(of_user, home, np.where(of_kernel, resumed + np.uint64(HANDLER_BYTES - 1), np.uint64(0)))
 
-    def _worth_a_look(self, rows: Columns, homes: Array) -> list[int]:
-        """Positions of the switches of threads that are followed, and of the entries where their frames lie."""
-        stacks = {*self._away, *rows["rsp"][homes != 0].tolist()}
-        if not stacks:
+    def _worth_a_look(self, rows: Columns, tops: Array) -> list[int]:
+        """Positions of the switches of threads that are followed, and of the entries onto their stacks."""
+        leaves = np.flatnonzero(tops)
+        if not self._away and not len(leaves):
             return []
-        places = {*(thread.home for thread in self._away.values()), *homes[homes != 0].tolist()}
+        bottom = np.array([*self._away, *rows["rsp"][leaves].tolist()], np.uint64)
+        top = np.array([*(thread.top for thread in self._away.values()), *tops[leaves].tolist()], np.uint64)
         kind = rows["kind"]
         switches = (kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN)
-        chosen = switches & np.isin(rows["rsp"], np.array(list(stacks), np.uint64))
-        lands = (kind == Kind.ENTRY) & is_user(rows) & ((rows["flags"] & Flag.IST) == 0)
-        chosen |= lands & np.isin(rows["frame"], np.array(list(places), np.uint64))
+        chosen = switches & np.isin(rows["rsp"], bottom)
+        lands = np.flatnonzero((kind == Kind.ENTRY) & is_user(rows) & ((rows["flags"] & Flag.IST) == 0))
+        frames, which = np.unique(rows["frame"][lands], return_inverse=True)
+        inside = np.any((frames[:, None] >= bottom) & (frames[:, None] <= top), axis=1)
+        chosen[lands] = inside[which]
         positions: list[int] = np.flatnonzero(chosen).tolist()
         return positions
 
     def _land(self, row: Batch) -> None:
-        for thread in self._away.values():
-            if thread.home == int(row["frame"][0]) and thread.landed is None:
+        frame = int(row["frame"][0])
+        for bottom, thread in self._away.items():
+            if bottom <= frame <= thread.top and thread.landed is None:
                 thread.landed = row.copy()
 
     def _switch_in(self, row: Batch) -> list[Judged]:
@@ -142,11 +155,17 @@ def _latest(marked: Bools) -> npt.NDArray[np.intp]:
     return found
 
 
+def _behind(first: int, column: Array) -> Array:
+    """The column one row later, with `first` in front."""
+    return np.concatenate((np.array([first], column.dtype), column[:-1]))
+
+
 def _draft(thread: _Suspended, landed: Batch, goes_on: int) -> Draft:
+    frame = int(landed["frame"][0])
     cause = (
-        f"the thread with CR3 {int(landed['cr3'][0]):#x} landed at {thread.home:#x}, on the stack of a thread that had "
+        f"the thread with CR3 {int(landed['cr3'][0]):#x} landed at {frame:#x}, on the stack of a thread that had "
         f"switched away at event {thread.event} and goes on there at event {goes_on}: the frames it left are "
         "overwritten"
     )
     look = "who writes RSP0 of the TSS (ESP0): on every switch, before the first return to user mode"
-    return Draft("CW303", cause, look, (Difference("frame", 0, thread.home),))
+    return Draft("CW303", cause, look, (Difference("frame", 0, frame),))

@@ -70,3 +70,34 @@ def test_a_kernel_thread_s_stack_has_no_frames_of_user_code() -> None:
     away = enters(1, FRAME), switch(Kind.SWITCH_OUT, FRAME - 0x40), switch(Kind.SWITCH_IN, FRAME - STACK - 0x40)
     kernel = switch(Kind.SWITCH_OUT, FRAME - STACK - 0x40), enters(2, FRAME - STACK), wakes(FRAME - STACK)
     assert found(*away, *kernel) == []
+
+
+def idles(frame: int, *, below: int) -> tuple[Batch, ...]:
+    """A kernel thread is resumed `below` bytes under `frame` and switches away."""
+    rsp = frame - below
+    return exit_(context(3, user=False, rsp=rsp)), switch(Kind.SWITCH_OUT, frame - 0x90)
+
+
+def goes_on(frame: int) -> Batch:
+    return switch(Kind.SWITCH_IN, frame - 0x90)
+
+
+def test_landing_on_a_kernel_thread_s_stack() -> None:
+    for below in (-0x20, 0x20, 0x50):
+        assert found(*idles(FRAME, below=below), enters(2, FRAME), returns(2, FRAME), goes_on(FRAME)) == ["CW303"]
+
+
+def test_a_kernel_thread_that_has_ended_is_not_overwritten() -> None:
+    assert found(*idles(FRAME, below=0x20), enters(2, FRAME), returns(2, FRAME)) == []
+
+
+def test_the_stack_above_a_kernel_thread_s_is_another_one() -> None:
+    above = FRAME + STACK
+    assert found(*idles(FRAME, below=0x20), enters(2, above), returns(2, above), goes_on(FRAME)) == []
+    small = FRAME + 0x200  # a stack for entries of 512 bytes just above
+    assert found(*idles(FRAME, below=-0x20), enters(2, small), returns(2, small), goes_on(FRAME)) == []
+
+
+def test_kernel_code_resumed_on_another_stack_tells_nothing() -> None:
+    elsewhere = exit_(context(3, user=False, rsp=FRAME + 0x2000)), switch(Kind.SWITCH_OUT, FRAME - 0x90)
+    assert found(*elsewhere, enters(2, FRAME), returns(2, FRAME), goes_on(FRAME)) == []

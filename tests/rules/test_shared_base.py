@@ -1,0 +1,65 @@
+"""CW205: one kernel GS base on two CPUs at a time, and the write to blame."""
+
+from __future__ import annotations
+
+import pytest
+
+from gdbext.arch.registers import MSR_GS_BASE, MSR_KERNEL_GS_BASE
+from gdbext.events.row import Batch
+from gdbext.rules.engine import Engine
+from tests.rules.rows import KERNEL_BASE, How, Kind, batch, context, entry, exit_, stamp
+from tests.rules.test_gs import _event, swap
+
+OTHER = KERNEL_BASE + 0x1000
+
+
+def crosses(cpu: int, base: int, thread: int) -> list[Batch]:
+    """A thread of user code is interrupted on a CPU whose kernel base is `base`."""
+    ctx = context(thread, kernel_gs_base=base)
+    rows = [entry(ctx), swap(), swap(pc=0xFFFFFFFF80001880), exit_(ctx)]
+    for row in rows:
+        row["cpu"] = cpu
+    return rows
+
+
+def writes(cpu: int, base: int, msr: int = MSR_GS_BASE) -> Batch:
+    return _event(Kind.BASE, how=How.WRMSR, addr=msr, value=base, cpu=cpu, pc=0xFFFFFFFF80001999)
+
+
+START = [writes(0, KERNEL_BASE), writes(1, OTHER), *crosses(0, KERNEL_BASE, 1), *crosses(1, OTHER, 2)]
+
+
+def judge(*rows: Batch) -> Engine:
+    """The engine after the rows, which finds the same however they are cut."""
+    every = stamp(batch(*START, *rows))
+    whole, single = Engine(), Engine()
+    whole.feed(every)
+    for at in range(len(every)):
+        single.feed(every[at : at + 1])
+    for engine in (whole, single):
+        assert [(f.code, f.event) for f in engine.findings] == [(f.code, f.event) for f in whole.findings]
+    return whole
+
+
+@pytest.mark.parametrize("guilty", [0, 1])
+def test_the_write_that_brought_the_base_is_blamed(guilty: int) -> None:
+    base = (KERNEL_BASE, OTHER)[1 - guilty]
+    (found,) = judge(writes(guilty, base), *crosses(guilty, base, 3), *crosses(1 - guilty, base, 4)).findings
+    assert (found.code, found.cpu, found.event) == ("CW205", guilty, len(START) + 1)
+    assert found.pc == 0xFFFFFFFF80001999
+    assert f"which is CPU {1 - guilty}'s" in found.cause
+
+
+def test_a_base_that_wanders_with_its_thread() -> None:
+    moved = [
+        writes(0, 0x7000, MSR_KERNEL_GS_BASE),
+        writes(0, OTHER),
+        *crosses(1, KERNEL_BASE, 4),
+        *crosses(0, OTHER, 3),
+    ]
+    assert judge(writes(1, KERNEL_BASE), *moved).findings == []
+
+
+def test_a_thread_let_go_just_before_the_base_of_the_next_one_is_loaded() -> None:
+    early = writes(1, KERNEL_BASE), *crosses(1, KERNEL_BASE, 4), writes(0, OTHER), *crosses(0, OTHER, 3)
+    assert judge(*early).findings == []
