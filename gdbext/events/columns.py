@@ -14,6 +14,10 @@ import numpy.typing as npt
 
 from gdbext.events.row import ROW, Batch, concat
 
+FEW = 8
+"""Of so many rows one that is asked for does not make the whole column worth copying."""
+_GPRS = "gprs"
+"""A name like a column's for the sixteen general registers."""
 _FIRST_GPR = ROW.fields["rax"][1] if ROW.fields else 0
 
 Array = npt.NDArray[Any]
@@ -36,12 +40,21 @@ class Columns:
     def __getitem__(self, name: str) -> Array:
         found = self._made.get(name)
         if found is None:
-            if self._parent is not None:
-                found = self._parent[name][self._index]
+            if self._parent is not None and self._index is not None:
+                found = self._parent.at(name, self._index)
             else:
-                found = np.ascontiguousarray(self.rows[name])
+                found = np.ascontiguousarray(_registers(self.rows) if name == _GPRS else self.rows[name])
             self._made[name] = found
         return found
+
+    def at(self, name: str, index: npt.NDArray[np.intp]) -> Array:
+        """The column at `index` (positions in this object); of few rows it is read where it lies."""
+        if name in self._made or FEW * len(index) > len(self):
+            return self[name][index]
+        if self._parent is not None and self._index is not None:
+            return self._parent.at(name, self._index[index])
+        taken: Array = (_registers(self.rows) if name == _GPRS else self.rows[name])[index]
+        return taken
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -50,7 +63,7 @@ class Columns:
 
     def gprs(self) -> Array:
         """The sixteen general registers as an (n, 16) array."""
-        return self.memo("gprs", self._gprs)
+        return self[_GPRS]
 
     def memo(self, name: str, make: Callable[[], Array]) -> Array:
         """A derived column, made once."""
@@ -70,14 +83,12 @@ class Columns:
             return self._parent.row(at)
         return self.rows[at : at + 1]
 
-    def _gprs(self) -> Array:
-        if self._parent is not None:
-            taken: Array = self._parent.gprs()[self._index]
-            return taken
-        rows = self.rows
-        if not len(rows):
-            return np.zeros((0, 16), "<u8")
-        return np.ascontiguousarray(np.ndarray((len(rows), 16), "<u8", rows, _FIRST_GPR, (rows.strides[0], 8)))
+
+def _registers(rows: Batch) -> Array:
+    """The general registers inside the rows, not copied."""
+    if not len(rows):
+        return np.zeros((0, 16), "<u8")
+    return np.ndarray((len(rows), 16), "<u8", rows, _FIRST_GPR, (rows.strides[0], 8))
 
 
 class Joined(Columns):
@@ -94,7 +105,12 @@ class Joined(Columns):
         return len(self._front) + len(self._back)
 
     def __getitem__(self, name: str) -> Array:
-        return self.memo(name, lambda: np.concatenate((self._front[name], self._back[name])))
+        return self.memo(name, lambda: np.concatenate((Columns(self._front)[name], self._back[name])))
+
+    def at(self, name: str, index: npt.NDArray[np.intp]) -> Array:
+        """The column at `index`."""
+        taken: Array = self[name][index]
+        return taken
 
     def row(self, position: int) -> Batch:
         """One whole row, as a batch of one."""
@@ -106,9 +122,6 @@ class Joined(Columns):
         """The last `count` rows, as a batch."""
         first = max(len(self) - count, 0)
         return concat([self.row(at) for at in range(first, len(self))])
-
-    def _gprs(self) -> Array:
-        return np.concatenate((Columns(self._front).gprs(), self._back.gprs()))
 
 
 Rows = Batch | Columns

@@ -65,9 +65,19 @@ def space(batch: Rows) -> U64:
 
     A kernel context may be resumed under another CR3 (lazy TLB); user contexts may not.
     """
-    bits = np.where(batch["mode"] == 64, np.uint64(CR3_ADDRESS_SPACE), np.uint64(CR3_TABLE_32))
-    value: U64 = np.where(is_user(batch), batch["cr3"] & bits, np.uint64(0))
+    return batch.memo("space", lambda: _space(batch)) if isinstance(batch, Columns) else _space(batch)
+
+
+def _space(batch: Rows) -> U64:
+    value: U64 = np.where(is_user(batch), page_tables(batch), np.uint64(0))
     return value
+
+
+def page_tables(batch: Rows) -> U64:
+    """CR3 of each row without PCID and isolation bits."""
+    bits = np.where(batch["mode"] == 64, np.uint64(CR3_ADDRESS_SPACE), np.uint64(CR3_TABLE_32))
+    tables: U64 = batch["cr3"]
+    return tables & bits
 
 
 def keys(batch: Rows) -> U64:
@@ -76,11 +86,15 @@ def keys(batch: Rows) -> U64:
 
 
 def _keys(batch: Rows) -> U64:
-    with np.errstate(over="ignore"):
-        key: U64 = batch["rip"] * np.uint64(0x9E3779B97F4A7C15)
-        key ^= (batch["rsp"] + np.uint64(0x7F4A7C15)) * np.uint64(0xC2B2AE3D27D4EB4F)
-        key ^= space(batch) * np.uint64(0x165667B19E3779F9)
-        key ^= key >> np.uint64(29)
+    return mixed(batch["rip"], batch["rsp"], space(batch))
+
+
+def mixed(first: U64, second: U64, third: U64) -> U64:
+    """One hash per line of three columns."""
+    key: U64 = first * np.uint64(0x9E3779B97F4A7C15)
+    key ^= (second + np.uint64(0x7F4A7C15)) * np.uint64(0xC2B2AE3D27D4EB4F)
+    key ^= third * np.uint64(0x165667B19E3779F9)
+    key ^= key >> np.uint64(29)
     return key
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
@@ -10,29 +9,26 @@ import numpy as np
 from gdbext.events.columns import Columns
 from gdbext.events.row import Batch, concat, pick
 from gdbext.ledger.compare import gprs, is_user, space
+from gdbext.ledger.leftover import Left, Spanning
 from gdbext.ledger.pairing import Indices
-from gdbext.ledger.pending import REACH_BYTES, Pending, Traits, are_alike
+from gdbext.ledger.pending import REACH_BYTES, Pending, are_alike
 
 
 class Live:
-    """What was interrupted before the exit `row` (a batch of one) and is not yet resumed.
+    """What was interrupted before the exit `left` and is not yet resumed.
 
-    batch: the exit's own.  spanning: gives the indices of its entries that are paired with later exits.  All results
-    are oldest first.
+    batch: the exit's own.  spanning: those of its pairs that may lie around an exit.  All results are oldest first.
     """
 
-    def __init__(
-        self, row: Batch, traits: Traits, pending: Pending, batch: Columns, spanning: Callable[[], Indices]
-    ) -> None:
-        self._row = row
-        self._traits = traits
+    def __init__(self, left: Left, pending: Pending, batch: Columns, spanning: Spanning) -> None:
+        self._left = left
         self._pending = pending
         self._batch = batch
-        self._find = spanning
+        self._spans = spanning
 
     @cached_property
     def _indices(self) -> Indices:
-        return self._find()
+        return self._spans.around(self._left.position)
 
     @cached_property
     def _spanning(self) -> Batch:
@@ -50,32 +46,32 @@ class Live:
     @cached_property
     def thread(self) -> Batch:
         """Those of the same address space, FS base and half (user or kernel code)."""
-        rows, row = self._spanning, self._row
+        rows, row = self._spanning, self._left.row
         if len(rows):
             same = (space(rows) == space(row)) & (rows["fs_base"] == row["fs_base"])
             rows = pick(rows, same & (is_user(rows) == is_user(row)))
-        return _merged(self._pending.thread(self._traits), rows)
+        return _merged(self._pending.thread(self._left.traits), rows)
 
     @cached_property
     def near(self) -> Batch:
         """Those of the exit's CPU and mode whose frame is within REACH_BYTES of the one it pops, but not that one."""
-        found = self._indices
-        if len(found):
-            distance = self._batch["frame"][found] - self._row["frame"]
-            found = found[(distance + np.uint64(REACH_BYTES) < 2 * REACH_BYTES) & (distance != 0)]
+        pending = self._pending.near(self._left.traits)
+        if not self._left.beside:
+            return pending
+        found, row = self._indices, self._left.row
+        distance = self._batch["frame"][found] - row["frame"]
+        found = found[(distance + np.uint64(REACH_BYTES) < 2 * REACH_BYTES) & (distance != 0)]
         rows = pick(self._batch.rows, found)
-        if len(rows):
-            rows = pick(rows, (rows["cpu"] == self._row["cpu"]) & (rows["mode"] == self._row["mode"]))
-        return _merged(self._pending.near(self._traits), rows)
+        return _merged(pending, pick(rows, (rows["cpu"] == row["cpu"]) & (rows["mode"] == row["mode"])))
 
     @cached_property
     def alike(self) -> Batch:
         """Those that differ from what the exit resumes in two general registers besides RSP at most."""
-        mine = gprs(self._row)[0]
+        mine = gprs(self._left.row)[0]
         found = self._indices
         if len(found):
-            found = found[are_alike(self._batch.gprs()[found], mine)]
-        return _merged(self._pending.alike(mine, self._traits), pick(self._batch.rows, found))
+            found = found[are_alike(self._batch.at("gprs", found), mine)]
+        return _merged(self._pending.alike(mine, self._left.traits), pick(self._batch.rows, found))
 
 
 def _merged(pending: Batch, spanning: Batch) -> Batch:

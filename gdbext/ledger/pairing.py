@@ -27,11 +27,6 @@ class Pairs:
     exits: Indices
     rest: Indices
 
-    def around(self, index: int) -> Indices:
-        """The entries before `index` whose exits come after it, in order."""
-        before = int(np.searchsorted(self.entries, index))
-        return self.entries[:before][self.exits[:before] > index]
-
 
 def pair(batch: Columns, law: Law, hold_back: Bools) -> Pairs:
     """Pair the identical ones; rows where `hold_back` is True, and their partners, stay in the rest."""

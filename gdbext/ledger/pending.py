@@ -12,10 +12,11 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gdbext.arch.addresses import MASK64
 from gdbext.arch.frames import word_size
 from gdbext.events.columns import Columns
 from gdbext.events.row import ROW, Batch, pick, words
-from gdbext.ledger.compare import U64, Bools, gprs, is_user, keys, space
+from gdbext.ledger.compare import U64, Bools, gprs, is_user, keys, mixed, space
 
 CAPACITY: Final = 4096
 """Contexts kept; beyond it the oldest is forgotten (a thread that died suspended is never resumed)."""
@@ -27,30 +28,35 @@ _THIRDS: Final = ((0, 1, 2, 8, 9), (3, 5, 10, 11, 12), (6, 7, 13, 14, 15))
 """The registers besides RSP in UNLIKE + 1 groups: of two contexts that are alike, one group is the same. Each has
 registers that 32-bit code uses."""
 _RSP: Final = 4
-_GROUPED: Final = np.array([number for third in _THIRDS for number in third])
+_WEIGHTS: Final = np.zeros((16, UNLIKE + 1), np.uint64)
+"""What each register counts for in the hash of its group."""
+for _group, _third in enumerate(_THIRDS):
+    for _register in _third:
+        _WEIGHTS[_register, _group] = 0x9E3779B97F4A7C15 ** (_register + 1) & MASK64
 
 
 class Traits(NamedTuple):
-    """What a context is found by. key: see :func:`gdbext.ledger.compare.keys`.  thread: address space, FS base, and
-    whether it is user code.  frame: CPU, bits of the handler, address.  registers: the general registers by group."""
+    """What a context is found by. key: see :func:`gdbext.ledger.compare.keys`.  thread: a hash of address space, FS
+    base, and whether it is user code.  frame: bits of the handler, address.  registers: a hash of each group of the
+    general registers.  cpu: on which it was interrupted, or is resumed."""
 
     key: int
-    thread: tuple[int, int, bool]
-    frame: tuple[int, int, int]
-    registers: tuple[bytes, ...]
+    thread: int
+    frame: tuple[int, int]
+    registers: list[int]
+    cpu: int
 
 
 def traits(rows: Columns) -> list[Traits]:
     """The traits of each row."""
-    threads = zip(space(rows).tolist(), rows["fs_base"].tolist(), is_user(rows).tolist(), strict=True)
-    frames = zip(rows["cpu"].tolist(), rows["mode"].tolist(), rows["frame"].tolist(), strict=True)
-    third = 8 * len(_THIRDS[0])
-    raw = np.ascontiguousarray(rows.gprs()[:, _GROUPED]).tobytes()
-    groups = [
-        tuple(raw[at + start : at + start + third] for start in range(0, 3 * third, third))
-        for at in range(0, len(raw), 3 * third)
-    ]
-    return [Traits(*parts) for parts in zip(keys(rows).tolist(), threads, frames, groups, strict=True)]
+    threads = mixed(space(rows), rows["fs_base"], is_user(rows).astype(np.uint64)).tolist()
+    frames = zip(rows["mode"].tolist(), rows["frame"].tolist(), strict=True)
+    groups = (rows.gprs() @ _WEIGHTS).tolist()
+    return list(map(Traits, keys(rows).tolist(), threads, frames, groups, rows["cpu"].tolist()))
+
+
+_Index = dict[Hashable, dict[int, None]]
+"""The numbers of the contexts with one trait, oldest first: a dict keeps the order of insertion."""
 
 
 class Pending:
@@ -59,9 +65,12 @@ class Pending:
     def __init__(self, capacity: int = CAPACITY) -> None:
         self._capacity = capacity
         self._rows: Batch = np.zeros(0, ROW)
-        self._registers = np.zeros((0, 16), np.uint64)
-        self._traits: dict[int, Traits] = {}  # by number, oldest first: a dict keeps the order of insertion
-        self._numbers: dict[Hashable, dict[int, None]] = {}
+        self._words = words(self._rows)
+        self._traits: dict[int, Traits] = {}  # by number, oldest first
+        self._keys: _Index = {}
+        self._threads: _Index = {}
+        self._frames: _Index = {}
+        self._groups: tuple[_Index, ...] = tuple({} for _ in _THIRDS)
         self._next = 0
 
     def __len__(self) -> int:
@@ -74,16 +83,14 @@ class Pending:
         number = self._next
         self._next += 1
         self.take(number - self._capacity)
-        slot = number % self._capacity
-        words(self._rows)[slot] = words(row)[0]
-        self._registers[slot] = gprs(row)[0]
+        self._words[number % self._capacity] = words(row)[0]
         self._traits[number] = found_by
-        for trait in _entries(found_by):
-            self._numbers.setdefault(trait, {})[number] = None
+        for index, trait in self._entries(found_by):
+            index.setdefault(trait, {})[number] = None
 
     def find(self, key: int) -> list[int]:
         """Numbers of the contexts with this key, newest first."""
-        return list(self._numbers.get(key, ()))[::-1]
+        return list(self._keys.get(key, ()))[::-1]
 
     def rows(self, numbers: Sequence[int] | npt.NDArray[np.intp]) -> Batch:
         """The rows of these numbers."""
@@ -96,11 +103,11 @@ class Pending:
         gone = self._traits.pop(number, None)
         if gone is None:
             return
-        for trait in _entries(gone):
-            group = self._numbers[trait]
+        for index, trait in self._entries(gone):
+            group = index[trait]
             del group[number]
             if not group:
-                del self._numbers[trait]
+                del index[trait]
 
     def all(self) -> Batch:
         """Every pending row, oldest first."""
@@ -112,34 +119,43 @@ class Pending:
 
     def of_thread(self, found_by: Traits) -> list[int]:
         """The numbers of the same."""
-        return list(self._numbers.get(("thread", *found_by.thread), ()))
+        return list(self._threads.get(found_by.thread, ()))
 
     def near(self, found_by: Traits) -> Batch:
         """The contexts whose frame lies within REACH_BYTES of this one's, but not at it, oldest first."""
-        cpu, mode, frame = found_by.frame
+        mode, frame = found_by.frame
         size = word_size(mode)
-        places = [("frame", mode, frame + step) for step in range(size - REACH_BYTES, REACH_BYTES, size) if step]
-        numbers = sorted(number for place in places for number in self._numbers.get(place, ()))
-        return self.rows([number for number in numbers if self._traits[number].frame[0] == cpu])
+        places = [(mode, frame + step) for step in range(size - REACH_BYTES, REACH_BYTES, size) if step]
+        numbers = sorted(number for place in places for number in self._frames.get(place, ()))
+        return self.rows([number for number in numbers if self._traits[number].cpu == found_by.cpu])
 
-    def at_frame(self, mode: int, frame: int) -> list[int]:
-        """Numbers of the contexts whose frame is at this address, on whatever CPU, newest first."""
-        return list(self._numbers.get(("frame", mode, frame), ()))[::-1]
+    def at_frame(self, found_by: Traits) -> list[int]:
+        """Numbers of the contexts whose frame is where this one's is, on whatever CPU, newest first."""
+        return list(self._frames.get(found_by.frame, ()))[::-1]
 
     def alike(self, registers: U64, found_by: Traits) -> Batch:
         """The contexts that differ from these sixteen `registers` in UNLIKE of them at most, oldest first."""
-        groups = [self._numbers[group] for group in enumerate(found_by.registers) if group in self._numbers]
+        groups = [index[group] for index, group in zip(self._groups, found_by.registers, strict=True) if group in index]
         if not groups:
             return self._rows[:0]
-        numbers = np.array(list(set().union(*groups)), np.intp)
-        return self.rows(np.sort(numbers[are_alike(self._registers[numbers % self._capacity], registers)]))
+        numbers = np.array(sorted(set().union(*groups)), np.intp)
+        rows = self.rows(numbers)
+        return pick(rows, are_alike(gprs(rows), registers))
+
+    def _entries(self, found_by: Traits) -> Iterator[tuple[_Index, Hashable]]:
+        """Where a context is entered, and under what."""
+        yield self._keys, found_by.key
+        yield self._threads, found_by.thread
+        yield self._frames, found_by.frame
+        yield from zip(self._groups, found_by.registers, strict=True)
 
     def _begin(self, row: Batch) -> None:
         """Allocate for this dtype; a source never changes its row in mid-stream."""
         self._rows = np.zeros(self._capacity, row.dtype)
-        self._registers = np.zeros((self._capacity, 16), np.uint64)
+        self._words = words(self._rows)
         self._traits.clear()
-        self._numbers.clear()
+        for index in (self._keys, self._threads, self._frames, *self._groups):
+            index.clear()
         self._next = 0
 
 
@@ -149,12 +165,3 @@ def are_alike(many: U64, one: U64) -> Bools:
     equal[:, _RSP] = False
     found: Bools = np.count_nonzero(equal, axis=1) >= 15 - UNLIKE
     return found
-
-
-def _entries(found_by: Traits) -> Iterator[Hashable]:
-    """The names under which a context is entered; those of different traits differ in form."""
-    yield found_by.key
-    yield ("thread", *found_by.thread)
-    _, mode, frame = found_by.frame
-    yield ("frame", mode, frame)
-    yield from enumerate(found_by.registers)

@@ -12,8 +12,9 @@ from typing import Final
 import numpy as np
 
 from gdbext.events.row import Batch, Flag, How
-from gdbext.ledger.compare import Bools, by_call, is_user, may_change
-from gdbext.ledger.pending import Pending, Traits
+from gdbext.ledger.compare import Bools, by_call, may_change
+from gdbext.ledger.leftover import Left
+from gdbext.ledger.pending import Pending
 
 INT_BYTES: Final = 2
 """Length of ``int n`` (Intel SDM vol. 2, INT n)."""
@@ -31,20 +32,21 @@ class FastCalls:
         self._stub = False
         """The guest was seen to return there."""
 
-    def returns_from(self, row: Batch, found_by: Traits, pending: Pending) -> list[int]:
-        """Numbers of the pending calls that the exit `row` (a batch of one) may return from, newest first."""
-        if not row["flags"][0] & Flag.LINEAR32 or not is_user(row)[0]:
+    def returns_from(self, left: Left, pending: Pending) -> list[int]:
+        """Numbers of the pending calls that the exit `left` may return from, newest first."""
+        if not left.flags & Flag.LINEAR32 or not left.user:
             return []
-        numbers, rows = _at_stack(row, found_by, pending)
+        row = left.row
+        numbers, rows = _at_stack(left, pending)
         ahead = (row["rip"][0] - rows["rip"]) & PAGE_OFFSET
         fits = is_fast(rows) & ((ahead == INT_BYTES) | ((ahead == 0) & (rows["how"] == How.SYSENTER)))
         return [numbers[at] for at in np.flatnonzero(fits)[::-1]]
 
-    def forget_restarted(self, entry: Batch, found_by: Traits, pending: Pending) -> None:
-        """Where `entry` (a batch of one) is such a call, the call that the ``int n`` behind it made is over."""
-        if is_fast(entry)[0]:
-            numbers, rows = _at_stack(entry, found_by, pending)
-            behind = (rows["how"] == How.SOFT) & ((rows["rip"] - entry["rip"][0]) & PAGE_OFFSET == INT_BYTES)
+    def forget_restarted(self, left: Left, pending: Pending) -> None:
+        """Where the entry `left` is such a call, the call that the ``int n`` behind it made is over."""
+        if left.flags & Flag.LINEAR32 and left.how in (How.SYSENTER, How.SYSCALL):
+            numbers, rows = _at_stack(left, pending)
+            behind = (rows["how"] == How.SOFT) & ((rows["rip"] - left.row["rip"][0]) & PAGE_OFFSET == INT_BYTES)
             for at in np.flatnonzero(behind):
                 pending.take(numbers[at])
 
@@ -59,11 +61,11 @@ class FastCalls:
         return _STUB_POPS if self._stub else _EXIT_TAKES
 
 
-def _at_stack(row: Batch, found_by: Traits, pending: Pending) -> tuple[list[int], Batch]:
-    """The pending contexts of the thread of `row` (a batch of one) with its RSP, and their numbers."""
-    numbers = pending.of_thread(found_by)
+def _at_stack(left: Left, pending: Pending) -> tuple[list[int], Batch]:
+    """The pending contexts of the thread of `left` with its RSP, and their numbers."""
+    numbers = pending.of_thread(left.traits)
     rows = pending.rows(numbers)
-    here = np.flatnonzero(rows["rsp"] == row["rsp"][0])
+    here = np.flatnonzero(rows["rsp"] == left.row["rsp"][0])
     return [numbers[at] for at in here], rows[here]
 
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 
 from gdbext.arch.frames import word_size
 from gdbext.events.row import Batch, Flag, How
 from gdbext.rules.draft import Draft
 from gdbext.rules.finding import Difference
-
-MOST_BELOW: Final = 3
-"""Words below a frame at which RSP is looked for; the eight words seen then hold the frame."""
 
 
 def judge_unbalanced(row: Batch, near: Batch) -> tuple[Draft, Batch] | None:

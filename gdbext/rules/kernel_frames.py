@@ -15,6 +15,7 @@ import numpy as np
 from gdbext.arch import vectors
 from gdbext.events.row import Batch, Flag, How, concat
 from gdbext.ledger.compare import BIT, GPR_BITS, Bools, Law, differences, is_user
+from gdbext.ledger.leftover import Left
 from gdbext.ledger.pending import Pending
 from gdbext.rules.policy import Policy
 
@@ -29,19 +30,21 @@ class KernelFrames:
         self._pending = pending
         self._policy = policy
 
-    def take_owner(self, row: Batch, exact: Batch | None, resumed_later: Callable[[], Batch]) -> Batch | None:
-        """The newest context whose frame the iret `row` (a batch of one) pops, with all that it overwrote.
+    def take_owner(self, left: Left, exact: Batch | None, resumed_later: Callable[[], Batch]) -> Batch | None:
+        """The newest context whose frame the exit `left` pops, with all that it overwrote.
 
         resumed_later: gives the contexts that the batch at hand pairs with later exits: what was fixed up may be taken
         for one that comes back later, with the same registers.  None if the owner is not newer than `exact`, the
         context at the same RIP, or the exit does not go to kernel code.
         """
-        if int(row["how"][0]) != How.IRET or bool(is_user(row)[0]):
+        if left.how != How.IRET or left.user:
             return None
-        numbers = self._pending.at_frame(int(row["mode"][0]), int(row["frame"][0]))
-        rows = self._pending.rows(numbers)
+        numbers = self._pending.at_frame(left.traits)
+        if not numbers and not left.on_frame:
+            return None
+        row, rows = left.row, self._pending.rows(numbers)
         waiting = _on_this_frame(rows, row)
-        later = resumed_later()
+        later = resumed_later() if left.on_frame else rows[:0]
         owner = concat((later[_on_this_frame(later, row)][-1:], rows[waiting][:1]))
         owner = owner[np.argsort(owner["seq"])][-1:]
         if not len(owner) or (exact is not None and owner["seq"][0] < exact["seq"][0]):

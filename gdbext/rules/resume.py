@@ -75,7 +75,7 @@ class ResumeJudge:
                 unreadable = judge_unreadable(left.row, live.all, live.near)
                 judged += [(unreadable[0], left.row, unreadable[1])] if unreadable else []
                 continue
-            judged += self._judge_exit(left, live, bool(suspicious[left.index]))
+            judged += self._judge_exit(left, live, bool(suspicious[left.position]))
         return judged
 
     def pending(self) -> Batch:

@@ -1,0 +1,109 @@
+"""The events of a batch that did not pair, each with all that it is looked up by.
+
+All of it is made by column: a look at a single row through NumPy costs as much as ten look-ups in a dictionary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from gdbext.arch.frames import CS_WORD, RIP_WORD, RSP_WORD
+from gdbext.events.columns import Columns
+from gdbext.events.row import Batch, Flag, How, Kind
+from gdbext.ledger.compare import U64, Bools, is_user, mixed, page_tables
+from gdbext.ledger.pairing import Indices, Pairs
+from gdbext.ledger.pending import REACH_BYTES, Traits, traits
+
+MOST_BELOW: Final = 3
+"""Words below a frame at which RSP is looked for; the eight words seen then hold the frame."""
+
+
+class Left(NamedTuple):
+    """One event. position: in its batch.  row: a batch of one.  user: its context is user code's.  as_user: its key if
+    it were user code's; an ia32 iret to kernel code pops no ESP, which lies in the frame all the same.  below: for a
+    64-bit iret, the keys that the context would have one, two, three words further up the stack.  beside, on_frame: a
+    context that waits and is resumed later in the batch may have its frame beside this one's, or, of kernel code, at it
+    and for the same RSP.
+    """
+
+    position: int
+    row: Batch
+    kind: int
+    how: int
+    flags: int
+    rip: int
+    user: bool
+    traits: Traits
+    as_user: int
+    below: tuple[int, ...]
+    beside: bool
+    on_frame: bool
+
+
+class Spanning:
+    """The identical pairs of a batch that have an exit left over between entry and exit: what they interrupted waits
+    when that exit comes."""
+
+    def __init__(self, batch: Columns, pairs: Pairs) -> None:
+        exits = pairs.rest[batch["kind"][pairs.rest] == Kind.EXIT]
+        some = np.searchsorted(exits, pairs.entries) != np.searchsorted(exits, pairs.exits)
+        self._entries, self._exits = pairs.entries[some], pairs.exits[some]
+        self._rows = batch.take(self._entries)
+
+    def around(self, position: int) -> Indices:
+        """The positions of those entries that lie `position` and whose exits come after it, in order."""
+        before = int(np.searchsorted(self._entries, position))
+        found: Indices = self._entries[:before][self._exits[:before] > position]
+        return found
+
+    def may_lie_beside(self, rows: Columns) -> Bools:
+        """False where no frame lies within REACH_BYTES of that of `rows`, but not at it."""
+        frames, at = np.unique(self._rows["frame"]), rows["frame"]
+        reach = np.uint64(REACH_BYTES - 1)
+        first, last = np.maximum(at, reach) - reach, np.minimum(at, ~reach) + reach
+        near = np.searchsorted(frames, last, "right") - np.searchsorted(frames, first)
+        same = np.searchsorted(frames, at, "right") - np.searchsorted(frames, at)
+        beside: Bools = near != same
+        return beside
+
+    def may_lie_on(self, rows: Columns) -> Bools:
+        """False where no kernel code with the RSP of `rows` has its frame where theirs is."""
+        kernel = self._rows.take(np.flatnonzero(~is_user(self._rows)))
+        return np.isin(_place(rows), _place(kernel))
+
+
+def leftover(batch: Columns, pairs: Pairs, spanning: Spanning) -> Iterator[Left]:
+    """The entries and exits that did not pair, in order."""
+    rows = batch.take(pairs.rest)
+    popped, tables = rows["stack"], page_tables(rows)
+    rsp = np.where((rows["flags"] & Flag.NO_STACK) != 0, popped[:, RSP_WORD], rows["rsp"])
+    yield from map(
+        Left,
+        pairs.rest.tolist(),
+        map(batch.row, pairs.rest.tolist()),
+        *(rows[name].tolist() for name in ("kind", "how", "flags", "rip")),
+        is_user(rows).tolist(),
+        traits(rows),
+        mixed(rows["rip"], rsp, tables).tolist(),
+        _below(rows, tables),
+        spanning.may_lie_beside(rows).tolist(),
+        spanning.may_lie_on(rows).tolist(),
+    )
+
+
+def _below(rows: Columns, tables: U64) -> list[tuple[int, ...]]:
+    popped = rows["stack"]
+    columns = []
+    for words in range(1, MOST_BELOW + 1):
+        user = (popped[:, words + CS_WORD] & 3) == 3
+        space = np.where(user, tables, np.uint64(0))
+        columns.append(mixed(popped[:, words + RIP_WORD], popped[:, words + RSP_WORD], space).tolist())
+    framed = ((rows["how"] == How.IRET) & (rows["mode"] == 64)).tolist()
+    return [keys if known else () for keys, known in zip(zip(*columns, strict=True), framed, strict=True)]
+
+
+def _place(rows: Columns) -> U64:
+    return mixed(rows["frame"], rows["rsp"], rows["mode"].astype(np.uint64))
