@@ -89,7 +89,7 @@ def _keys(batch: Rows) -> U64:
     return mixed(batch["rip"], batch["rsp"], space(batch))
 
 
-def mixed(first: U64, second: U64, third: U64) -> U64:
+def mixed(first: U64, second: U64, third: U64 | np.uint64) -> U64:
     """One hash per line of three columns."""
     key: U64 = first * np.uint64(0x9E3779B97F4A7C15)
     key ^= (second + np.uint64(0x7F4A7C15)) * np.uint64(0xC2B2AE3D27D4EB4F)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from gdbext.events.columns import Columns
 from gdbext.events.row import Flag, Kind
-from gdbext.ledger.compare import Bools, Law, differences, keys
+from gdbext.ledger.compare import U64, Bools, Law, differences, keys
 
 Indices = npt.NDArray[np.intp]
 
@@ -27,6 +27,13 @@ class Pairs:
     exits: Indices
     rest: Indices
 
+    def joined(self, entries: Indices, exits: Indices) -> Pairs:
+        """These pairs and some more, made of what was left over."""
+        at = np.concatenate((self.entries, entries))
+        order = np.argsort(at)
+        rest = self.rest[~np.isin(self.rest, np.concatenate((entries, exits)))]
+        return Pairs(at[order], np.concatenate((self.exits, exits))[order], rest)
+
 
 def pair(batch: Columns, law: Law, hold_back: Bools) -> Pairs:
     """Pair the identical ones; rows where `hold_back` is True, and their partners, stay in the rest."""
@@ -38,11 +45,8 @@ def pair(batch: Columns, law: Law, hold_back: Bools) -> Pairs:
     if len(index) < 16:
         return Pairs(none, none, index)
     key = keys(batch)[index]
-    order = np.argsort(key, kind="stable")
-    key, index = key[order], index[order]
-    is_exit = kind[index] == Kind.EXIT
-    behind = np.flatnonzero((key[1:] == key[:-1]) & is_exit[1:] & ~is_exit[:-1]) + 1
-    entries, exits = index[behind - 1], index[behind]
+    before, behind = adjacent(key, kind[index] == Kind.EXIT)
+    entries, exits = index[before], index[behind]
     flags = batch["flags"]
     same = (~hold_back[exits]) & ((flags[entries] | flags[exits]) & Flag.UNREADABLE == 0)
     entries, exits = entries[same], exits[same]
@@ -56,3 +60,11 @@ def pair(batch: Columns, law: Law, hold_back: Bools) -> Pairs:
     resumed_at[entries] = exits
     entries = np.flatnonzero(resumed_at)
     return Pairs(entries, resumed_at[entries], np.flatnonzero(left))
+
+
+def adjacent(key: U64, is_exit: Bools) -> tuple[Indices, Indices]:
+    """The positions of entries and of the exits that come next among the events with the same `key`."""
+    order = np.argsort(key, kind="stable")
+    key, is_exit = key[order], is_exit[order]
+    behind = np.flatnonzero((key[1:] == key[:-1]) & is_exit[1:] & ~is_exit[:-1]) + 1
+    return order[behind - 1], order[behind]

@@ -37,11 +37,12 @@ for _group, _third in enumerate(_THIRDS):
 
 class Traits(NamedTuple):
     """What a context is found by. key: see :func:`gdbext.ledger.compare.keys`.  thread: a hash of address space, FS
-    base, and whether it is user code.  frame: bits of the handler, address.  registers: a hash of each group of the
-    general registers.  cpu: on which it was interrupted, or is resumed."""
+    base, and whether it is user code.  stack: one of thread and RSP.  frame: bits of the handler, address.  registers:
+    a hash of each group of the general registers.  cpu: on which it was interrupted, or is resumed."""
 
     key: int
     thread: int
+    stack: int
     frame: tuple[int, int]
     registers: list[int]
     cpu: int
@@ -49,10 +50,18 @@ class Traits(NamedTuple):
 
 def traits(rows: Columns) -> list[Traits]:
     """The traits of each row."""
-    threads = mixed(space(rows), rows["fs_base"], is_user(rows).astype(np.uint64)).tolist()
+    thread = threads(rows)
+    stacks = mixed(thread, rows["rsp"], np.uint64(0))
     frames = zip(rows["mode"].tolist(), rows["frame"].tolist(), strict=True)
     groups = (rows.gprs() @ _WEIGHTS).tolist()
-    return list(map(Traits, keys(rows).tolist(), threads, frames, groups, rows["cpu"].tolist()))
+    return list(
+        map(Traits, keys(rows).tolist(), thread.tolist(), stacks.tolist(), frames, groups, rows["cpu"].tolist())
+    )
+
+
+def threads(rows: Columns) -> U64:
+    """A hash of each row's thread, as far as registers tell."""
+    return mixed(space(rows), rows["fs_base"], is_user(rows).astype(np.uint64))
 
 
 _Index = dict[Hashable, dict[int, None]]
@@ -69,6 +78,7 @@ class Pending:
         self._traits: dict[int, Traits] = {}  # by number, oldest first
         self._keys: _Index = {}
         self._threads: _Index = {}
+        self._stacks: _Index = {}
         self._frames: _Index = {}
         self._groups: tuple[_Index, ...] = tuple({} for _ in _THIRDS)
         self._next = 0
@@ -115,11 +125,11 @@ class Pending:
 
     def thread(self, found_by: Traits) -> Batch:
         """The contexts of the same thread, as far as registers tell, oldest first."""
-        return self.rows(self.of_thread(found_by))
+        return self.rows(list(self._threads.get(found_by.thread, ())))
 
-    def of_thread(self, found_by: Traits) -> list[int]:
-        """The numbers of the same."""
-        return list(self._threads.get(found_by.thread, ()))
+    def at_stack(self, found_by: Traits) -> list[int]:
+        """Numbers of those of them that have the same RSP, too, oldest first."""
+        return list(self._stacks.get(found_by.stack, ()))
 
     def near(self, found_by: Traits) -> Batch:
         """The contexts whose frame lies within REACH_BYTES of this one's, but not at it, oldest first."""
@@ -146,6 +156,7 @@ class Pending:
         """Where a context is entered, and under what."""
         yield self._keys, found_by.key
         yield self._threads, found_by.thread
+        yield self._stacks, found_by.stack
         yield self._frames, found_by.frame
         yield from zip(self._groups, found_by.registers, strict=True)
 
@@ -154,7 +165,7 @@ class Pending:
         self._rows = np.zeros(self._capacity, row.dtype)
         self._words = words(self._rows)
         self._traits.clear()
-        for index in (self._keys, self._threads, self._frames, *self._groups):
+        for index in (self._keys, self._threads, self._stacks, self._frames, *self._groups):
             index.clear()
         self._next = 0
 

@@ -11,10 +11,12 @@ from typing import Final
 
 import numpy as np
 
-from gdbext.events.row import Batch, Flag, How
-from gdbext.ledger.compare import Bools, by_call, may_change
+from gdbext.events.columns import Columns
+from gdbext.events.row import Batch, Flag, How, Kind
+from gdbext.ledger.compare import BIT, Bools, Law, by_call, differences, is_user, may_change, mixed
 from gdbext.ledger.leftover import Left
-from gdbext.ledger.pending import Pending
+from gdbext.ledger.pairing import Pairs, adjacent
+from gdbext.ledger.pending import CAPACITY, Pending, threads
 
 INT_BYTES: Final = 2
 """Length of ``int n`` (Intel SDM vol. 2, INT n)."""
@@ -31,21 +33,49 @@ class FastCalls:
     def __init__(self) -> None:
         self._stub = False
         """The guest was seen to return there."""
+        self._soft = np.empty(0, np.uint64)
+        """Where calls by ``int n`` were left over: one that is made again makes the pending one void."""
+
+    def pair(self, batch: Columns, pairs: Pairs, law: Law, hold_back: Bools) -> Pairs:
+        """`pairs`, and the calls among what they leave over that came back whole behind the ``int n``."""
+        rows = batch.take(pairs.rest)
+        kind, how, flags = rows["kind"], rows["how"], rows["flags"]
+        small = (flags & (Flag.LINEAR32 | Flag.UNREADABLE | Flag.SELF) == Flag.LINEAR32) & is_user(rows)
+        is_exit = kind == Kind.EXIT
+        soft, fast = ~is_exit & (how == How.SOFT), ~is_exit & by_call(rows)
+        chosen = np.flatnonzero(small & (is_exit | soft | fast))
+        if not len(chosen):
+            return pairs
+        behind = (rows["rip"] + np.uint64(INT_BYTES) * fast) & PAGE_OFFSET
+        key = mixed(threads(rows), rows["rsp"], behind)[chosen]
+        self._soft = np.concatenate((self._soft, key[soft[chosen]]))[-CAPACITY:]
+        if not self._stub:
+            return pairs
+        before, after = adjacent(key, is_exit[chosen])
+        again = np.isin(key[before], self._soft)
+        entries, exits = (pairs.rest[chosen[at[~again]]] for at in (before, after))
+        allowed = np.uint32(_STUB_POPS | int(BIT["rip"]))
+        lost = differences(batch.take(entries), batch.take(exits), law) & ~allowed
+        whole = (lost == 0) & ~hold_back[exits]
+        return pairs.joined(entries[whole], exits[whole])
 
     def returns_from(self, left: Left, pending: Pending) -> list[int]:
         """Numbers of the pending calls that the exit `left` may return from, newest first."""
         if not left.flags & Flag.LINEAR32 or not left.user:
             return []
-        row = left.row
-        numbers, rows = _at_stack(left, pending)
-        ahead = (row["rip"][0] - rows["rip"]) & PAGE_OFFSET
+        numbers = pending.at_stack(left.traits)
+        if not numbers:
+            return []
+        rows = pending.rows(numbers)
+        ahead = (left.row["rip"][0] - rows["rip"]) & PAGE_OFFSET
         fits = is_fast(rows) & ((ahead == INT_BYTES) | ((ahead == 0) & (rows["how"] == How.SYSENTER)))
         return [numbers[at] for at in np.flatnonzero(fits)[::-1]]
 
     def forget_restarted(self, left: Left, pending: Pending) -> None:
         """Where the entry `left` is such a call, the call that the ``int n`` behind it made is over."""
         if left.flags & Flag.LINEAR32 and left.how in (How.SYSENTER, How.SYSCALL):
-            numbers, rows = _at_stack(left, pending)
+            numbers = pending.at_stack(left.traits)
+            rows = pending.rows(numbers)
             behind = (rows["how"] == How.SOFT) & ((rows["rip"] - left.row["rip"][0]) & PAGE_OFFSET == INT_BYTES)
             for at in np.flatnonzero(behind):
                 pending.take(numbers[at])
@@ -59,14 +89,6 @@ class FastCalls:
         if not is_fast(entry)[0]:
             return 0
         return _STUB_POPS if self._stub else _EXIT_TAKES
-
-
-def _at_stack(left: Left, pending: Pending) -> tuple[list[int], Batch]:
-    """The pending contexts of the thread of `left` with its RSP, and their numbers."""
-    numbers = pending.of_thread(left.traits)
-    rows = pending.rows(numbers)
-    here = np.flatnonzero(rows["rsp"] == left.row["rsp"][0])
-    return [numbers[at] for at in here], rows[here]
 
 
 def is_fast(entries: Batch) -> Bools:

@@ -56,7 +56,7 @@ class ResumeJudge:
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge a batch; its rows are in order of ``seq``."""
         suspicious = returns.suspicious(batch, self._policy, self._width)
-        pairs = pair(batch, self._law, suspicious)
+        pairs = self._fast.pair(batch, pair(batch, self._law, suspicious), self._law, suspicious)
         self._redirects.begin(batch)
         self.identical += len(pairs.exits)
         self.unmatched += int(((batch["kind"] == Kind.EXIT) & (batch["flags"] & Flag.SELF != 0)).sum())
