@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from gdbext.events.columns import Columns
-from gdbext.events.row import ROW, Batch, Kind, concat, words
+from gdbext.events.row import ROW, Batch, Kind, concat, pick, words
 from gdbext.ledger.compare import U64, is_call, is_user, keys, space
 
 CAPACITY: Final = 2048
@@ -36,15 +36,15 @@ class History:
         past = past[: np.searchsorted(past["seq"], seq)]
         return concat((past, now)) if len(past) and len(now) else now if len(now) else past
 
-    def last_interrupted(self, key: int, seq: int) -> Batch | None:
-        """The last context with this key that was interrupted before event `seq` (not by a system call), or None."""
+    def interrupted(self, key: int, seq: int) -> Batch:
+        """The contexts with this key that were interrupted before event `seq` (not by a system call), oldest first."""
         end = self._judged(seq)
         start = max(end - CAPACITY, 0)
-        found = _last(self._now.rows, keys(self._now), start, end, key, seq)
-        if found is None:
-            start = self._end - min(self._end, CAPACITY - (end - start))
-            found = _last(self._past, self._past_keys, start, self._end, key, seq)
-        return found
+        kept = self._end - min(self._end, CAPACITY - (end - start))
+        past = pick(self._past, kept + np.flatnonzero(self._past_keys[kept : self._end] == key))
+        found = pick(self._now.rows, start + np.flatnonzero(keys(self._now)[start:end] == key))
+        found = concat((past, found)) if len(past) else found
+        return pick(found, (found["kind"] == Kind.ENTRY) & (found["seq"] < seq) & ~is_call(found))
 
     def entries_between(self, after: int, upto: int) -> int:
         """How many entries have event numbers above `after` and up to `upto` (within the rows kept)."""
@@ -81,11 +81,3 @@ class History:
         words(self._past)[self._end : self._end + len(rows)] = words(rows)
         self._past_keys[self._end : self._end + len(rows)] = known
         self._end += len(rows)
-
-
-def _last(rows: Batch, known: U64, start: int, end: int, key: int, seq: int) -> Batch | None:
-    for at in np.flatnonzero(known[start:end] == key)[::-1].tolist():
-        row = rows[start + at : start + at + 1]
-        if row["kind"][0] == Kind.ENTRY and row["seq"][0] < seq and not is_call(row)[0]:
-            return row
-    return None

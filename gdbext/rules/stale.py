@@ -56,10 +56,13 @@ def resumed_again(row: Batch, live: Batch, history: History) -> tuple[Draft, Bat
 def same_again(row: Batch, before: int, history: History) -> Batch | None:
     """The last context interrupted before event `before`, not by a system call, that is bit for bit the one that the
     exit `row` resumes; None if there is none."""
-    old = history.last_interrupted(int(keys(row)[0]), before)
-    if old is None or int(agreement(old, row)[0][0]) < len(GPR64) - 1:
+    past = history.interrupted(int(keys(row)[0]), before)
+    if not len(past):
         return None
-    return old if (int(old["rflags"][0]) ^ int(row["rflags"][0])) & ~rf.RF == 0 else None
+    same = agreement(past, np.repeat(row, len(past)))[0] == len(GPR64) - 1
+    same &= (past["rflags"] ^ row["rflags"]) & ~np.uint64(rf.RF) == 0
+    found = np.flatnonzero(same)
+    return past[found[-1:]] if len(found) else None
 
 
 def _telling(old: Batch, row: Batch) -> int:

@@ -130,6 +130,8 @@ def test_context_resumed_twice() -> None:
     old, new = context(), context(rip=0x400180, rbx=77)
     assert found(entry(old), exit_(old), entry(new), exit_(old)) == ["CW404"]
     assert found(entry(old), exit_(old), entry(new), exit_(new)) == []
+    turn = context(rcx=78)  # the same place in a loop, since then
+    assert found(entry(old), exit_(old), entry(turn), exit_(turn), entry(new), exit_(old)) == ["CW404"]
     assert found(entry(old, How.SYSCALL), exit_(old, How.SYSRET), exit_(old, How.SYSRET)) == []
 
 

@@ -70,6 +70,7 @@ struct thread *pick_next(struct cpu *cpu);
 void sleep_until(struct thread *thread, word tick);
 void tick(struct cpu *cpu);
 void note_load(int busy); /* load.c */
+extern struct thread *volatile offered, *volatile loaded; /* only for BUG_EARLY_LOAD, see style_osdev.c */
 
 /* traps.c */
 void handle_trap(word vector, word error, word *rip, word cs);
@@ -98,7 +99,6 @@ void start_other_cpus(void);
 void lapic_init(void);
 void lapic_timer_start(void);
 void lapic_eoi(void);
-void lapic_wait(void); /* only for BUG_EARLY_LOAD */
 void paging_init(void);
 void drop_identity_map(void);
 word new_address_space(void);

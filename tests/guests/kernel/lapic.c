@@ -59,15 +59,6 @@ void lapic_init(void)
         timer_period = calibrate();
 }
 
-#ifdef BUG_EARLY_LOAD
-/* Until shortly before the next timer interrupt. */
-void lapic_wait(void)
-{
-    while (*lapic(LAPIC_CURRENT) > timer_period / 16)
-        ;
-}
-#endif
-
 void lapic_timer_start(void)
 {
     *lapic(LAPIC_LVT_TIMER) = TIMER_PERIODIC | VECTOR_TIMER;

@@ -76,6 +76,11 @@ struct thread *pick_next(struct cpu *cpu)
     u32 first = current == cpu->idle ? 0 : (u32)(current - threads) + 1;
 
     lock(&run_lock);
+#ifdef BUG_EARLY_LOAD /* its turn has come just now */
+    struct thread *early = offered;
+    if (early && early != current)
+        first = (u32)(early - threads);
+#endif
     for (u32 i = 0; i < MAX_THREADS && !idle_time(); i++) {
         struct thread *t = &threads[(first + i) % MAX_THREADS];
         if (t->state == THREAD_SLEEPING && t->wake <= ticks)

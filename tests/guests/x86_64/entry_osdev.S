@@ -119,12 +119,12 @@ iret_faulted:
         .type resume, @function
 resume:
         movq THREAD_KSP(%rsi), %rsp
-#ifdef BUG_EARLY_LOAD    /* put_back has done that for programs */
-        cmpl $0, THREAD_PREEMPTED(%rdi)
+#ifdef BUG_EARLY_LOAD    /* put_back has done that */
+        cmpq %rdi, offered(%rip)
         je 3f
-        testb $3, SLOT_CS(%rdi)
-        jnz 4f
-3:      movl $0, THREAD_ON_CPU(%rdi)
+        movl $0, THREAD_ON_CPU(%rdi)
+        jmp 4f
+3:      movq $0, offered(%rip)
 4:
 #else
         movl $0, THREAD_ON_CPU(%rdi)
@@ -162,6 +162,9 @@ resume:
         movq SLOT_R13(%rsi), %r13
         movq SLOT_R14(%rsi), %r14
         movq SLOT_R15(%rsi), %r15
+#ifdef BUG_EARLY_LOAD
+        movq %rsi, loaded(%rip)
+#endif
         movq SLOT_RSI(%rsi), %rsi
         testb $3, 8(%rsp)
         jz 2f

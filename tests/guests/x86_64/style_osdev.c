@@ -52,16 +52,22 @@ static __attribute__((noinline)) void switch_fpu(struct cpu *cpu, struct thread 
 #endif
 
 #ifdef BUG_EARLY_LOAD
+struct thread *volatile offered, *volatile loaded;
+
 /*
  * BUG: a program is left to the other CPUs while its registers are still here, on its stack. They find an
- * older context in its save area. (The waiting stands for some bookkeeping.)
+ * older context in its save area. What is a matter of luck elsewhere is made certain: once there is such a
+ * context, the other CPU takes the program (see pick_next), and this one waits until it has loaded it.
  */
 static __attribute__((noinline)) void put_back(struct thread *old, struct trap *trap)
 {
+    if (ticks < 100 || !old->preempted || !__sync_bool_compare_and_swap(&offered, NULL, old))
+        return;
+    loaded = NULL;
     old->ksp = (u64)&trap->rip;
-    old->preempted = 1;
     __atomic_store_n(&old->on_cpu, 0, __ATOMIC_RELEASE);
-    lapic_wait();
+    while (loaded != old && ticks < TICKS)
+        __asm__ volatile("pause");
 }
 #endif
 
@@ -78,8 +84,8 @@ static __attribute__((noinline)) void enter_thread(struct cpu *cpu, struct threa
 {
     activate(cpu, next);
     cpu->stack = next->kstack;
-#ifdef BUG_RSP0_STALE /* BUG: forgotten when a thread gives up the CPU of its own accord */
-    if (cpu->resched || !ticks)
+#ifdef BUG_RSP0_STALE /* BUG: forgotten when a program gives up the CPU of its own accord */
+    if (cpu->resched || !old->fs_base)
 #endif
         cpu->tss.rsp0 = cpu->stack;
 #ifdef BUG_TRIPLE_FAULT /* BUG: the stack is gone, and #DF has none of its own (cpu.c): nothing can be delivered */
