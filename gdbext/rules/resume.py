@@ -29,6 +29,7 @@ from gdbext.rules.kernel_frames import KernelFrames
 from gdbext.rules.linear import LinearWidth
 from gdbext.rules.policy import Policy
 from gdbext.rules.redirects import Redirects
+from gdbext.rules.stacklost import call_on_another_stack
 from gdbext.rules.verdicts import STRONG_TELLING
 
 STRONG_EQUAL: Final = 15 - UNLIKE
@@ -135,6 +136,13 @@ class ResumeJudge:
         if unbalanced:
             yield unbalanced[0], row, unbalanced[1]
             return
+        elsewhere = self._on_another_stack(left, live)
+        if elsewhere:
+            entry, mask = elsewhere
+            self._over(entry)
+            for draft in verdicts.drafts(self._policy, entry, row, mask, "thread", live.all):
+                yield draft, row, entry
+            return
         near = None
         if not self._redirects.begins(left.rip) and not self._redirects.replaced(row, live.thread):
             again = stale.resumed_again(row, live.thread, self._history)
@@ -167,6 +175,11 @@ class ResumeJudge:
                 entry = self._pending.rows([number])
                 return unbalanced_by(entry, left.row, -words, 8), entry
         return found
+
+    def _on_another_stack(self, left: Left, live: Live) -> tuple[Batch, int] | None:
+        if left.how == How.IRET or self._redirects.replaced(left.row, live.thread):
+            return None
+        return call_on_another_stack(left.row, live.thread, self._history, self._fast, self._law)
 
     def _with_owner_of_rsp(self, row: Batch, live: Batch) -> Batch:
         """`live`, and the last system call of another address space that was made with the RSP resumed here.

@@ -40,7 +40,14 @@ def context(seed: int = 1, *, user: bool = True, **changes: Any) -> dict[str, An
 
 def entry(ctx: dict[str, Any], how: int = How.INTERRUPT, **changes: Any) -> Batch:
     """The entry that interrupts `ctx`."""
-    vector = {How.INTERRUPT: 32, How.EXCEPTION: 14, How.SYSCALL: 0x100, How.SOFT: 0x80, How.NMI: 2}[how]
+    vector = {
+        How.INTERRUPT: 32,
+        How.EXCEPTION: 14,
+        How.SYSCALL: 0x100,
+        How.SOFT: 0x80,
+        How.NMI: 2,
+        How.SYSENTER: 0x101,
+    }[how]
     fields = ctx | {"vector": vector, "pc": KERNEL_RIP + 0x500 + vector, "frame": 0xFFFFFFFF80300000}
     if how == How.SYSCALL:
         fields |= {"rcx": ctx["rip"], "r11": ctx["rflags"], "cs": 0, "ss": 0, "frame": 0}

@@ -1,0 +1,56 @@
+"""A fast system call that returns where it was made, on another stack (CW106).
+
+``sysret`` and ``sysexit`` return on the stack pointer that the kernel has loaded from wherever it kept the caller's. A
+wrong one makes the return look like the first run of a thread, which begins behind its maker's call on a stack of its
+own. But that thread runs only after a switch to it: a CPU that has not switched since a call returns from that call.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from gdbext.arch.registers import GPR64
+from gdbext.events.row import Batch, Kind
+from gdbext.ledger.compare import BIT, Law, by_call, differences
+from gdbext.ledger.pending import UNLIKE
+from gdbext.rules.fastcalls import INT_BYTES, PAGE_OFFSET, FastCalls, is_fast
+from gdbext.rules.history import History
+
+_SWITCHES: Final = (Kind.SWITCH_OUT, Kind.SWITCH_IN, Kind.CR3)
+_OTHERS: Final = sum(int(BIT[name]) for name in GPR64 if name != "rsp")
+"""The general registers besides RSP."""
+
+
+def call_on_another_stack(
+    row: Batch, thread: Batch, history: History, fast: FastCalls, law: Law
+) -> tuple[Batch, int] | None:
+    """The call that the sysret or sysexit `row` (a batch of one) ends with another RSP, and the mask of what differs.
+
+    thread: the pending contexts of its thread, oldest first.
+    """
+    call = thread[-1:]
+    if not len(call) or not by_call(call)[0]:
+        return None
+    if call["rsp"][0] == row["rsp"][0] or not _returns(call, row) or _switched_since(call, row, history):
+        return None
+    landed = row.copy()
+    landed["rip"] = call["rip"]
+    mask = int(differences(call, landed, law)[0]) & ~fast.may_change(call)
+    return (call, mask) if (mask & _OTHERS).bit_count() <= UNLIKE else None
+
+
+def _returns(call: Batch, row: Batch) -> bool:
+    """True if `row` goes to where `call` returns to: behind it, or behind the ``int n`` that follows."""
+    if not is_fast(call)[0]:
+        return bool(call["rip"][0] == row["rip"][0])
+    ahead = (int(row["rip"][0]) - int(call["rip"][0])) & int(PAGE_OFFSET)
+    return ahead in (0, INT_BYTES)
+
+
+def _switched_since(call: Batch, row: Batch, history: History) -> bool:
+    """True unless the CPU of `row` made `call` and has not switched since, as it was seen to do before."""
+    past = history.before(int(row["seq"][0]))
+    switches = past["seq"][(past["cpu"] == row["cpu"]) & np.isin(past["kind"], _SWITCHES)]
+    return bool(call["cpu"][0] != row["cpu"][0] or not len(switches) or switches[-1] > call["seq"][0])
