@@ -41,17 +41,22 @@ static atomic_bool flush_pending;
 
 /* --- the first instruction of an entry point ------------------------------------------------------------------ */
 
+/* A page mapped at several addresses is translated once, for whichever came first: `pc`, or the one that RIP tells. It
+ * does so where a block begins, but for a few ways there on which QEMU leaves it behind; those are no deliveries. */
+static uint64_t here(vcpu *v, uint64_t pc)
+{
+    uint64_t rip = vcpu_reg(v, REG_RIP);
+    return ((rip ^ pc) & PAGE_OFFSET) == 0 ? rip : pc;
+}
+
 static void on_entry_point(unsigned index, void *userdata)
 {
     vcpu *v = vcpu_of(index);
-    uint64_t pc = (uint64_t)userdata;
+    uint64_t pc = here(v, (uint64_t)userdata), sp = vcpu_reg(v, REG_RSP);
 
-    if (v->call.syscall && (pc == v->lstar || pc == v->cstar)) {
-        emit_syscall(v, pc, vcpu_reg(v, REG_RSP));
-    } else if (v->call.sysenter && pc == v->sysenter_eip) {
-        emit_sysenter(v, pc, vcpu_bits(v));
-    } else if (!told_of_entries && !deliver(v, pc, vcpu_reg(v, REG_RSP), false, 0)) {
+    if (!emit_call(v, pc, sp) && !told_of_entries && !deliver(v, pc, sp, false, 0)) {
         ring_cpu(&shared, index)->stray++;
+        v->score->jump_target = 0; /* this was that jump */
     }
 }
 

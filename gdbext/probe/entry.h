@@ -219,7 +219,7 @@ static bool is_unseen(const vcpu *v, const delivery *d)
     return (d->frame[FRAME_CS] & 3) == (d->live_cs & 3u) && !seen && !resumed;
 }
 
-static bool emit_syscall(vcpu *v, uint64_t pc, uint64_t sp);
+static bool emit_call(vcpu *v, uint64_t pc, uint64_t sp);
 
 /* The handler at `pc` starts with the stack at `sp`. `told`: QEMU itself said so. False: this is no entry. */
 static bool deliver(vcpu *v, uint64_t pc, uint64_t sp, bool told, unsigned depth)
@@ -235,18 +235,16 @@ static bool deliver(vcpu *v, uint64_t pc, uint64_t sp, bool told, unsigned depth
     }
     if (!told) {
         bool resumed = v->last.kind == CTX_KIND_EXIT && v->last.rip == pc && d.frame[FRAME_RIP] != pc;
-        bool jumped = v->score->jump_target == pc && v->last.kind == CTX_KIND_ENTRY && v->last.frame == d.at &&
+        bool jumped = v->score->jump_target && ((v->score->jump_target ^ pc) & PAGE_OFFSET) == 0 &&
+                      v->last.kind == CTX_KIND_ENTRY && v->last.frame == d.at &&
                       memcmp(v->last.words, d.frame, (d.bits == 64 ? 5 : 3) * sizeof(*d.frame)) == 0;
         if (resumed || jumped) {
             return false;
         }
-        if (depth < 4 && is_unseen(v, &d)) {
-            if (v->call.syscall && (d.frame[FRAME_RIP] == v->lstar || d.frame[FRAME_RIP] == v->cstar)) {
-                emit_syscall(v, d.frame[FRAME_RIP], inner_sp(&d));
-            } else if (idt_is_target(d.frame[FRAME_RIP])) {
-                deliver(v, d.frame[FRAME_RIP], inner_sp(&d), false, depth + 1);
-            }
-        }
+    }
+    if (depth < 4 && is_unseen(v, &d) && !emit_call(v, d.frame[FRAME_RIP], inner_sp(&d)) && !told &&
+        idt_is_target(d.frame[FRAME_RIP])) {
+        deliver(v, d.frame[FRAME_RIP], inner_sp(&d), false, depth + 1);
     }
     emit_delivery(v, &d);
     return true;
@@ -254,7 +252,7 @@ static bool deliver(vcpu *v, uint64_t pc, uint64_t sp, bool told, unsigned depth
 
 /* `syscall` saved RIP in RCX and RFLAGS in R11; the selectors were noted when it ran. `sp`: RSP, not live any more where
  * something came before the handler's first instruction. */
-static bool emit_syscall(vcpu *v, uint64_t pc, uint64_t sp)
+static void emit_syscall(vcpu *v, uint64_t pc, uint64_t sp)
 {
     meet_user(v);
     update_alarm(v);
@@ -268,7 +266,6 @@ static bool emit_syscall(vcpu *v, uint64_t pc, uint64_t sp)
     row->ss = v->call.ss;
     row->flags |= vcpu_is_code64(v, row->cs) ? 0 : CTX_FLAG_LINEAR32;
     emit_entry(v, row);
-    return true;
 }
 
 /* `sysenter` saves nothing: what it forgets was noted when it ran. */
@@ -286,4 +283,18 @@ static void emit_sysenter(vcpu *v, uint64_t pc, unsigned bits)
     row->ss = v->call.ss;
     row->flags |= CTX_FLAG_FLAGS_PARTIAL | (bits == 64 && vcpu_is_code64(v, row->cs) ? 0 : CTX_FLAG_LINEAR32);
     emit_entry(v, row);
+}
+
+/* Is `pc` where the call goes that this vCPU has begun? Then its entry is now, before whatever overtook it: neither
+ * instruction clears TF by itself, NMIs come at any time, and the first instruction may be out of reach. */
+static bool emit_call(vcpu *v, uint64_t pc, uint64_t sp)
+{
+    if (v->call.syscall && (pc == v->lstar || pc == v->cstar)) {
+        emit_syscall(v, pc, sp);
+    } else if (v->call.sysenter && pc == v->sysenter_eip) {
+        emit_sysenter(v, pc, vcpu_bits(v));
+    } else {
+        return false;
+    }
+    return true;
 }

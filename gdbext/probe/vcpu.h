@@ -12,7 +12,7 @@
 enum {
     REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
     REG_R8, REG_R11 = 11, REG_R15 = 15,
-    REG_RFLAGS, REG_CS, REG_SS, REG_DS, REG_ES, REG_FS, REG_GS, REG_FS_BASE, REG_GS_BASE, REG_KERNEL_GS_BASE,
+    REG_RIP, REG_RFLAGS, REG_CS, REG_SS, REG_DS, REG_ES, REG_FS, REG_GS, REG_FS_BASE, REG_GS_BASE, REG_KERNEL_GS_BASE,
     REG_CR0, REG_CR2, REG_CR3, REG_EFER, REG_MXCSR, REG_FCTRL, REG_FSTAT,
     REG_ST0, REG_XMM0 = REG_ST0 + 8, REG_COUNT = REG_XMM0 + 16,
 };
@@ -92,18 +92,19 @@ typedef struct {
 
 static const char *const register_names[REG_COUNT] = {
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
-    "eflags", "cs", "ss", "ds", "es", "fs", "gs", "fs_base", "gs_base", "k_gs_base",
+    "rip", "eflags", "cs", "ss", "ds", "es", "fs", "gs", "fs_base", "gs_base", "k_gs_base",
     "cr0", "cr2", "cr3", "efer", "mxcsr", "fctrl", "fstat",
     "st0", "st1", "st2", "st3", "st4", "st5", "st6", "st7",
     "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7",
     "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15",
 };
 
-/* ia32 targets name the first eight eax … edi. */
+/* ia32 targets name the first eight eax … edi, and eip. */
 static bool is_register(unsigned number, const char *name)
 {
     const char *known = register_names[number];
-    return strcmp(known, name) == 0 || (number < REG_R8 && name[0] == 'e' && strcmp(known + 1, name + 1) == 0);
+    bool by_size = number < REG_R8 || number == REG_RIP;
+    return strcmp(known, name) == 0 || (by_size && name[0] == 'e' && strcmp(known + 1, name + 1) == 0);
 }
 
 /* Look the registers up by name; those that a target does not have stay NULL and read as 0. */

@@ -97,11 +97,11 @@ def test_switches_come_in_pairs(watch: Watch, guest: Kernel) -> None:
         assert [n for n in saved if row[n] != gone[n]] == []
 
 
-def handlers(directory: Path, bits: int) -> Path:
-    """Build guest/handlers.S; QEMU's multiboot loader wants an ELF32 file for either width."""
-    elf, kernel = directory / "handlers", directory / "kernel.elf"
+def built(name: str, directory: Path, bits: int) -> Path:
+    """Build guest/`name`.S; QEMU's multiboot loader wants an ELF32 file for either width."""
+    elf, kernel = directory / name, directory / f"{name}.elf"
     flags = ["-nostdlib", "-static", "-no-pie", "-Wl,-Ttext=0x100000,--build-id=none,-N,-z,noexecstack"]
-    subprocess.run(["cc", "-m64", f"-DBITS={bits}", *flags, "-o", elf, HERE / "guest" / "handlers.S"], check=True)
+    subprocess.run(["cc", "-m64", f"-DBITS={bits}", *flags, "-o", elf, HERE / "guest" / f"{name}.S"], check=True)
     subprocess.run(["objcopy", "-O", "elf32-i386", elf, kernel], check=True)
     return kernel
 
@@ -110,7 +110,7 @@ def handlers(directory: Path, bits: int) -> Path:
 @pytest.mark.parametrize("options", [(), ("-accel", "tcg,one-insn-per-tb=on")])
 def test_handlers_that_are_hard_to_see(watch: Watch, tmp_path: Path, bits: int, options: tuple[str, ...]) -> None:
     """See guest/handlers.S for the steps."""
-    words = ("-kernel", str(handlers(tmp_path, bits)), "-device", "isa-debug-exit,iobase=0xf4", *options)
+    words = ("-kernel", str(built("handlers", tmp_path, bits)), "-device", "isa-debug-exit,iobase=0xf4", *options)
     watched = watch(*words, every_self=True)
     watched.machine.cont()
     watched.run(lambda: watched.machine.ending() is not None)
@@ -138,6 +138,42 @@ def test_handlers_that_are_hard_to_see(watch: Watch, tmp_path: Path, bits: int, 
     timer = entries[entries["vector"] == 0x20]
     assert int((timer["rip"] == handler).sum()) == int(last["rsi"][0]) > 0
     assert (entries["flags"] & Flag.LINEAR32 != 0).all() == (bits == 32)
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_entries_overtaken_before_their_first_instruction(watch: Watch, tmp_path: Path, bits: int) -> None:
+    """See guest/calls.S for the steps."""
+    words = ("-kernel", str(built("calls", tmp_path, bits)), "-cpu", "qemu64,vendor=GenuineIntel")
+    watched = watch(*words, "-device", "isa-debug-exit,iobase=0xf4")
+    watched.machine.cont()
+    watched.run(lambda: watched.machine.ending() is not None)
+    watched.drain()
+    assert watched.source.lost == 0
+    entries = watched.rows[watched.rows["kind"] == Kind.ENTRY]
+    soft, fault = How.SOFT, How.EXCEPTION
+    entered, called = (0x101, How.SYSENTER), (0x100, How.SYSCALL)
+    debug, bad, absent = (1, fault), (6, fault), (14, fault)
+    wide = bits == 64
+    steps = [
+        [entered, debug, *((called, debug, debug) if wide else ())],  # sysret gives TF back
+        [(0x80, soft), debug],
+        [debug],
+        [(0x81, soft), entered, bad, *(((0x81, soft), called, bad) if wide else ())],
+        [(0x82, soft), called, absent, (0x82, soft), (0x43, soft), absent] if wide else [],
+        [(0x83, soft), *[(13, fault)] * 2],
+        [(13, fault)] * 3,
+    ]
+    expected = [entry for step in steps for entry in step]
+    seen = list(zip(entries["vector"].tolist(), entries["how"].tolist(), strict=True))
+    assert seen[: len(expected)] == expected
+
+    first = {int(row["vector"]): int(row["pc"]) for row in entries}
+    nmi = entries["how"] == How.NMI
+    before = Counter(entries["rip"][nmi].tolist())
+    assert before[first[0x80]] > 0
+    calls = [entered, (0x80, soft), *((called,) if wide else ())]
+    rest = [entry for entry in seen[len(expected) :] if entry != (2, How.NMI)]
+    assert rest == [*calls * 5000, (0x84, soft)]
 
 
 def test_stores_and_tracked_variables(watch: Watch, guest: Kernel) -> None:
@@ -313,7 +349,7 @@ def test_everything_of_the_probe_fits_the_i386_emulator(tmp_path: Path) -> None:
     ring = tmp_path / "ring"
     words = [
         "-kernel",
-        str(handlers(tmp_path, 32)),
+        str(built("handlers", tmp_path, 32)),
         "-display",
         "none",
         "-net",
@@ -335,7 +371,9 @@ def test_everything_of_the_probe_fits_the_i386_emulator(tmp_path: Path) -> None:
 def test_a_halt_that_meets_a_pending_interrupt_is_tried_again(watch: Watch, tmp_path: Path) -> None:
     """A timer at 9 kHz is due whenever a verdict takes a while; QEMU may deliver it before it stops."""
     for _ in range(4):
-        watched = watch("-kernel", str(handlers(tmp_path, 64)), "-device", "isa-debug-exit,iobase=0xf4", halt=True)
+        watched = watch(
+            "-kernel", str(built("handlers", tmp_path, 64)), "-device", "isa-debug-exit,iobase=0xf4", halt=True
+        )
         watched.machine.cont()
         halted = None
         deadline = time.monotonic() + 20

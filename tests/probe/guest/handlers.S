@@ -2,76 +2,10 @@
  * A guest that does to its handlers what makes entries hard to see without QEMU's help: it runs them as ordinary code
  * before they are in a gate, rewrites gates in place, shares one handler between vectors, falls and jumps from one
  * handler into another, raises with `int` what normally pushes an error code, and starts a handler twice because its
- * first instruction faults, and takes an interrupt between another's delivery and its handler. BITS is 32 or 64. Ends by isa-debug-exit with the number of the last step.
+ * first instruction faults, and takes an interrupt between another's delivery and its handler. Ends by isa-debug-exit
+ * with the number of the last step.
  */
-#if BITS == 64
-#define W 8
-#define AX rax
-#define BX rbx
-#define CX rcx
-#define SP rsp
-#define IRET iretq
-#define GATE_SHIFT 4
-#define CODE32_SELECTOR 24
-#else
-#define W 4
-#define AX eax
-#define BX ebx
-#define CX ecx
-#define SP esp
-#define IRET iret
-#define GATE_SHIFT 3
-#define CODE32_SELECTOR 8
-#endif
-#define CODE_SELECTOR 8
-#define DATA_SELECTOR 16
-
-        .text
-        .code32
-        .long 0x1badb002, 0, -0x1badb002 /* multiboot */
-        .global _start
-_start: cli
-        mov $stack_top, %esp
-        lgdt gdt_pointer
-        ljmp $CODE32_SELECTOR, $1f
-1:      mov $DATA_SELECTOR, %eax
-        mov %eax, %ds
-        mov %eax, %es
-        mov %eax, %ss
-#if BITS == 64
-        movl $table3 + 3, table4
-        movl $table2 + 3, table3
-        mov $table2, %edi
-        mov $0x83, %eax /* present, writable, 2 MiB */
-2:      mov %eax, (%edi)
-        add $0x200000, %eax
-        add $8, %edi
-        cmp $table2 + 4096, %edi
-        jne 2b
-        mov %cr4, %eax
-        or $0x20, %eax
-        mov %eax, %cr4
-        mov $table4, %eax
-        mov %eax, %cr3
-        mov $0xc0000080, %ecx
-        rdmsr
-        or $0x100, %eax
-        wrmsr
-        mov %cr0, %eax
-        or $0x80000000, %eax
-        mov %eax, %cr0
-        ljmp $CODE_SELECTOR, $start64
-        .code64
-start64:
-#endif
-        lidt idt_pointer
-
-/* Put \handler into the gate of \vector. */
-        .macro gate vector, handler
-        mov $\vector, %ebx
-        mov $\handler, %eax
-        call set_gate
-        .endm
+#include "boot.h"
 
 /* Run \handler as ordinary code: with a frame such as the CPU would push, by a jump. */
         .macro run handler
@@ -88,6 +22,7 @@ start64:
 9:
         .endm
 
+main:
         /* 1: a handler that ran before it was in a gate */
         run plain1
         gate 0x40, plain1
@@ -163,20 +98,6 @@ start64:
         out %al, $0xf4
         hlt
 
-set_gate:
-        shl $GATE_SHIFT, %ebx
-#if BITS == 64
-        lea idt(%rbx), %rbx
-#else
-        lea idt(%ebx), %ebx
-#endif
-        mov %ax, (%BX)
-        movw $CODE_SELECTOR, 2(%BX)
-        movw $0x8e00, 4(%BX)
-        shr $16, %eax
-        mov %ax, 6(%BX)
-        ret
-
         /* Handlers. Each begins a block of its own. */
         .balign 16
 plain1: nop
@@ -239,31 +160,3 @@ broken: ud2
         .balign 16
 mend:   movw $0x9090, broken
         IRET
-
-        .data
-        .balign 8
-gdt:    .quad 0
-#if BITS == 64
-        .quad 0x00af9a000000ffff
-        .quad 0x00cf92000000ffff
-        .quad 0x00cf9a000000ffff
-#else
-        .quad 0x00cf9a000000ffff
-        .quad 0x00cf92000000ffff
-#endif
-gdt_end:
-gdt_pointer:
-        .word gdt_end - gdt - 1
-        .quad gdt
-idt_pointer:
-        .word (256 << GATE_SHIFT) - 1
-        .quad idt
-
-        .bss
-        .balign 4096
-table4: .skip 4096
-table3: .skip 4096
-table2: .skip 4096
-idt:    .skip 4096
-        .skip 8192
-stack_top:
