@@ -7,7 +7,7 @@ packed rows costs a cache miss a row, so each is copied out once per batch and s
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ _GPRS = "gprs"
 _FIRST_GPR = ROW.fields["rax"][1] if ROW.fields else 0
 
 Array = npt.NDArray[Any]
+Indices = npt.NDArray[np.intp]
 
 
 class Columns:
@@ -28,7 +29,7 @@ class Columns:
 
     __slots__ = ("_index", "_made", "_parent", "rows")
 
-    def __init__(self, rows: Batch, parent: Columns | None = None, index: npt.NDArray[np.intp] | None = None) -> None:
+    def __init__(self, rows: Batch, parent: Columns | None = None, index: Indices | None = None) -> None:
         self.rows = rows
         self._parent = parent
         self._index = index
@@ -47,7 +48,7 @@ class Columns:
             self._made[name] = found
         return found
 
-    def at(self, name: str, index: npt.NDArray[np.intp]) -> Array:
+    def at(self, name: str, index: Indices) -> Array:
         """The column at `index` (positions in this object); of few rows it is read where it lies."""
         if name in self._made or FEW * len(index) > len(self):
             return self[name][index]
@@ -72,7 +73,7 @@ class Columns:
             found = self._made[name] = make()
         return found
 
-    def take(self, index: npt.NDArray[np.intp]) -> Columns:
+    def take(self, index: Indices) -> Columns:
         """The columns of the rows at `index` (positions in this object)."""
         return Columns(self.rows, self, index)
 
@@ -91,6 +92,34 @@ def _registers(rows: Batch) -> Array:
     return np.ndarray((len(rows), 16), "<u8", rows, _FIRST_GPR, (rows.strides[0], 8))
 
 
+class Groups(NamedTuple):
+    """Equal values of a column. distinct: ascending.  first: where each comes first.  which: for each row the group it
+    is in.  counts: rows in each group."""
+
+    distinct: Array
+    first: Indices
+    which: Indices
+    counts: Indices
+
+
+def grouped(values: Array) -> Groups:
+    """The groups of equal `values`; meant for few distinct ones, where it is faster than sorting them all."""
+    distinct = np.unique(values)
+    which = np.searchsorted(distinct, values)
+    first = np.zeros(len(distinct), np.intp)
+    first[which[::-1]] = np.arange(len(values) - 1, -1, -1)  # the one assigned last stays
+    return Groups(distinct, first, which, np.bincount(which, minlength=len(distinct)))
+
+
+def by_cpu(rows: Columns) -> dict[int, tuple[Indices, Columns]]:
+    """For each vCPU the positions of its rows, and these rows."""
+    cpus = rows["cpu"]
+    if not len(rows) or (cpus == cpus[0]).all():
+        return {int(cpu): (np.arange(len(rows)), rows) for cpu in cpus[:1]}
+    positions = {int(cpu): np.flatnonzero(cpus == cpu) for cpu in np.unique(cpus)}
+    return {cpu: (mine, rows.take(mine)) for cpu, mine in positions.items()}
+
+
 class Joined(Columns):
     """A few whole rows in front of columns: what a rule carried over from the batch before, and this one."""
 
@@ -107,7 +136,7 @@ class Joined(Columns):
     def __getitem__(self, name: str) -> Array:
         return self.memo(name, lambda: np.concatenate((Columns(self._front)[name], self._back[name])))
 
-    def at(self, name: str, index: npt.NDArray[np.intp]) -> Array:
+    def at(self, name: str, index: Indices) -> Array:
         """The column at `index`."""
         taken: Array = self[name][index]
         return taken

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gdbext.arch import flags as rf
-from gdbext.arch.addresses import CR3_ADDRESS_SPACE, CR3_TABLE_32
+from gdbext.arch.addresses import CR3_TABLE_32, CR3_TABLES
 from gdbext.arch.registers import GPR64
 from gdbext.events.columns import Columns, Rows
 from gdbext.events.row import NOT_READ, Flag, How
@@ -61,7 +61,7 @@ def is_call(entries: Rows) -> Bools:
 
 
 def space(batch: Rows) -> U64:
-    """The address space of each row's context: CR3 without PCID and isolation bits; 0 for kernel contexts.
+    """The address space of each row's context: CR3 without PCID; 0 for kernel contexts.
 
     A kernel context may be resumed under another CR3 (lazy TLB); user contexts may not.
     """
@@ -74,8 +74,8 @@ def _space(batch: Rows) -> U64:
 
 
 def page_tables(batch: Rows) -> U64:
-    """CR3 of each row without PCID and isolation bits."""
-    bits = np.where(batch["mode"] == 64, np.uint64(CR3_ADDRESS_SPACE), np.uint64(CR3_TABLE_32))
+    """CR3 of each row without PCID."""
+    bits = np.where(batch["mode"] == 64, np.uint64(CR3_TABLES), np.uint64(CR3_TABLE_32))
     tables: U64 = batch["cr3"]
     return tables & bits
 

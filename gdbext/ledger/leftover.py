@@ -11,10 +11,10 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from gdbext.arch.frames import CS_WORD, RIP_WORD, RSP_WORD
-from gdbext.events.columns import Columns
+from gdbext.events.columns import Columns, Indices
 from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import U64, Bools, is_user, mixed, page_tables
-from gdbext.ledger.pairing import Indices, Pairs
+from gdbext.ledger.pairing import Pairs
 from gdbext.ledger.pending import REACH_BYTES, Traits, traits
 
 MOST_BELOW: Final = 3

@@ -6,11 +6,10 @@ from functools import cached_property
 
 import numpy as np
 
-from gdbext.events.columns import Columns
+from gdbext.events.columns import Columns, Indices
 from gdbext.events.row import Batch, concat, pick
 from gdbext.ledger.compare import gprs, is_user, space
 from gdbext.ledger.leftover import Left, Spanning
-from gdbext.ledger.pairing import Indices
 from gdbext.ledger.pending import REACH_BYTES, Pending, are_alike
 
 

@@ -10,13 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from gdbext.events.columns import Columns
+from gdbext.events.columns import Columns, Indices
 from gdbext.events.row import Flag, Kind
 from gdbext.ledger.compare import U64, Bools, Law, differences, keys
-
-Indices = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Each place is decoded once; without code bytes nothing is judged.
 from __future__ import annotations
 
 from collections import deque
+from operator import itemgetter
 from typing import Final
 
 import numpy as np
@@ -26,6 +27,8 @@ from gdbext.rules.guest import GuestView
 
 RED_ZONE: Final = 128
 """Bytes below RSP that a leaf function may use (System V AMD64 psABI, 3.2.2)."""
+MANY: Final = 1 << 16
+"""Places remembered."""
 AHEAD: Final = 48
 """Instructions looked ahead from an interrupted place."""
 JUDGED_FLAGS: Final = rf.DF | rf.NT
@@ -39,6 +42,8 @@ class CodeJudge:
         self._codes = {64: Code(guest.read, 64), 32: Code(guest.read, 32)}
         self._fmask: int | None = None
         self._leaks: dict[tuple[int, int], dict[int, int]] = {}
+        self._spotless: set[int] = set()
+        """Places, by hash, whose code does not use a red zone."""
         self._uses: dict[tuple[int, int, bool], Insn | None] = {}
 
     def feed(self, batch: Columns) -> list[Judged]:
@@ -66,11 +71,16 @@ class CodeJudge:
         alias = (rows["rbp"] == rows["rsp"]).astype(np.uint64)
         places = rows["rip"] ^ (alias << np.uint64(60)) ^ ((rows["rsp"] & np.uint64(15)) << np.uint64(52))
         judged: list[Judged] = []
-        for index in np.sort(np.unique(places, return_index=True)[1]):
-            row = rows.row(int(index))
+        distinct, first = np.unique(places, return_index=True)
+        for place, index in sorted(zip(distinct.tolist(), first.tolist(), strict=True), key=itemgetter(1)):
+            if place in self._spotless:
+                continue
+            row = rows.row(index)
             draft = self._red_zone(row)
             if draft is not None:
                 judged.append((draft, row, None))
+            elif len(self._spotless) < MANY:
+                self._spotless.add(place)
         return judged
 
     def _flags(self, row: Batch, fmask: int | None) -> Draft | None:

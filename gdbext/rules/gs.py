@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from gdbext.arch import vectors
 from gdbext.arch.registers import MSR_GS_BASE
-from gdbext.events.columns import Columns, Joined
+from gdbext.events.columns import Array, Columns, Joined, by_cpu
 from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import Bools, is_user
 from gdbext.rules.draft import Draft, Judged
@@ -82,9 +82,7 @@ class GsJudge:
             (relevant, np.flatnonzero(crossing), "kernel_gs_base"),
             (relevant, np.flatnonzero(nested), "gs_base"),
         ]
-        cpus = relevant["cpu"]
-        positions = {int(cpu): np.flatnonzero(cpus == cpu) for cpu in np.unique(cpus)}
-        lines = {cpu: self._line(cpu, relevant.take(mine), parity[mine]) for cpu, mine in positions.items()}
+        lines = {cpu: self._line(cpu, rows, parity[mine]) for cpu, (mine, rows) in by_cpu(relevant).items()}
         for line in lines.values():  # of all CPUs first: what one shows holds for the others from then on
             self._learn(line)
         return [judged for cpu, line in lines.items() for judged in self._one_cpu(cpu, line)]
@@ -122,19 +120,17 @@ class GsJudge:
         if len(hits):
             first_swap = int(rows["seq"][hits[0]])
             self._swaps_since = min(self._swaps_since or first_swap, first_swap)
-        for pc, first in zip(*np.unique(rows["pc"][hits], return_index=True), strict=True):
-            self._entry_swaps.setdefault(int(pc), int(rows["seq"][hits[first]]))
+        _note_first(self._entry_swaps, rows["pc"][hits], rows["seq"][hits])
         good = (before["kind"] == Kind.SWAPGS) & (before_parity == KERNEL) & (parity == USER)
         hits = np.flatnonzero(good & (rows["kind"] == Kind.EXIT) & is_user(rows) & line.fresh)
-        for pc, first in zip(*np.unique(before["pc"][hits], return_index=True), strict=True):
-            self._exit_swaps.setdefault(int(pc), int(rows["seq"][hits[first]]))
+        _note_first(self._exit_swaps, before["pc"][hits], rows["seq"][hits])
         two, two_parity = line.back(2)
         pair = (two["kind"] == Kind.SWAPGS) & (two_parity == KERNEL) & (before["kind"] == Kind.SWAPGS)
         pair &= (parity == KERNEL) & ~((rows["kind"] == Kind.EXIT) & is_user(rows)) & line.fresh
         hits = np.flatnonzero(pair)
-        places = np.stack((two["pc"][hits], before["pc"][hits]), axis=1)
-        for (one, other), first in zip(*np.unique(places, axis=0, return_index=True), strict=True):
-            self._pairs.setdefault((int(one), int(other)), int(rows["seq"][hits[first]]))
+        columns = (two["pc"][hits], before["pc"][hits], rows["seq"][hits])
+        for one, other, seq in zip(*(column.tolist() for column in columns), strict=True):
+            self._pairs.setdefault((one, other), seq)
 
     def _odd(self, line: _Line) -> Bools:
         """Events that need a look: anything but the regular entry, swap, swap, exit."""
@@ -261,6 +257,13 @@ class GsJudge:
         if _from_user(last):
             return [(_access_unswapped(row, last), row, last)]
         return [(_access_unswapped(row, None), row, None)]
+
+
+def _note_first(known: dict[int, int], places: Array, seqs: Array) -> None:
+    """Enter each of `places` that is not known with the first of its events."""
+    new = np.flatnonzero(~np.isin(places, np.array(list(known), np.uint64)))
+    for place, seq in zip(places[new].tolist(), seqs[new].tolist(), strict=True):
+        known.setdefault(place, seq)
 
 
 def _relevant(batch: Columns) -> Bools:

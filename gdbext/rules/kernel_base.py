@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from gdbext.arch.addresses import CR3_TABLES, is_canonical, is_high_half
 from gdbext.arch.registers import MSR_GS_BASE, MSR_KERNEL_GS_BASE
-from gdbext.events.columns import Columns
+from gdbext.events.columns import Columns, grouped
 from gdbext.events.row import ROW, Batch, Flag, Kind
 from gdbext.ledger.compare import is_user
 from gdbext.rules.draft import Draft, Judged
@@ -53,13 +53,12 @@ class KernelBaseJudge:
         written = (batch["kind"] == Kind.BASE) & np.isin(batch["addr"], (MSR_GS_BASE, MSR_KERNEL_GS_BASE))
         writes = batch.take(np.flatnonzero(written))
         rows, triples = self._crossings()
-        if self._is_shared(triples):
+        unique, first, counts = _distinct(triples)
+        if self._is_shared(unique):
             return self._in_order(writes, rows, triples)
         judged: list[Judged] = []
-        if len(rows):
-            unique, first, counts = _distinct(triples)
-            for at in np.argsort(first):
-                judged += self._see(unique[at], int(counts[at]), rows.row(int(first[at])))
+        for at in np.argsort(first):
+            judged += self._see(unique[at], int(counts[at]), rows.row(int(first[at])))
         self._remember(writes, rows, triples)
         return judged
 
@@ -79,9 +78,9 @@ class KernelBaseJudge:
         order = np.argsort(at_rows, kind="stable")
         return rows.take(at_rows[order]), np.concatenate(parts)[order]
 
-    def _is_shared(self, triples: Triples) -> bool:
+    def _is_shared(self, unique: Triples) -> bool:
         """True if two CPUs were seen with one base: then the order of single events matters."""
-        pairs = {(int(cpu), int(base)) for cpu, base in np.unique(triples[:, :2], axis=0)}
+        pairs = {(int(cpu), int(base)) for cpu, base, _ in unique}
         pairs |= {(cpu, base) for cpu, seen in self._seen.items() for base in seen}
         return len({base for _, base in pairs}) < len(pairs)
 
@@ -173,8 +172,8 @@ def _distinct(triples: Triples) -> tuple[Triples, Triples, Triples]:
         ^ (triples[:, 1] * np.uint64(0x9E3779B97F4A7C15))
         ^ (triples[:, 2] * np.uint64(0xC2B2AE3D27D4EB4F))
     )
-    _, first, counts = np.unique(key, return_index=True, return_counts=True)
-    return triples[first], first, counts
+    groups = grouped(key)
+    return triples[groups.first], groups.first, groups.counts
 
 
 def _foreign(cpu: int, owner: int, base: int) -> Draft:

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from gdbext.events.columns import Array, Columns
+from gdbext.events.columns import Array, Columns, grouped
 from gdbext.events.row import Flag, Kind
 from gdbext.ledger.compare import Bools, is_user, space
 from gdbext.rules.draft import Draft, Judged
@@ -70,15 +70,16 @@ class LandingJudge:
     def _unsettled(self, spaces: Array, bases: Array, frames: Array) -> list[int]:
         """Positions that need a look; the rest, of settled threads that land where they always do, is counted."""
         key = spaces ^ (bases * np.uint64(0x9E3779B97F4A7C15))
-        _, first, which, counts = np.unique(key, return_index=True, return_inverse=True, return_counts=True)
-        regular = frames == frames[first][which]
+        _, first, which, counts = grouped(key)
+        strays = np.zeros(len(first), bool)
+        strays[which[frames != frames[first][which]]] = True
         settled = np.zeros(len(first), bool)
         for group, at in enumerate(first):
             thread = (int(spaces[at]), int(bases[at]))
             own = self._own.get(thread)
             if own is None or own.frame != int(frames[at]) or own.count < STEADY or thread in self._suspected:
                 continue
-            if regular[which == group].all():
+            if not strays[group]:
                 settled[group] = True
                 own.count += int(counts[group])
         positions: list[int] = np.flatnonzero(~settled[which]).tolist()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from gdbext.events.columns import Columns
+from gdbext.events.columns import Columns, by_cpu
 from gdbext.events.row import Kind
 from gdbext.ledger.compare import Bools, is_user
 
@@ -31,9 +31,8 @@ class ParityCount:
         parity = np.full(len(batch), UNKNOWN, np.int8)
         synced = sync_points(batch)
         swaps = batch["kind"] == Kind.SWAPGS
-        for cpu in np.unique(batch["cpu"]):
-            mine = np.flatnonzero(batch["cpu"] == cpu)
-            parity[mine] = self._one_cpu(int(cpu), synced[mine], swaps[mine])
+        for cpu, (mine, _) in by_cpu(batch).items():
+            parity[mine] = self._one_cpu(cpu, synced[mine], swaps[mine])
             # An entry from user code finds the user's base whatever the count says: the exit before it was wrong.
         from_user = (batch["kind"] == Kind.ENTRY) & is_user(batch)
         parity[from_user] = USER

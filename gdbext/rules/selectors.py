@@ -13,7 +13,7 @@ import numpy.typing as npt
 from gdbext.arch import flags as rf
 from gdbext.arch import vectors
 from gdbext.arch.registers import MSR_STAR
-from gdbext.events.columns import Columns, Rows
+from gdbext.events.columns import Columns, Rows, by_cpu, grouped
 from gdbext.events.row import Batch, Flag, How, Kind, concat
 from gdbext.ledger.compare import Bools, is_user
 from gdbext.rules.draft import Draft, Judged
@@ -42,12 +42,11 @@ class SelectorJudge:
         if not len(rows):
             return judged
         self._learn(rows)
-        odd, cpus = self._odd(rows), rows["cpu"]
-        for cpu in np.unique(cpus):
-            mine = np.flatnonzero(cpus == cpu)
+        odd = self._odd(rows)
+        for cpu, (mine, _) in by_cpu(rows).items():
             for index in mine[odd[mine]].tolist():
-                judged += self._judge(self._line(int(cpu), rows, mine[mine <= index]))
-            self._carried[int(cpu)] = _worth_keeping(self._line(int(cpu), rows, mine[-KEPT:]))
+                judged += self._judge(self._line(cpu, rows, mine[mine <= index]))
+            self._carried[cpu] = _worth_keeping(self._line(cpu, rows, mine[-KEPT:]))
         return judged
 
     def _line(self, cpu: int, rows: Columns, mine: npt.NDArray[np.intp]) -> Batch:
@@ -59,7 +58,7 @@ class SelectorJudge:
     def _learn(self, rows: Columns) -> None:
         """Descriptors that kernel code runs on, with the event that showed each."""
         own = np.flatnonzero((rows["kind"] == Kind.ENTRY) & ~is_user(rows) & ((rows["ss"] & _INDEX) != 0))
-        indices, first = np.unique(rows["ss"][own] & _INDEX, return_index=True)
+        indices, first, _, _ = grouped(rows["ss"][own] & _INDEX)
         for index, at in zip(indices, first, strict=True):
             self._kernel.setdefault(int(index), int(rows["seq"][own[at]]))
 

@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from gdbext.events.columns import Array, Columns
+from gdbext.events.columns import Array, Columns, by_cpu, grouped
 from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import Bools, is_user
 from gdbext.rules.draft import Draft, Judged
@@ -85,10 +85,8 @@ class SuspendedStackJudge:
     def _tops(self, rows: Columns) -> Array:
         """For each SWITCH_OUT up to where the thread's stack is known to reach, 0 where nothing is known."""
         tops = np.zeros(len(rows), np.uint64)
-        cpus = rows["cpu"]
-        for cpu in np.unique(cpus).tolist():
-            mine = np.flatnonzero(cpus == cpu)
-            tops[mine] = self._tops_of(cpu, rows.take(mine))
+        for cpu, (mine, its) in by_cpu(rows).items():
+            tops[mine] = self._tops_of(cpu, its)
         tops[rows["kind"] != Kind.SWITCH_OUT] = 0
         return tops
 
@@ -123,7 +121,7 @@ class SuspendedStackJudge:
         switches = (kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN)
         chosen = switches & np.isin(rows["rsp"], bottom)
         lands = np.flatnonzero((kind == Kind.ENTRY) & is_user(rows) & ((rows["flags"] & Flag.IST) == 0))
-        frames, which = np.unique(rows["frame"][lands], return_inverse=True)
+        frames, _, which, _ = grouped(rows["frame"][lands])
         inside = np.any((frames[:, None] >= bottom) & (frames[:, None] <= top), axis=1)
         chosen[lands] = inside[which]
         positions: list[int] = np.flatnonzero(chosen).tolist()

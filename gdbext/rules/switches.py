@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gdbext.arch.registers import CALLEE_SAVED_32, CALLEE_SAVED_64, GPR64
-from gdbext.events.columns import Columns
+from gdbext.events.columns import Array, Columns, Indices, grouped
 from gdbext.events.row import Batch, Kind
+from gdbext.ledger.pairing import adjacent
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 
@@ -33,31 +34,24 @@ class SwitchJudge:
         if not len(rows):
             return []
         rows = rows.take(np.flatnonzero(_at_function(rows)))
-        here: dict[int, int] = {}  # like _away, but positions in this batch
-        within: list[tuple[int, int]] = []
+        if not len(rows):
+            return []
+        leaves, stacks = rows["kind"] == Kind.SWITCH_OUT, rows["rsp"]
+        within = adjacent(stacks, ~leaves)
         judged: list[Judged] = []
-        leaves, stacks = (rows["kind"] == Kind.SWITCH_OUT).tolist(), rows["rsp"].tolist()
-        for at, (leaving, stack) in enumerate(zip(leaves, stacks, strict=True)):
-            if leaving:
-                here.pop(stack, None)
-                self._away.pop(stack, None)
-                here[stack] = at
-            elif stack in here:
-                within.append((here.pop(stack), at))
-            elif stack in self._away:
-                left, back = self._away.pop(stack), rows.row(at)
-                judged += [(draft, back, left) for draft in _judge(left, back)]
-        for out, at in _changed(rows, within):
+        for out, at in zip(*_changed(rows, *within), strict=True):
             left, back = rows.row(out), rows.row(at)
             judged += [(draft, back, left) for draft in _judge(left, back)]
-        self._keep(rows, here)
-        return judged
-
-    def _keep(self, rows: Columns, here: dict[int, int]) -> None:
-        for stack, at in here.items():
-            self._away[stack] = rows.row(at).copy()
+        first, last = _ends(stacks)
+        for at in first.tolist():
+            away, back = self._away.pop(int(stacks[at]), None), rows.row(at)
+            if away is not None and not leaves[at]:
+                judged += [(draft, back, away) for draft in _judge(away, back)]
+        for at in np.sort(last[leaves[last]]).tolist():
+            self._away[int(stacks[at])] = rows.row(at).copy()
         for stack in list(self._away)[: max(len(self._away) - CAPACITY, 0)]:
             del self._away[stack]
+        return judged
 
 
 def _at_function(rows: Columns) -> npt.NDArray[np.bool_]:
@@ -74,15 +68,20 @@ def _at_function(rows: Columns) -> npt.NDArray[np.bool_]:
     return border
 
 
-def _changed(rows: Columns, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def _ends(stacks: Array) -> tuple[Indices, Indices]:
+    """The positions at which each stack comes first and last."""
+    groups = grouped(stacks)
+    last = np.zeros(len(groups.first), np.intp)
+    last[groups.which] = np.arange(len(stacks))  # the one assigned last stays
+    return groups.first, last
+
+
+def _changed(rows: Columns, left: Indices, back: Indices) -> tuple[list[int], list[int]]:
     """The pairs of which a callee-saved register differs."""
-    if not pairs:
-        return []
-    left, back = np.array(pairs).T
     registers = rows.gprs()
     differ = registers[left] != registers[back]
     lost = np.where(rows["mode"][back] == 64, differ[:, _SAVED_64].any(axis=1), differ[:, _SAVED_32].any(axis=1))
-    return [pairs[at] for at in np.flatnonzero(lost).tolist()]
+    return left[lost].tolist(), back[lost].tolist()
 
 
 def _judge(left: Batch, back: Batch) -> list[Draft]:
