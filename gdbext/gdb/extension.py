@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import gdb
 
 from gdbext.errors import CtxwatchError, EnvironmentUnusable, printable
-from gdbext.gdb import declare, text
+from gdbext.gdb import adapter, declare, text
 from gdbext.gdb.declare import Needs
 from gdbext.gdb.functions import register_functions
 from gdbext.gdb.guest import GdbGuest, GdbNames
@@ -153,6 +153,9 @@ class Extension:
         lines, self._lines = self._lines, []
         if not lines:
             return
+        if adapter.serves():
+            adapter.say("".join(f"ctxwatch: {printable(line)}\n" for line in lines))
+            return
         with gdb.with_parameter("pagination", False) if _pages() else contextlib.nullcontext():
             for line in lines:
                 gdb.write(f"ctxwatch: {printable(line)}\n")
@@ -271,4 +274,5 @@ def register() -> None:
     register_mi(extension)
     extension.safety.connect_events()
     extension.connect_events()
+    adapter.connect(extension.safety.delete_refused)
     register_tui(extension)  # it shows what the events before it have brought about

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 import gdb
 
 from gdbext.errors import CtxwatchError
+from gdbext.gdb import adapter
 
 STEPS: Final = ("stepi", "nexti", "step", "next", "until", "advance", "finish", "jump")
 REVERSE: Final = ("reverse-stepi", "reverse-nexti", "reverse-step", "reverse-next", "reverse-finish")
@@ -51,8 +52,10 @@ class GuardCommand(gdb.Command):  # type: ignore[misc]  # GDB's classes have no 
         try:
             (self._guard.after if when == "hookpost" else self._guard.before)(command)
         except CtxwatchError as error:
-            whole = getattr(error, "whole", error.__str__)
-            raise gdb.GdbError(whole()) from None
+            whole = getattr(error, "whole", error.__str__)()
+            if command in RUNS:
+                adapter.cancelled(whole)
+            raise gdb.GdbError(whole) from None
 
 
 class Hooks:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 import gdb
 
 from gdbext.code.edges import nearest_safe
-from gdbext.code.windows import find
-from gdbext.gdb import safehooks, safetext
+from gdbext.code.windows import Window, find
+from gdbext.gdb import adapter, safehooks, safetext
 from gdbext.gdb.points import Point
 from gdbext.gdb.safeedges import Edge, Edges, own
 from gdbext.gdb.target import running
@@ -49,6 +49,8 @@ class Safety:
         """The one that did."""
         self._stood = 0
         self._refused: list[gdb.Breakpoint] = []
+        self._judged: set[int] = set()
+        """Numbers of the user's breakpoints that were looked at, or made while the mode was off."""
         self._breaking = False
         self._calling: Place | None = None
         self._may_call: bool | None = None
@@ -177,6 +179,7 @@ class Safety:
         self.hooks.install()
         self._windows.forget()
         place = self.look()
+        self._judge_earlier()
         if hit is None or place is None:
             if place is not None and place.window is not None and not self._overridden:
                 self._extension.say(safetext.stop(place))
@@ -219,15 +222,34 @@ class Safety:
 
     def _on_breakpoint(self, breakpoint: gdb.Breakpoint) -> None:
         """Somebody made a breakpoint. It must not be deleted in here: others still look at it."""
-        kinds = (gdb.BP_BREAKPOINT, gdb.BP_HARDWARE_BREAKPOINT)
-        if not self.active or isinstance(breakpoint, _OURS) or breakpoint.type not in kinds:
+        if not self.active:
+            self._judged.add(breakpoint.number)
             return
-        found = self._windows.known() if running() else self._windows.all()
-        if found and any(find(found, address) is not None for address in addresses(breakpoint)):
+        self._judge(breakpoint, self._windows.known() if running() else self._windows.all())
+        if self._refused and not self._breaking:  # else a hook follows
+            self._post()
+
+    def _judge(self, breakpoint: gdb.Breakpoint, found: list[Window]) -> None:
+        """Disable the user's `breakpoint` if it lies in one of the windows `found`; it is deleted later."""
+        kinds = (gdb.BP_BREAKPOINT, gdb.BP_HARDWARE_BREAKPOINT)
+        if isinstance(breakpoint, _OURS) or breakpoint.type not in kinds or breakpoint.number in self._judged:
+            return
+        places = addresses(breakpoint)
+        if not found or not places:  # nothing is known yet of the guest, or of where it will be
+            return
+        self._judged.add(breakpoint.number)
+        if any(find(found, address) is not None for address in places):
             breakpoint.enabled = False
             self._refused.append(breakpoint)
-            if not self._breaking:  # else a hook follows
-                self._post()
+
+    def _judge_earlier(self) -> None:
+        """Look at the breakpoints that were made before the guest could be."""
+        found = self._windows.all() if self.active else []
+        for breakpoint in gdb.breakpoints():
+            if breakpoint.is_valid() and breakpoint.enabled:
+                self._judge(breakpoint, found)
+        if self._refused:
+            self._post()
 
     def delete_refused(self) -> safetext.Refused | None:
         """Delete the breakpoints that were refused; why the first was."""
@@ -235,7 +257,11 @@ class Safety:
         first = None
         for breakpoint in refused:
             if breakpoint.is_valid():
-                first = first or self._reason(breakpoint)
+                if first is None:
+                    first = self._reason(breakpoint)
+                else:
+                    first.details += (f"also deleted: breakpoint {breakpoint.number}",)
+                adapter.forget(breakpoint)
                 breakpoint.delete()
         return first
 

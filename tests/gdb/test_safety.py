@@ -25,6 +25,11 @@ def pc(gdb: Typed) -> str:
     return gdb.type("output/x $rip")
 
 
+def place(gdb: Mi) -> str:
+    """The answer alone: what was told of the stop before may still come."""
+    return gdb.ask("-data-evaluate-expression $rip").splitlines()[-1]
+
+
 def test_a_refusal_says_where_what_and_what_to_do(boot: Boot) -> None:
     live = boot("clean-nrk")
     with Typed(*live.connect, *UP, *IN_WINDOW) as gdb:
@@ -68,6 +73,24 @@ def test_calls_are_refused_in_a_window_alone_and_the_setting_comes_back(boot: Bo
         assert re.match(r"\$\d+ = \d+\n$", gdb.type("print ticks"))
         gdb.type("ctx skip")
         assert "is on" in gdb.type("show may-call-functions")
+
+
+def test_breakpoints_made_before_the_guest_had_a_table_are_refused_at_the_next_stop(boot: Boot) -> None:
+    live = boot("clean-nrk")
+    with Typed() as gdb:
+        for command in ("break *(syscall_entry+3)", "tbreak *syscall_entry", "break tick"):
+            gdb.type(live.connect[0])
+            assert "reakpoint" in gdb.type(command)
+        gdb.type(live.connect[1])
+        said = gdb.type("continue")
+        assert "breakpoint 1 refused and deleted: " in said
+        assert "<syscall_entry+0x3> is in a window" in said
+        assert "also deleted: breakpoint 2" in said
+        assert len(re.findall(r"^\d+ +breakpoint", gdb.type("info breakpoints"), re.MULTILINE)) == 1
+        gdb.type("ctx safe override break *(syscall_entry+3)")
+        gdb.type("delete 3")
+        assert "Breakpoint 4, " in gdb.type("continue")
+        assert "Breakpoint 4, " in gdb.type("continue")
 
 
 def test_override_lets_one_command_through_and_is_recorded(boot: Boot) -> None:
@@ -170,14 +193,14 @@ def test_skip_keeps_to_its_vcpu(boot: Boot, name: str) -> None:
 def test_the_machine_interface_is_refused_alike(boot: Boot) -> None:
     live = boot("clean-nrk")
     with Mi(*live.connect, *UP, *IN_WINDOW) as gdb:
-        before = gdb.ask("-data-evaluate-expression $rip")
+        before = place(gdb)
         for command in ("step", "step-instruction", "next", "next-instruction", "until", "finish", "jump *$pc"):
             assert re.search(r"\^error \w+ refused: ", gdb.ask(f"-exec-{command}")), command
         assert "may-call-functions is off" in gdb.ask('-data-evaluate-expression "tick(0)"')
         said = gdb.ask("-break-insert *(syscall_entry+3)") + gdb.say("info line *$pc")
         assert re.search("breakpoint [0-9] refused and deleted", said)
         assert "'body': []" in gdb.ask("-break-list")
-        assert gdb.ask("-data-evaluate-expression $rip") == before
+        assert place(gdb) == before
         assert "Arrived at" in gdb.say("ctx skip")
 
 
