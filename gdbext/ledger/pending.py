@@ -15,7 +15,7 @@ import numpy.typing as npt
 from gdbext.arch.addresses import MASK64
 from gdbext.arch.frames import word_size
 from gdbext.events.columns import Columns
-from gdbext.events.row import ROW, Batch, pick, words
+from gdbext.events.row import ROW, Batch, Flag, pick, words
 from gdbext.ledger.compare import U64, Bools, gprs, is_user, keys, mixed, space
 
 CAPACITY: Final = 4096
@@ -28,6 +28,8 @@ _THIRDS: Final = ((0, 1, 2, 8, 9), (3, 5, 10, 11, 12), (6, 7, 13, 14, 15))
 """The registers besides RSP in UNLIKE + 1 groups: of two contexts that are alike, one group is the same. Each has
 registers that 32-bit code uses."""
 _RSP: Final = 4
+_STEPS: Final = {size: tuple(step for step in range(size - REACH_BYTES, REACH_BYTES, size) if step) for size in (4, 8)}
+"""Distances of the frames that are near, by the bytes of a word."""
 _WEIGHTS: Final = np.zeros((16, UNLIKE + 1), np.uint64)
 """What each register counts for in the hash of its group."""
 for _group, _third in enumerate(_THIRDS):
@@ -37,8 +39,9 @@ for _group, _third in enumerate(_THIRDS):
 
 class Traits(NamedTuple):
     """What a context is found by. key: see :func:`gdbext.ledger.compare.keys`.  thread: a hash of address space, FS
-    base, and whether it is user code.  stack: one of thread and RSP.  frame: bits of the handler, address.  registers:
-    a hash of each group of the general registers.  cpu: on which it was interrupted, or is resumed."""
+    base, and whether it is user code.  stack: one of thread and RSP, of 32-bit code.  frame: bits of the handler,
+    address.  registers: a hash of each group of the general registers.  cpu: on which it was interrupted, or is
+    resumed."""
 
     key: int
     thread: int
@@ -51,7 +54,8 @@ class Traits(NamedTuple):
 def traits(rows: Columns) -> list[Traits]:
     """The traits of each row."""
     thread = threads(rows)
-    stacks = mixed(thread, rows["rsp"], np.uint64(0))
+    small = (rows["flags"] & Flag.LINEAR32) != 0
+    stacks = np.where(small, mixed(thread, rows["rsp"], np.uint64(0)), np.uint64(0))
     frames = zip(rows["mode"].tolist(), rows["frame"].tolist(), strict=True)
     groups = (rows.gprs() @ _WEIGHTS).tolist()
     return list(
@@ -80,7 +84,8 @@ class Pending:
         self._threads: _Index = {}
         self._stacks: _Index = {}
         self._frames: _Index = {}
-        self._groups: tuple[_Index, ...] = tuple({} for _ in _THIRDS)
+        self._groups = np.zeros((0, len(_THIRDS)), np.uint64)
+        self._numbers = np.zeros(0, np.intp)
         self._next = 0
 
     def __len__(self) -> int:
@@ -93,7 +98,10 @@ class Pending:
         number = self._next
         self._next += 1
         self.take(number - self._capacity)
-        self._words[number % self._capacity] = words(row)[0]
+        slot = number % self._capacity
+        self._words[slot] = words(row)[0]
+        self._groups[slot] = found_by.registers
+        self._numbers[slot] = number
         self._traits[number] = found_by
         for index, trait in self._entries(found_by):
             index.setdefault(trait, {})[number] = None
@@ -128,15 +136,14 @@ class Pending:
         return self.rows(list(self._threads.get(found_by.thread, ())))
 
     def at_stack(self, found_by: Traits) -> list[int]:
-        """Numbers of those of them that have the same RSP, too, oldest first."""
+        """Numbers of those of them, if they are 32-bit code, that have the same RSP, too, oldest first."""
         return list(self._stacks.get(found_by.stack, ()))
 
     def near(self, found_by: Traits) -> Batch:
         """The contexts whose frame lies within REACH_BYTES of this one's, but not at it, oldest first."""
         mode, frame = found_by.frame
-        size = word_size(mode)
-        places = [(mode, frame + step) for step in range(size - REACH_BYTES, REACH_BYTES, size) if step]
-        numbers = sorted(number for place in places for number in self._frames.get(place, ()))
+        places = [(mode, frame + step) for step in _STEPS[word_size(mode)]]
+        numbers = sorted(number for place in places if place in self._frames for number in self._frames[place])
         return self.rows([number for number in numbers if self._traits[number].cpu == found_by.cpu])
 
     def at_frame(self, found_by: Traits) -> list[int]:
@@ -145,27 +152,26 @@ class Pending:
 
     def alike(self, registers: U64, found_by: Traits) -> Batch:
         """The contexts that differ from these sixteen `registers` in UNLIKE of them at most, oldest first."""
-        groups = [index[group] for index, group in zip(self._groups, found_by.registers, strict=True) if group in index]
-        if not groups:
-            return self._rows[:0]
-        numbers = np.array(sorted(set().union(*groups)), np.intp)
-        rows = self.rows(numbers)
+        some = (self._groups == np.array(found_by.registers, np.uint64)).any(axis=1)
+        rows = self.rows(sorted(number for number in self._numbers[some].tolist() if number in self._traits))
         return pick(rows, are_alike(gprs(rows), registers))
 
     def _entries(self, found_by: Traits) -> Iterator[tuple[_Index, Hashable]]:
         """Where a context is entered, and under what."""
         yield self._keys, found_by.key
         yield self._threads, found_by.thread
-        yield self._stacks, found_by.stack
         yield self._frames, found_by.frame
-        yield from zip(self._groups, found_by.registers, strict=True)
+        if found_by.stack:
+            yield self._stacks, found_by.stack
 
     def _begin(self, row: Batch) -> None:
         """Allocate for this dtype; a source never changes its row in mid-stream."""
         self._rows = np.zeros(self._capacity, row.dtype)
         self._words = words(self._rows)
+        self._groups = np.zeros((self._capacity, len(_THIRDS)), np.uint64)
+        self._numbers = np.zeros(self._capacity, np.intp)
         self._traits.clear()
-        for index in (self._keys, self._threads, self._stacks, self._frames, *self._groups):
+        for index in (self._keys, self._threads, self._stacks, self._frames):
             index.clear()
         self._next = 0
 

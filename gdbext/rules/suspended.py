@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from gdbext.events.columns import Array, Columns, by_cpu, grouped
+from gdbext.events.columns import Array, Columns, Indices, by_cpu, grouped
 from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import Bools, is_user
 from gdbext.rules.draft import Draft, Judged
@@ -67,17 +67,17 @@ class SuspendedStackJudge:
         if not len(rows):
             return judged
         tops = self._tops(rows)
-        for at in self._worth_a_look(rows, tops):
-            row, top, stack = rows.row(at), int(tops[at]), int(rows["rsp"][at])
-            which = int(row["kind"][0])
+        positions = self._worth_a_look(rows, tops)
+        columns = (column[positions].tolist() for column in (rows["kind"], rows["rsp"], rows["seq"], tops))
+        for at, which, stack, event, top in zip(positions.tolist(), *columns, strict=True):
             if which == Kind.ENTRY:
-                self._land(row)
-            elif which == Kind.SWITCH_IN:
-                judged += self._switch_in(row)
-            else:
-                self._away.pop(stack, None)
-                if top:
-                    self._away[stack] = _Suspended(top, int(row["seq"][0]))
+                self._land(rows.row(at))
+                continue
+            thread = self._away.pop(stack, None)
+            if which == Kind.SWITCH_IN:
+                judged += _goes_on(thread, event)
+            elif top:
+                self._away[stack] = _Suspended(top, event)
         for stack in list(self._away)[: max(len(self._away) - CAPACITY, 0)]:
             del self._away[stack]
         return judged
@@ -110,11 +110,11 @@ class SuspendedStackJudge:
         of_kernel = resumed - stack - 1 < SMALL_STACK - 1
         return np.where(of_user, home, np.where(of_kernel, resumed + np.uint64(HANDLER_BYTES - 1), np.uint64(0)))
 
-    def _worth_a_look(self, rows: Columns, tops: Array) -> list[int]:
+    def _worth_a_look(self, rows: Columns, tops: Array) -> Indices:
         """Positions of the switches of threads that are followed, and of the entries onto their stacks."""
         leaves = np.flatnonzero(tops)
         if not self._away and not len(leaves):
-            return []
+            return leaves
         bottom = np.array([*self._away, *rows["rsp"][leaves].tolist()], np.uint64)
         top = np.array([*(thread.top for thread in self._away.values()), *tops[leaves].tolist()], np.uint64)
         kind = rows["kind"]
@@ -124,8 +124,7 @@ class SuspendedStackJudge:
         frames, _, which, _ = grouped(rows["frame"][lands])
         inside = np.any((frames[:, None] >= bottom) & (frames[:, None] <= top), axis=1)
         chosen[lands] = inside[which]
-        positions: list[int] = np.flatnonzero(chosen).tolist()
-        return positions
+        return np.flatnonzero(chosen)
 
     def _land(self, row: Batch) -> None:
         frame = int(row["frame"][0])
@@ -133,11 +132,12 @@ class SuspendedStackJudge:
             if bottom <= frame <= thread.top and thread.landed is None:
                 thread.landed = row.copy()
 
-    def _switch_in(self, row: Batch) -> list[Judged]:
-        thread = self._away.pop(int(row["rsp"][0]), None)
-        if thread is None or thread.landed is None:
-            return []
-        return [(_draft(thread, thread.landed, int(row["seq"][0])), thread.landed, None)]
+
+def _goes_on(thread: _Suspended | None, event: int) -> list[Judged]:
+    """A suspended thread, if one is known, goes on at `event`."""
+    if thread is None or thread.landed is None:
+        return []
+    return [(_draft(thread, thread.landed, event), thread.landed, None)]
 
 
 def _relevant(batch: Columns) -> Bools:

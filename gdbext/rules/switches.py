@@ -44,8 +44,9 @@ class SwitchJudge:
             judged += [(draft, back, left) for draft in _judge(left, back)]
         first, last = _ends(stacks)
         for at in first.tolist():
-            away, back = self._away.pop(int(stacks[at]), None), rows.row(at)
+            away = self._away.pop(int(stacks[at]), None)
             if away is not None and not leaves[at]:
+                back = rows.row(at)
                 judged += [(draft, back, away) for draft in _judge(away, back)]
         for at in np.sort(last[leaves[last]]).tolist():
             self._away[int(stacks[at])] = rows.row(at).copy()
