@@ -7,11 +7,11 @@ from typing import Final
 MASK64: Final = 0xFFFF_FFFF_FFFF_FFFF
 MASK32: Final = 0xFFFF_FFFF
 
-CR3_ADDRESS_SPACE: Final = 0x000F_FFFF_FFFF_E000
-"""CR3 bits that name an address space: without the PCID (bits 0–11) and without bit 12, which page-table isolation
-flips between the user's and the kernel's copy of the same tables, and without bit 63 (no flush)."""
 CR3_TABLES: Final = 0x000F_FFFF_FFFF_F000
-"""CR3 bits that are the address of the page tables, bit 12 included."""
+"""CR3 bits that are the address of the page tables: without the PCID (bits 0–11) and bit 63 (no flush).
+
+Bit 12 tells the user's from the kernel's copy where page-table isolation keeps them side by side, and two processes
+apart where it does not. User code is entered from and resumed under one copy: nothing behind the iret can change it."""
 
 CR3_TABLE_32: Final = 0xFFFF_FFE0
 """CR3 bits that name an address space of a 32-bit kernel: with PAE the top table has 32 bytes, many share a page."""

@@ -18,7 +18,7 @@
 
 enum { LEDGER_PLACES = 8192, LEDGER_BUCKETS = 16384, LEDGER_NONE = LEDGER_PLACES, RFLAGS_RF = 1 << 16 };
 
-#define CR3_ADDRESS_SPACE 0x000fffffffffe000ull /* as gdbext/arch/addresses.py says and why */
+#define CR3_TABLES 0x000ffffffffff000ull /* as gdbext/arch/addresses.py says and why */
 
 typedef struct {
     uint64_t seq;
@@ -51,7 +51,7 @@ static void ledger_init(void)
 
 static uint64_t ledger_space(const ctx_row *row)
 {
-    return (row->cs & 3) == 3 ? row->cr3 & CR3_ADDRESS_SPACE : 0;
+    return (row->cs & 3) == 3 ? row->cr3 & CR3_TABLES : 0;
 }
 
 static uint16_t *ledger_bucket_of(uint64_t rip, uint64_t rsp, uint64_t space)

@@ -128,7 +128,7 @@ def test_wrong_address_space() -> None:
     assert codes(entry(context()), exit_(context(cr3=0x55000000))) == [("CW107", "cr3")]
 
 
-@pytest.mark.parametrize(("bits", "apart"), [(64, 0x2000), (32, 0x1000), (32, 0x20)])
+@pytest.mark.parametrize(("bits", "apart"), [(64, 0x2000), (64, 0x1000), (32, 0x1000), (32, 0x20)])
 def test_a_fork_in_the_neighbouring_tables_is_another_context(bits: int, apart: int) -> None:
     """Its maker's registers stay its own, and the call that it left when it was killed is nobody's."""
     maker = context(1, cr3=0x1CF6000)
