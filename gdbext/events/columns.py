@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gdbext.events.row import ROW, Batch, concat
+from gdbext.events.row import ROW, Batch, concat, pick
 
 FEW = 8
 """Of so many rows one that is asked for does not make the whole column worth copying."""
-_GPRS = "gprs"
+NO_ROWS = np.zeros(0, ROW)
+GPRS = "gprs"
 """A name like a column's for the sixteen general registers."""
 _FIRST_GPR = ROW.fields["rax"][1] if ROW.fields else 0
 
@@ -25,46 +26,22 @@ Indices = npt.NDArray[np.intp]
 
 
 class Columns:
-    """Columns of `rows`, or of the rows at `index` of another Columns; made when first asked for."""
+    """Columns of `rows`, made when first asked for."""
 
-    __slots__ = ("_index", "_made", "_parent", "rows")
+    __slots__ = ("_made", "_rows")
 
-    def __init__(self, rows: Batch, parent: Columns | None = None, index: Indices | None = None) -> None:
-        self.rows = rows
-        self._parent = parent
-        self._index = index
+    def __init__(self, rows: Batch) -> None:
+        self._rows = rows
         self._made: dict[str, Array] = {}
 
     def __len__(self) -> int:
-        return len(self.rows) if self._index is None else len(self._index)
+        return len(self._rows)
 
     def __getitem__(self, name: str) -> Array:
         found = self._made.get(name)
         if found is None:
-            if self._parent is not None and self._index is not None:
-                found = self._parent.at(name, self._index)
-            else:
-                found = np.ascontiguousarray(_registers(self.rows) if name == _GPRS else self.rows[name])
-            self._made[name] = found
+            found = self._made[name] = self._make(name)
         return found
-
-    def at(self, name: str, index: Indices) -> Array:
-        """The column at `index` (positions in this object); of few rows it is read where it lies."""
-        if name in self._made or FEW * len(index) > len(self):
-            return self[name][index]
-        if self._parent is not None and self._index is not None:
-            return self._parent.at(name, self._index[index])
-        taken: Array = (_registers(self.rows) if name == _GPRS else self.rows[name])[index]
-        return taken
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The columns there are."""
-        return self.rows.dtype.names or ()
-
-    def gprs(self) -> Array:
-        """The sixteen general registers as an (n, 16) array."""
-        return self[_GPRS]
 
     def memo(self, name: str, make: Callable[[], Array]) -> Array:
         """A derived column, made once."""
@@ -73,20 +50,124 @@ class Columns:
             found = self._made[name] = make()
         return found
 
+    def gprs(self) -> Array:
+        """The sixteen general registers as an (n, 16) array."""
+        return self[GPRS]
+
+    def at(self, name: str, index: Indices) -> Array:
+        """The column at `index` (positions in this object); of few rows it is read where it lies."""
+        if name in self._made or FEW * len(index) > len(self):
+            return self[name][index]
+        return self._gather(name, index)
+
     def take(self, index: Indices) -> Columns:
         """The columns of the rows at `index` (positions in this object)."""
-        return Columns(self.rows, self, index)
+        return _Taken(self, index)
+
+    @property
+    def dtype(self) -> np.dtype[np.void]:
+        """The rows' type."""
+        return self._rows.dtype
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns there are."""
+        return self.dtype.names or ()
+
+    @property
+    def rows(self) -> Batch:
+        """All the rows, whole."""
+        return self._rows
 
     def row(self, position: int) -> Batch:
         """One whole row, as a batch of one."""
-        at = position if self._index is None else int(self._index[position])
-        if self._parent is not None:
-            return self._parent.row(at)
-        return self.rows[at : at + 1]
+        return self._rows[position : position + 1]
+
+    def pick(self, index: Indices) -> Batch:
+        """A copy of the whole rows at `index`."""
+        return pick(self._rows, index)
+
+    def _make(self, name: str) -> Array:
+        return np.ascontiguousarray(_column(self._rows, name))
+
+    def _gather(self, name: str, index: Indices) -> Array:
+        taken: Array = _column(self._rows, name)[index]
+        return taken
 
 
-def _registers(rows: Batch) -> Array:
-    """The general registers inside the rows, not copied."""
+class _Taken(Columns):
+    """The columns of some rows of another."""
+
+    __slots__ = ("_index", "_parent")
+
+    def __init__(self, parent: Columns, index: Indices) -> None:
+        super().__init__(NO_ROWS)
+        self._parent = parent
+        self._index = index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @property
+    def dtype(self) -> np.dtype[np.void]:
+        return self._parent.dtype
+
+    @property
+    def rows(self) -> Batch:
+        return self._parent.pick(self._index)
+
+    def row(self, position: int) -> Batch:
+        return self._parent.row(int(self._index[position]))
+
+    def pick(self, index: Indices) -> Batch:
+        return self._parent.pick(self._index[index])
+
+    def _make(self, name: str) -> Array:
+        return self._parent.at(name, self._index)
+
+    def _gather(self, name: str, index: Indices) -> Array:
+        return self._parent.at(name, self._index[index])
+
+
+class Joined(Columns):
+    """A few whole rows in front of columns: what a rule carried over from the batch before, and this one."""
+
+    __slots__ = ("_back",)
+
+    def __init__(self, front: Batch, back: Columns) -> None:
+        super().__init__(front)
+        self._back = back
+
+    def __len__(self) -> int:
+        return len(self._rows) + len(self._back)
+
+    @property
+    def rows(self) -> Batch:
+        return concat((self._rows, self._back.rows))
+
+    def row(self, position: int) -> Batch:
+        front = len(self._rows)
+        return self._rows[position : position + 1] if position < front else self._back.row(position - front)
+
+    def pick(self, index: Indices) -> Batch:
+        return concat([self.row(at) for at in index.tolist()]) if len(index) else self._rows[:0]
+
+    def last(self, count: int) -> Batch:
+        """The last `count` rows, as a batch."""
+        return self.pick(np.arange(max(len(self) - count, 0), len(self)))
+
+    def _make(self, name: str) -> Array:
+        return np.concatenate((_column(self._rows, name), self._back[name]))
+
+    def _gather(self, name: str, index: Indices) -> Array:
+        taken: Array = self[name][index]
+        return taken
+
+
+def _column(rows: Batch, name: str) -> Array:
+    """The column, or the general registers, inside the rows, not copied."""
+    if name != GPRS:
+        return rows[name]
     if not len(rows):
         return np.zeros((0, 16), "<u8")
     return np.ndarray((len(rows), 16), "<u8", rows, _FIRST_GPR, (rows.strides[0], 8))
@@ -118,39 +199,6 @@ def by_cpu(rows: Columns) -> dict[int, tuple[Indices, Columns]]:
         return {int(cpu): (np.arange(len(rows)), rows) for cpu in cpus[:1]}
     positions = {int(cpu): np.flatnonzero(cpus == cpu) for cpu in np.unique(cpus)}
     return {cpu: (mine, rows.take(mine)) for cpu, mine in positions.items()}
-
-
-class Joined(Columns):
-    """A few whole rows in front of columns: what a rule carried over from the batch before, and this one."""
-
-    __slots__ = ("_back", "_front")
-
-    def __init__(self, front: Batch, back: Columns) -> None:
-        super().__init__(back.rows)
-        self._front = front
-        self._back = back
-
-    def __len__(self) -> int:
-        return len(self._front) + len(self._back)
-
-    def __getitem__(self, name: str) -> Array:
-        return self.memo(name, lambda: np.concatenate((Columns(self._front)[name], self._back[name])))
-
-    def at(self, name: str, index: Indices) -> Array:
-        """The column at `index`."""
-        taken: Array = self[name][index]
-        return taken
-
-    def row(self, position: int) -> Batch:
-        """One whole row, as a batch of one."""
-        if position < len(self._front):
-            return self._front[position : position + 1]
-        return self._back.row(position - len(self._front))
-
-    def last(self, count: int) -> Batch:
-        """The last `count` rows, as a batch."""
-        first = max(len(self) - count, 0)
-        return concat([self.row(at) for at in range(first, len(self))])
 
 
 Rows = Batch | Columns

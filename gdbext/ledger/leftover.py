@@ -77,13 +77,13 @@ class Spanning:
 
 def leftover(batch: Columns, pairs: Pairs, spanning: Spanning) -> Iterator[Left]:
     """The entries and exits that did not pair, in order."""
-    rows = batch.take(pairs.rest)
+    rows, whole = batch.take(pairs.rest), batch.pick(pairs.rest)
     popped, tables = rows["stack"], page_tables(rows)
     rsp = np.where((rows["flags"] & Flag.NO_STACK) != 0, popped[:, RSP_WORD], rows["rsp"])
     yield from map(
         Left,
         pairs.rest.tolist(),
-        map(batch.row, pairs.rest.tolist()),
+        (whole[at : at + 1] for at in range(len(whole))),
         *(rows[name].tolist() for name in ("kind", "how", "flags", "rip")),
         is_user(rows).tolist(),
         traits(rows),

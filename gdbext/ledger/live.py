@@ -31,7 +31,7 @@ class Live:
 
     @cached_property
     def _spanning(self) -> Batch:
-        return pick(self._batch.rows, self._indices)
+        return self._batch.pick(self._indices)
 
     def resumed_later(self) -> Batch:
         """Those that the exit's own batch resumes later."""
@@ -60,7 +60,7 @@ class Live:
         found, row = self._indices, self._left.row
         distance = self._batch["frame"][found] - row["frame"]
         found = found[(distance + np.uint64(REACH_BYTES) < 2 * REACH_BYTES) & (distance != 0)]
-        rows = pick(self._batch.rows, found)
+        rows = self._batch.pick(found)
         return _merged(pending, pick(rows, (rows["cpu"] == row["cpu"]) & (rows["mode"] == row["mode"])))
 
     @cached_property
@@ -70,7 +70,7 @@ class Live:
         found = self._indices
         if len(found):
             found = found[are_alike(self._batch.at("gprs", found), mine)]
-        return _merged(self._pending.alike(mine, self._left.traits), pick(self._batch.rows, found))
+        return _merged(self._pending.alike(mine, self._left.traits), self._batch.pick(found))
 
 
 def _merged(pending: Batch, spanning: Batch) -> Batch:

@@ -52,8 +52,9 @@ class CodeJudge:
         fmask = batch.take(np.flatnonzero((kind == Kind.BASE) & (batch["addr"] == MSR_FMASK)))
         entries = (kind == Kind.ENTRY) & ((batch["flags"] & Flag.UNREADABLE) == 0)
         judged: list[Judged] = []
-        for index in np.flatnonzero(entries & ((batch["rflags"] & JUDGED_FLAGS) != 0)):
-            row = batch.row(int(index))
+        doubtful = batch.pick(np.flatnonzero(entries & ((batch["rflags"] & JUDGED_FLAGS) != 0)))
+        for at in range(len(doubtful)):
+            row = doubtful[at : at + 1]
             known = fmask["value"][fmask["seq"] < row["seq"][0]]
             draft = self._flags(row, int(known[-1]) if len(known) else self._fmask)
             if draft is not None:

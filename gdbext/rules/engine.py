@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from gdbext.events.columns import Columns
+from gdbext.events.columns import Columns, Rows
 from gdbext.events.row import Batch, Flag, Kind
 from gdbext.ledger.compare import is_call, is_user, space
 from gdbext.rules import codes as code_table
@@ -101,11 +101,11 @@ class Engine:
         """All findings so far, equal ones once with a count, in order of events; at one event the cause comes first."""
         return self._in_order(self._found.values())
 
-    def feed(self, batch: Batch) -> list[Finding]:
-        """Judge `batch` (rows in order of ``seq``); return the findings that are the first of their kind."""
+    def feed(self, batch: Rows) -> list[Finding]:
+        """Judge `batch` (in order of ``seq``); return the findings that are the first of their kind."""
         if not len(batch):
             return []
-        columns = Columns(np.ascontiguousarray(batch))
+        columns = batch if isinstance(batch, Columns) else Columns(np.ascontiguousarray(batch))
         self.history.begin(columns)
         self._count(columns)
         self._width.feed(columns)

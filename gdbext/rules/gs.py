@@ -92,7 +92,7 @@ class GsJudge:
         return self._count.after(cpu)
 
     def _line(self, cpu: int, rows: Columns, parity: Parity) -> _Line:
-        old, old_parity = self._carried.get(cpu, (rows.rows[:0], parity[:0]))
+        old, old_parity = self._carried.get(cpu, (np.zeros(0, rows.dtype), parity[:0]))
         fresh = np.arange(len(old) + len(rows)) >= len(old)
         line = _Line(Joined(old, rows), np.concatenate((old_parity, parity)), fresh)
         self._carried[cpu] = line.rows.last(LOOK_BACK), line.parity[-LOOK_BACK:]

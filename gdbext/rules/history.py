@@ -25,7 +25,8 @@ class History:
     def begin(self, batch: Columns) -> None:
         """`batch` is about to be judged; the one before becomes past."""
         if len(self._now):
-            self._keep(self._now.rows[-CAPACITY:], keys(self._now)[-CAPACITY:])
+            last = np.arange(max(len(self._now) - CAPACITY, 0), len(self._now))
+            self._keep(self._now.pick(last), keys(self._now)[-CAPACITY:])
         self._now = batch
 
     def before(self, seq: int) -> Batch:
@@ -42,7 +43,7 @@ class History:
         start = max(end - CAPACITY, 0)
         kept = self._end - min(self._end, CAPACITY - (end - start))
         past = pick(self._past, kept + np.flatnonzero(self._past_keys[kept : self._end] == key))
-        found = pick(self._now.rows, start + np.flatnonzero(keys(self._now)[start:end] == key))
+        found = self._now.pick(start + np.flatnonzero(keys(self._now)[start:end] == key))
         found = concat((past, found)) if len(past) else found
         return pick(found, (found["kind"] == Kind.ENTRY) & (found["seq"] < seq) & ~is_call(found))
 

@@ -51,7 +51,7 @@ class SelectorJudge:
 
     def _line(self, cpu: int, rows: Columns, mine: npt.NDArray[np.intp]) -> Batch:
         """The last events of `cpu` up to the last of `mine`, what was carried over in front."""
-        new = concat([rows.row(int(at)) for at in mine[-KEPT:]])
+        new = rows.pick(mine[-KEPT:])
         old = self._carried.get(cpu, new[:0])
         return concat((old, new))
 

@@ -48,8 +48,10 @@ class SwitchJudge:
             if away is not None and not leaves[at]:
                 back = rows.row(at)
                 judged += [(draft, back, away) for draft in _judge(away, back)]
-        for at in np.sort(last[leaves[last]]).tolist():
-            self._away[int(stacks[at])] = rows.row(at).copy()
+        gone = np.sort(last[leaves[last]])
+        left_behind = rows.pick(gone)
+        for at, stack in enumerate(stacks[gone].tolist()):
+            self._away[stack] = left_behind[at : at + 1].copy()
         for stack in list(self._away)[: max(len(self._away) - CAPACITY, 0)]:
             del self._away[stack]
         return judged
