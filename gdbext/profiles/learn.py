@@ -173,6 +173,8 @@ def _complete(learnt: Learnt, best: SaveMap, saves: Sequence[SaveMap], restores:
             loaded = {name: at + shift for name, at in restore.layout.items()}
             _choose(learnt, best, loaded)
             _add(learnt, loaded)
+    if best.area is not None and best.area[1] == FRAME and "rip" in learnt.slots:
+        _add(learnt, {"error": learnt.slots["rip"] - learnt.bits // 8})  # where the CPU pushes it, or a stub its like
     learnt.slots = dict(sorted(learnt.slots.items(), key=lambda item: item[1]))
 
 
