@@ -105,7 +105,7 @@ def report(file: str, name: str | None) -> int:
         with view:
             started = time.monotonic()
             for batch, findings in work.steps():
-                gathered.feed(batch, bool(findings))
+                gathered.feed(batch.rows, bool(findings))
                 view.progress(work.engine.counts, time.monotonic() - started)
         gathered.finish()
         page = html.page(recorded.report(work), recording.header, gathered, recording.guest.symbol)
@@ -137,7 +137,7 @@ def _to_trace(recording: Recording, path: Path) -> None:
     with gzip.open(path, "wt", 3, "utf-8") if packed else path.open("w", encoding="utf-8") as out:
         writer = TraceWriter(out, recording.header.guest, recording.guest.symbol)
         for batch, findings in Replay(recording).steps():
-            writer.feed(batch, findings)
+            writer.feed(batch.rows, findings)
         writer.finish()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final
 
 from gdbext.errors import RecordingError
@@ -78,6 +78,10 @@ def parse(metadata: Mapping[bytes, bytes] | None) -> Header:
         raise RecordingError("its header is damaged", f"{type(error).__name__}: {error}") from error
 
 
+_CALLS: Final = tuple(field.name for field in fields(Policy) if field.default == Calls())
+"""What a policy says of system calls."""
+
+
 def _policy_document(policy: Policy) -> dict[str, Any]:
     document = asdict(replace(policy, fixups=None))
     document["syscall_returns"] = sorted(policy.syscall_returns)
@@ -91,7 +95,7 @@ def _policy(document: dict[str, Any]) -> Policy:
     given |= {
         "syscall_returns": frozenset(given["syscall_returns"]),
         "fixups": Fixups(frozenset((int(at), int(to)) for at, to in fixups)) if fixups is not None else None,
-        **{name: _calls(given.get(name, {})) for name in ("replaces_own", "edits_others")},
+        **{name: _calls(given.get(name, {})) for name in _CALLS},
         "tracked": tuple(_tracked(table) for table in given["tracked"]),
         "layout": Layout(**layout) if layout is not None else None,
         "writers": tuple((int(start), int(end)) for start, end in writers) if writers is not None else None,

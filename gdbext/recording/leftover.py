@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 
 from gdbext.errors import CtxwatchError, RecordingError
+from gdbext.events.columns import Columns
 from gdbext.events.row import Batch, empty
 from gdbext.recording import schema as columns
 from gdbext.recording.header import Header
@@ -46,10 +47,10 @@ class LeftoverFile:
         self._rows: Batch = rows if rows is not None else empty(0, simd=self.simd)
         self.flaw = f"the {source.lost} events before these were overwritten" if source.lost else None
 
-    def units(self) -> Iterator[tuple[Batch, Mark]]:
+    def units(self) -> Iterator[tuple[Columns, Mark]]:
         """All events, a batch at a time."""
         for unit in self.index():
-            yield self.batch(unit), unit.mark
+            yield Columns(self.batch(unit)), unit.mark
 
     def index(self) -> list[Unit]:
         """The batches' places and marks."""

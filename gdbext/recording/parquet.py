@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gdbext.errors import RecordingError
+from gdbext.events.columns import Columns
 from gdbext.events.row import Batch, empty
 from gdbext.recording import header as headers
 from gdbext.recording import mark as marks
@@ -93,11 +94,11 @@ class ParquetFile:
         if groups != sum(1 for mark in self._marks if mark.rows):
             raise RecordingError("it is damaged: row groups are missing")
 
-    def units(self) -> Iterator[tuple[Batch, Mark]]:
+    def units(self) -> Iterator[tuple[Columns, Mark]]:
         """Every batch of events with its mark, in order; then ``end`` or ``flaw`` is set."""
         try:
             for unit in self.index():
-                yield self.batch(unit), unit.mark
+                yield Columns(self.batch(unit)), unit.mark
         except RecordingError as error:
             self.flaw = str(error)
 

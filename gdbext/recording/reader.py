@@ -11,6 +11,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from gdbext.errors import RecordingError
+from gdbext.events.columns import Columns
 from gdbext.events.row import Batch
 from gdbext.recording import leftover, parquet
 from gdbext.recording.header import Header
@@ -30,7 +31,7 @@ class _File(Protocol):
     flaw: str | None
     end: Mark | None
 
-    def units(self) -> Iterator[tuple[Batch, Mark]]: ...
+    def units(self) -> Iterator[tuple[Columns, Mark]]: ...
 
     def index(self) -> list[Unit]: ...
 
@@ -79,17 +80,26 @@ class Recording:
 
     def units(self) -> Iterator[tuple[Batch, Mark]]:
         """Each batch with its mark; ``guest`` knows what the mark brings when they are delivered."""
+        for batch, mark in self._units():
+            yield batch.rows, mark
+
+    def batches(self) -> Iterator[Batch]:
+        """Each batch of events, in order."""
+        for batch in self.columns():
+            yield batch.rows
+
+    def columns(self) -> Iterator[Columns]:
+        """The same, for whom columns will do."""
+        for batch, _ in self._units():
+            if len(batch):
+                yield batch
+
+    def _units(self) -> Iterator[tuple[Columns, Mark]]:
         for batch, mark in self._file.units():
             self.guest.learn(mark)
             yield batch, mark
         if self.end is not None:
             self.guest.learn(self.end)
-
-    def batches(self) -> Iterator[Batch]:
-        """Each batch of events, in order."""
-        for batch, _ in self.units():
-            if len(batch):
-                yield batch
 
     def index(self) -> list[Unit]:
         """Each batch's place and mark, for reading out of order; ``guest`` then knows all that was captured.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from gdbext.events.row import Batch
+import numpy as np
+
+from gdbext.events.columns import Columns
 from gdbext.recording.reader import Recording
 from gdbext.rules.engine import Engine
 from gdbext.rules.finding import Finding
@@ -35,17 +37,17 @@ class Replay:
         """Whether `max_findings` ended it before the recording did."""
         self._max = max_findings
 
-    def steps(self) -> Iterator[tuple[Batch, list[Finding]]]:
+    def steps(self) -> Iterator[tuple[Columns, list[Finding]]]:
         """Each batch, judged, with the findings that are the first of their kind; a last, empty one may add some."""
-        batch: Batch | None = None
-        for batch in self.recording.batches():
+        batch: Columns | None = None
+        for batch in self.recording.columns():
             yield batch, self.engine.feed(batch)
             if 0 < self._max <= len(self.engine.findings):
                 self.stopped = True
                 return
         found = self.engine.finish()
         if batch is not None and found:
-            yield batch[:0], found
+            yield batch.take(np.empty(0, np.intp)), found
 
     def run(self) -> Engine:
         """Go through all of it and return the engine with its findings and counts."""

@@ -10,7 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gdbext.errors import RecordingError
+from gdbext.events.columns import Columns
 from gdbext.events.row import FIELDS, ROW, SIMD, X87_REGISTERS, XMM_REGISTERS, Batch, empty
+from gdbext.recording.apart import Apart
 
 CHUNK: Final = 1024
 """Rows converted at once: they fit in the second-level cache, which every column walks through again."""
@@ -101,14 +103,27 @@ def from_arrow(record: pa.RecordBatch) -> Batch:
     batch = empty(record.num_rows, simd)
     pairs = []
     for array, column in zip(record.columns, columns(simd), strict=True):
-        flat = array.flatten() if column.length > 1 else array
-        target = view(batch, column)
-        pairs.append((target, flat.to_numpy(zero_copy_only=True).reshape(target.shape)))
+        pairs.append((view(batch, column), _values(array, column)))
     for start in range(0, record.num_rows, CHUNK):
         part = slice(start, start + CHUNK)
         for target, values in pairs:
             target[part] = values[part]
     return batch
+
+
+def apart(record: pa.RecordBatch) -> Columns:
+    """The columns of an Arrow record batch that passed :func:`check`, not copied where they can be used as they are."""
+    if has_simd(record.schema):
+        return Columns(from_arrow(record))
+    pairs = zip(record.columns, _PLAIN, strict=True)
+    return Apart(ROW, {column.name: _values(array, column) for array, column in pairs})
+
+
+def _values(array: pa.Array, column: Column) -> npt.NDArray[Any]:
+    """The column's values where they lie."""
+    flat = array.flatten() if column.length > 1 else array
+    values: npt.NDArray[Any] = flat.to_numpy(zero_copy_only=True)
+    return values.reshape(-1, column.length) if column.length > 1 else values
 
 
 def view(batch: Batch, column: Column) -> npt.NDArray[Any]:

@@ -14,6 +14,7 @@ from typing import Final
 import pyarrow as pa
 
 from gdbext.errors import RecordingError
+from gdbext.events.columns import Columns
 from gdbext.events.row import Batch, empty
 from gdbext.recording import header as headers
 from gdbext.recording import mark as marks
@@ -51,7 +52,7 @@ class StreamFile:
         self.simd = columns.check(self.schema)
         self._first = frame.end
 
-    def units(self) -> Iterator[tuple[Batch, Mark]]:
+    def units(self) -> Iterator[tuple[Columns, Mark]]:
         """Every batch of events with its mark, in order; then ``end`` or ``flaw`` is set."""
         for unit in self._units(skip=False):
             try:
@@ -66,7 +67,7 @@ class StreamFile:
 
     def batch(self, unit: Unit) -> Batch:
         """The events of one unit of the index; raises RecordingError where they are damaged."""
-        return self._rows(unit)
+        return self._rows(unit).rows
 
     def close(self) -> None:
         """Close the file; idempotent."""
@@ -117,9 +118,9 @@ class StreamFile:
             raise RecordingError(f"it is damaged: there is no mark at byte {frame.start}")
         return found
 
-    def _rows(self, unit: Unit) -> Batch:
+    def _rows(self, unit: Unit) -> Columns:
         if unit.place is None:
-            return empty(0, self.simd)
+            return Columns(empty(0, self.simd))
         frame = frame_at(self._fd, unit.place, self._size)
         if frame is None:
             raise RecordingError(f"there is no batch at byte {unit.place}")
@@ -131,7 +132,7 @@ class StreamFile:
             raise RecordingError(f"the batch at byte {unit.place} is damaged", _first_line(error)) from error
         if record.num_rows != unit.mark.rows or record.num_rows > MAX_ROWS:
             raise RecordingError(f"the batch at byte {unit.place} is damaged")
-        return columns.from_arrow(record)
+        return columns.apart(record)
 
     def _bytes(self, frame: Frame) -> bytes:
         data = os.pread(self._fd, frame.end - frame.start, frame.start)

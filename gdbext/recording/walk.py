@@ -18,7 +18,7 @@ from gdbext.arch import vectors
 from gdbext.arch.frames import FRAME_FIELDS
 from gdbext.arch.registers import GPR32, GPR64, SEGMENTS, display_name
 from gdbext.errors import NotCapable, RecordingError, UsageError
-from gdbext.events.columns import Columns
+from gdbext.events.columns import Columns, Rows
 from gdbext.events.row import SLOT_NAMES, Batch, Flag, How, Kind
 from gdbext.recording.header import Header
 from gdbext.recording.reader import Recording
@@ -299,7 +299,7 @@ class Walk:
             if not len(rows):
                 continue
             self._units.append(_Unit(int(rows["seq"].min()), int(rows["seq"].max()), counts, copy.deepcopy(parity)))
-            parity.count(Columns(rows))
+            parity.count(rows)
             for cpu in np.unique(rows["cpu"]):
                 self._cpus.setdefault(int(cpu), int(rows["seq"][rows["cpu"] == cpu][0]))
             counts = tuple(a + b for a, b in zip(counts, _counted(rows), strict=True))  # type: ignore[assignment]
@@ -325,7 +325,7 @@ class Walk:
         return {cpu: count.after(cpu) for cpu, first in sorted(self._cpus.items()) if first <= here}
 
 
-def _counted(rows: Batch) -> tuple[int, int, int, int]:
+def _counted(rows: Rows) -> tuple[int, int, int, int]:
     entry = rows["kind"] == Kind.ENTRY
     call = np.isin(rows["how"], (How.SYSCALL, How.SYSENTER, How.SOFT))
     swaps, exits = rows["kind"] == Kind.SWAPGS, rows["kind"] == Kind.EXIT

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from gdbext.recording.memory import RecordedGuest, RememberingGuest
 from gdbext.recording.reader import Recording
 from gdbext.recording.writer import Recorder
 from gdbext.rules.fixups import Fixups
-from gdbext.rules.policy import Implication, Layout, Policy, Tracked
+from gdbext.rules.policy import Calls, Implication, Layout, Policy, Tracked
 from gdbext.sources.base import Capability
 from gdbext.sources.recording import RecordingSource
 from tests.recording.sessions import FakeGuest, busy, header, record, replayed
@@ -33,7 +34,17 @@ POLICY = Policy(
     tracked=(Tracked("depth", 0xFF, True, (Implication(True, False, 3),)), Tracked("state")),
     layout=Layout({"rip": 0, "rsp": 8}, 64),
     writers=((1, 2), (3, 4)),
+    vm86=True,
+    nested_nmi=True,
+    user_redirects=True,
+    replaces_own=Calls((15,), (119, 173)),
+    edits_others=Calls((101,)),
+    names_aborts=Calls((334,), (386,)),
 )
+
+
+def test_the_policy_that_is_recorded_and_read_back_has_every_field() -> None:
+    assert [field.name for field in fields(Policy) if getattr(POLICY, field.name) == field.default] == []
 
 
 @pytest.mark.parametrize("simd", [False, True])
