@@ -101,3 +101,12 @@ def test_a_whole_context_that_is_lost_is_no_overwritten_frame(handler: Snippet) 
     engine = Engine(guest=Guest(handler))
     engine.feed(stamp(batch(came, exit_(ctx | {"rsp": 0x10, "rbx": 5}, pc=handler["leave"], frame=FRAME))))
     assert "CW302" not in [finding.code for finding in engine.findings]
+
+
+def test_lost_flags_come_first_until_a_stray_store_is_seen(handler: Snippet) -> None:
+    ctx = context(1)
+    came = entry(ctx, pc=handler["entry"], frame=FRAME)
+    lost = exit_(ctx | {"rflags": 0x202}, pc=handler["leave"], frame=FRAME)
+    engine = Engine(guest=Guest(handler))
+    engine.feed(stamp(batch(came, lost)))
+    assert [finding.code for finding in engine.findings] == ["CW102", "CW302"]
