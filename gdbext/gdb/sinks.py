@@ -133,6 +133,8 @@ class EngineSink:
 class StreamSink:
     """Sends rows to whoever opened the UNIX socket at `path` and serves its requests (gdbext.sources.rowstream).
 
+    ``@NAME`` is a socket without a file (unix(7), abstract).
+
     With `wait`, the guest stands at each row on which a rule may speak until an answer comes.
     """
 
@@ -143,7 +145,7 @@ class StreamSink:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._buffer = b""
         try:
-            self._socket.connect(path)
+            self._socket.connect("\0" + path[1:] if path.startswith("@") else path)
         except OSError as error:
             raise CtxwatchError(f"nobody listens at {path}", error.strerror or str(error)) from error
 

@@ -110,6 +110,11 @@ class GdbChild:
         return bool(self.stops)
 
     @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
     def alive(self) -> bool:
         """The process runs."""
         return self._process.poll() is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-import tempfile
+import struct
 import threading
 import time
 from collections.abc import Sequence
@@ -41,6 +41,8 @@ _NO_GUEST: Final = "GDB is not connected"
 _MEMORY_WAIT: Final = 2.0
 """Seconds to wait for a stop at which memory can be read."""
 _MEMORY_POLL: Final = 0.05
+_CREDENTIALS: Final = struct.Struct("3i")
+"""``struct ucred``: process, user, group."""
 
 
 class GdbstubSource:
@@ -66,7 +68,6 @@ class GdbstubSource:
         gdb: str = "gdb",
     ) -> None:
         self.capabilities = Capability.MEMORY | Capability.SWITCHES | (Capability.HALT if halt else Capability.NONE)
-        self._directory = tempfile.TemporaryDirectory(prefix="ctxwatch-")
         self._ready = threading.Condition()
         self._rows: list[bytes] = []
         self._memory: list[bytes | None] = []
@@ -79,9 +80,9 @@ class GdbstubSource:
         self._next_look = 0.0
         self._silence = _SILENCE
         self._child: GdbChild | None = None
-        path = Path(self._directory.name) / "rows"
-        self._command = f"ctx watch --stream {path}" + (" --halt" if halt else "")
-        self._listener = _listen(path)
+        self._listener = _listen()
+        name = self._listener.getsockname()[1:].decode()
+        self._command = f"ctx watch --stream @{name}" + (" --halt" if halt else "")
         try:
             self._open(endpoint, kernel, arch, gdb)
         except BaseException:
@@ -167,7 +168,6 @@ class GdbstubSource:
         if self._peer is not None:
             self._peer.close()
         self._listener.close()
-        self._directory.cleanup()
 
     def _open(self, endpoint: str, kernel: Path | None, arch: str, gdb: str) -> None:
         if arch not in ARCHITECTURES:
@@ -195,11 +195,21 @@ class GdbstubSource:
                 return False
             if _NO_TABLE not in error.what:
                 raise CtxwatchError("the guest cannot be watched through gdbstub", error.what) from error
-            self._listener.accept()[0].close()  # the collector had come already
+            self._accept().close()  # the collector had come already
             return True
-        self._peer = self._listener.accept()[0]
+        self._peer = self._accept()
         threading.Thread(target=self._receive, name="gdbstub rows", daemon=True).start()
         return True
+
+    def _accept(self) -> socket.socket:
+        """The collector's connection. Nobody else gets one, though anybody may knock at a socket without a file."""
+        assert self._child is not None
+        while True:
+            peer = self._listener.accept()[0]
+            pid, _, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+            if pid == self._child.pid:
+                return peer
+            peer.close()
 
     def _look(self, deadline: float) -> None:
         """Until the guest is watched: stop it now and then and try. Firmware boots whatever it likes."""
@@ -293,11 +303,11 @@ class GdbstubSource:
             child.cli("detach", _LEAVE)
 
 
-def _listen(path: Path) -> socket.socket:
-    """A socket for the collector, which only we may use."""
+def _listen() -> socket.socket:
+    """A socket for the collector, by a name that Linux chooses (unix(7), autobind): a file would outlive a killed
+    process."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(path))
-    path.chmod(0o600)
+    listener.bind("")
     listener.listen(1)
     listener.settimeout(10)
     return listener

@@ -1,4 +1,7 @@
-"""Whoever is killed, at whatever moment: the guest outlives its reader, all else is told, and nothing stays behind."""
+"""Whoever is killed, at whatever moment: the guest outlives its reader, all else is told, and nothing stays behind.
+
+``CTXWATCH_KILLS=50`` kills each fifty times.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,12 @@ from pathlib import Path
 import pytest
 
 from gdbext.qemu.probe import ProbeBuild, plugin_args
+from tests.gdb.conftest import run_gdb, start_gdb
+from tests.gdb.probed import Probed
 
-pytestmark = pytest.mark.guest
+TURNS = int(os.environ.get("CTXWATCH_KILLS", "2"))
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(120 + 20 * TURNS)]
 
-TURNS = [pytest.param(2, id="twice"), pytest.param(50, id="fifty", marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
 CTXWATCH = [sys.executable, "-c", "import sys; from gdbext.cli.main import main; sys.exit(main())"]
 READER = """
 import sys
@@ -55,13 +60,15 @@ def descendants(pid: int) -> dict[int, str]:
 class Run:
     """A ``ctxwatch run`` under way, with the processes and the directory that must go with it."""
 
-    def __init__(self, *words: str) -> None:
+    def __init__(self, scratch: Path, *words: str) -> None:
+        self.scratch = scratch
         self.process = subprocess.Popen(
             [*CTXWATCH, "run", *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env={**os.environ, "TMPDIR": str(scratch)},
         )
         self.below: dict[int, str] = {}
         self.directory: Path | None = None
@@ -97,10 +104,11 @@ class Run:
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
             left = [pid for pid in self.below if Path(f"/proc/{pid}/cmdline").exists() and _runs(pid)]
-            if not left and self.directory is not None and not self.directory.exists():
+            files = list(self.scratch.iterdir())
+            if not left and not files and self.directory is not None and not self.directory.exists():
                 return
             time.sleep(0.05)
-        pytest.fail(f"left behind: {left} of {self.below}, {self.directory}")
+        pytest.fail(f"left behind: {left} of {self.below}, {self.directory}, {files}")
 
 
 def _runs(pid: int) -> bool:
@@ -111,11 +119,11 @@ def _runs(pid: int) -> bool:
 
 
 @pytest.fixture
-def run() -> Iterator[Callable[..., Run]]:
+def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     runs: list[Run] = []
 
     def start(*words: str) -> Run:
-        runs.append(Run(*words))
+        runs.append(Run(tmp_path, *words))
         return runs[-1]
 
     yield start
@@ -124,10 +132,10 @@ def run() -> Iterator[Callable[..., Run]]:
         started.process.wait()
 
 
-@pytest.mark.parametrize("turns", TURNS)
-def test_killed_ctxwatch_takes_its_guest_along(run: Callable[..., Run], turns: int) -> None:
-    for _ in range(turns):
-        started = run("clean-nrk", "--via", "probe")
+@pytest.mark.parametrize("via", ["probe", "gdbstub"])
+def test_killed_ctxwatch_takes_its_guest_along(run: Callable[..., Run], via: str) -> None:
+    for _ in range(TURNS):
+        started = run("clean-nrk", "--via", via)
         started.wait_for("qemu-system")
         time.sleep(random.uniform(0, 1.5))
         started.below = descendants(started.process.pid)
@@ -135,13 +143,13 @@ def test_killed_ctxwatch_takes_its_guest_along(run: Callable[..., Run], turns: i
         started.assert_nothing_left()
 
 
-@pytest.mark.parametrize("turns", TURNS)
 @pytest.mark.parametrize(
     ("program", "via", "status"),
     [("qemu-system", "probe", 3), ("qemu-system", "gdbstub", 3), ("gdb", "gdbstub", 2)],
 )
-def test_a_killed_helper_is_told(run: Callable[..., Run], turns: int, program: str, via: str, status: int) -> None:
-    for _ in range(turns):
+def test_a_killed_helper_is_told(run: Callable[..., Run], program: str, via: str, status: int) -> None:
+    """The guest's death is 3, that of a program we need is an unusable environment."""
+    for _ in range(TURNS):
         started = run("clean-nrk", "--via", via)
         pid = started.wait_for(program)
         time.sleep(random.uniform(0, 1.5))
@@ -149,16 +157,13 @@ def test_a_killed_helper_is_told(run: Callable[..., Run], turns: int, program: s
         os.kill(pid, signal.SIGKILL)
         said = started.said()
         assert started.process.returncode == status, said
+        assert len(re.findall("killed by (SIGKILL|signal 9)", said)) == 1, said
         assert "Traceback" not in said
-        assert said.strip(), "nothing was said"
         started.assert_nothing_left()
 
 
-@pytest.mark.parametrize("turns", TURNS)
-def test_a_guest_outlives_its_reader(
-    probe: ProbeBuild, guest: Callable[[str], Path], tmp_path: Path, turns: int
-) -> None:
-    for turn in range(turns):
+def test_a_guest_outlives_its_reader(probe: ProbeBuild, guest: Callable[[str], Path], tmp_path: Path) -> None:
+    for turn in range(TURNS):
         ring, serial = tmp_path / f"ring{turn}", tmp_path / f"serial{turn}"
         words = ["-kernel", str(guest("clean-nrk")), "-m", "64M", "-net", "none", "-display", "none"]
         words += ["-serial", f"file:{serial}", *plugin_args(probe, ring, rows=256)]
@@ -184,6 +189,25 @@ def test_a_guest_outlives_its_reader(
         assert "were overwritten" in replayed.stdout + replayed.stderr
         assert re.search(r"\d+ entries", replayed.stdout), replayed.stdout
         ring.unlink()
+
+
+@pytest.mark.parametrize("halt", ["", " --halt"])
+def test_a_guest_outlives_the_gdb_that_watches_it(halt: str) -> None:
+    """A GDB that was attached to a guest with the probe: the guest goes on, and the next GDB can watch it again."""
+    for _ in range(TURNS):
+        with Probed("clean-nrk") as live:
+            gdb = start_gdb(*live.connect, f"ctx watch{halt}", "continue")
+            live.printed("guest: start")
+            time.sleep(random.uniform(0, 1.0))
+            below = descendants(gdb.process.pid)
+            gdb.process.kill()
+            said = gdb.finish()
+            assert "Traceback" not in said
+            live.printed("guest: done")
+            assert not [pid for pid in below if _runs(pid)]
+            assert {path.name for path in live.directory.iterdir()} <= {"gdb", "guest.ring", "guest.qmp", "serial"}
+            again = run_gdb(*live.connect, "ctx watch", "ctx watch off", "detach")
+            assert "Watching through the probe" in again, again
 
 
 def until(condition: Callable[[], bool], seconds: float = 40.0) -> None:
