@@ -60,7 +60,7 @@ def test_bug_by_probe(guest: Guest) -> None:
 
 @pytest.mark.parametrize("guest", BUGGY, ids=name)
 def test_bug_by_probe_without_symbols(guest: Guest) -> None:
-    run = watch(guest.name, "--via", "probe", "--stripped", "--max-findings", str(2 + len(guest.codes)))
+    run = watch(guest.name, "--via", "probe", "--stripped", "--max-findings", str(4 + len(guest.codes)))
     expect_bug(guest, run, guest.codes)
     assert all(finding["interrupted"]["symbol"] is None for finding in run.document["findings"]), run.evidence
 
