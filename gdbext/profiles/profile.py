@@ -70,7 +70,7 @@ class Profile:
         if table is None:
             return found
         try:
-            for address in _walk(table, scope, note):
+            for address in _walk(table, scope, lambda text: note(f"profile {self.name}: {text}")):
                 found.append(address)
         except (OSError, UsageError) as error:
             note(f"profile {self.name}: [areas] {table.kind}: {error}: {len(found)} areas are watched")

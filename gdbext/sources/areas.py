@@ -9,6 +9,7 @@ that area alone and is said once.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -38,6 +39,8 @@ FXSAVE_WRITES: Final = 416
 _REGISTERS: Final = frozenset({*(ROW.names or ()), "gs", "fs"})
 """Names in expressions that are no symbols."""
 
+_NUMBER: Final = re.compile(r"\b(0x[0-9a-f]+|\d+)\b")
+
 SymbolAddress = Callable[[str], int | None]
 Note = Callable[[str], None]
 
@@ -45,12 +48,12 @@ Note = Callable[[str], None]
 class AreaWatcher:
     """Keeps a source's watched ranges up to date.
 
-    profile: what is known of the kernel; None, or one without an area: learnt from the guest's code, where the source
-    sees stores.  symbol: the address of a name.  note: told, in one line, what could not be watched.  code: the
-    guest's code bytes, by default the source's memory.  still: holds the guest while its code is looked at, so that
-    no save goes by unseen meanwhile.  wait: has each vCPU wait (True) at exits that resume no context as it was, or
-    no longer (False); None where that is not ours to ask for. Each context's first run is such an exit, and shows its
-    area before anything is saved there.
+    profile: what is known of the kernel; None, or one without an area: learnt from the guest's code.  symbol: the
+    address of a name.  note: told, in one line, what could not be watched.  code: the guest's code bytes, by default
+    the source's memory.  still: holds the guest while its code is looked at, so that no save goes by unseen
+    meanwhile.  wait: has each vCPU wait (True) at exits that resume no context as it was, or no longer (False); None
+    where that is not ours to ask for. Each context's first run is such an exit, and shows its area before anything is
+    saved there.
     """
 
     def __init__(
@@ -79,12 +82,12 @@ class AreaWatcher:
         self._can_watch = Capability.STORES in source.capabilities
         self._active = Capability.MEMORY in source.capabilities
         unknown = profile is None or (profile.layout is None and profile.data.areas is None)
-        missing = _missing_name(profile, symbol) if profile is not None and self._can_watch else None
+        missing = _missing_name(profile, symbol) if profile is not None and self._active else None
         if profile is not None and missing is not None:
             said = f"profile {profile.name}: {missing} is not a symbol of this kernel"
             note(f"{said}: where its save areas are is learnt from its code")
             self.profile, unknown = None, True
-        self.learner = Learner(code or source.read_memory) if unknown and self._can_watch else None
+        self.learner = Learner(code or source.read_memory) if unknown and self._active else None
         if self._wait is not None and self._active and self._can_watch and (self.learner or self._watchable):
             self._wait(True)
         else:
@@ -163,7 +166,7 @@ class AreaWatcher:
         profile = self._profile
         current = self._current(row)
         found = [current] if current is not None and self._readable(current) else []
-        found += [a for a in profile.areas(self.scope(row, 0), self._say) if self._readable(a)]
+        found += [a for a in profile.areas(self.scope(row, 0), self._say_once) if self._readable(a)]
         return self._watch([a for a in dict.fromkeys(found) if a not in self._areas], row)
 
     def _current(self, row: Batch) -> int | None:
@@ -237,6 +240,13 @@ class AreaWatcher:
             return
         yield start, start + area.simd
         yield start + area.simd + FXSAVE_WRITES, start + self._size
+
+    def _say_once(self, text: str) -> None:
+        """Tell `text`, unless it was told before of another address."""
+        key = _NUMBER.sub("#", text)
+        if key not in self._told:
+            self._told.add(key)
+            self._note(text)
 
     def _say(self, text: str, detail: str = "") -> None:
         """Tell `text` and `detail`, unless `text` was told before."""

@@ -230,3 +230,34 @@ def test_a_stripped_kernel_s_areas_are_learnt(assemble: Assemble) -> None:
     rows = found.look(batch(entry(context(), pc=snippet["entry"])))
     assert rows["addr"][rows["kind"] == Kind.AREA].tolist() == [AREA]
     assert len(notes) == 1
+
+
+def test_a_layout_is_learnt_where_no_stores_are_seen(assemble: Assemble) -> None:
+    """As through GDB's breakpoints: an entry whose frame is shifted in its area is known by the layout alone."""
+    snippet = assemble(NRK_SAVE.format(more=WHOLE) + NRK_RESTORE.format(cs=20).replace("restore:", "", 1))
+
+    def code(address: int, length: int) -> bytes:
+        offset = address - snippet.base
+        if not 0 <= offset < len(snippet.data):
+            raise OSError("unmapped")
+        return snippet.data[offset : offset + length]
+
+    source = Memory({KERNEL_BASE + 8: AREA}, [range(AREA, AREA + 704)])
+    source.capabilities = Capability.MEMORY
+    found, notes = watcher(None, source, code)
+    rows = found.look(batch(entry(context(), pc=snippet["entry"])))
+    assert rows["addr"][rows["kind"] == Kind.AREA].tolist() == [AREA]
+    assert np.count_nonzero(rows["kind"] == Kind.SLOT) > 16
+    assert (source.watched, notes) == ([], [])
+
+
+def test_a_list_that_ends_elsewhere_each_time_is_told_once() -> None:
+    text = (
+        "name = 'two'\ntitle = 'a list'\n[area]\nsize = 16\n[area.slots]\nrip = 0\n"
+        "[areas]\nkind = 'list'\nhead = '[rdi]'\nnext = 8\n"
+    )
+    found, notes = watcher(Profile(parse(text, "two.toml")), Memory({}, [range(AREA, AREA + 16)]))
+    for seed in (1, 2, 3):
+        found.look(batch(entry(context(seed))))
+    assert len(notes) == 1
+    assert "profile two: [areas] list" in notes[0]
