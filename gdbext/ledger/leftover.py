@@ -15,7 +15,7 @@ from gdbext.events.columns import Columns, Indices
 from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import U64, Bools, is_user, mixed, page_tables
 from gdbext.ledger.pairing import Pairs
-from gdbext.ledger.pending import REACH_BYTES, Traits, traits
+from gdbext.ledger.pending import REACH_BYTES, Traits, places, traits
 
 MOST_BELOW: Final = 3
 """Words below a frame at which RSP is looked for; the eight words seen then hold the frame."""
@@ -72,7 +72,7 @@ class Spanning:
     def may_lie_on(self, rows: Columns) -> Bools:
         """False where no kernel code with the RSP of `rows` has its frame where theirs is."""
         kernel = self._rows.take(np.flatnonzero(~is_user(self._rows)))
-        return np.isin(_place(rows), _place(kernel))
+        return np.isin(places(rows), places(kernel))
 
 
 def leftover(batch: Columns, pairs: Pairs, spanning: Spanning) -> Iterator[Left]:
@@ -103,7 +103,3 @@ def _below(rows: Columns, tables: U64) -> list[tuple[int, ...]]:
         columns.append(mixed(popped[:, words + RIP_WORD], popped[:, words + RSP_WORD], space).tolist())
     framed = ((rows["how"] == How.IRET) & (rows["mode"] == 64)).tolist()
     return [keys if known else () for keys, known in zip(zip(*columns, strict=True), framed, strict=True)]
-
-
-def _place(rows: Columns) -> U64:
-    return mixed(rows["frame"], rows["rsp"], rows["mode"].astype(np.uint64))

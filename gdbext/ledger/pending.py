@@ -40,13 +40,14 @@ for _group, _third in enumerate(_THIRDS):
 class Traits(NamedTuple):
     """What a context is found by. key: see :func:`gdbext.ledger.compare.keys`.  thread: a hash of address space, FS
     base, and whether it is user code.  stack: one of thread and RSP, of 32-bit code.  frame: bits of the handler,
-    address.  registers: a hash of each group of the general registers.  cpu: on which it was interrupted, or is
-    resumed."""
+    address.  place: a hash of frame and RSP, of kernel code.  registers: one of each group of the general registers.
+    cpu: on which it was interrupted, or is resumed."""
 
     key: int
     thread: int
     stack: int
     frame: tuple[int, int]
+    place: int
     registers: list[int]
     cpu: int
 
@@ -57,10 +58,15 @@ def traits(rows: Columns) -> list[Traits]:
     small = (rows["flags"] & Flag.LINEAR32) != 0
     stacks = np.where(small, mixed(thread, rows["rsp"], np.uint64(0)), np.uint64(0))
     frames = zip(rows["mode"].tolist(), rows["frame"].tolist(), strict=True)
-    groups = (rows.gprs() @ _WEIGHTS).tolist()
-    return list(
-        map(Traits, keys(rows).tolist(), thread.tolist(), stacks.tolist(), frames, groups, rows["cpu"].tolist())
-    )
+    columns = keys(rows), thread, stacks, places(rows), rows.gprs() @ _WEIGHTS, rows["cpu"]
+    key, own, stack, place, groups, cpus = (column.tolist() for column in columns)
+    return list(map(Traits, key, own, stack, frames, place, groups, cpus))
+
+
+def places(rows: Columns) -> U64:
+    """A hash of each row's frame and RSP where it is kernel code's, else 0."""
+    place = mixed(rows["frame"], rows["rsp"], rows["mode"].astype(np.uint64))
+    return np.where(is_user(rows), np.uint64(0), place)
 
 
 def threads(rows: Columns) -> U64:
@@ -84,6 +90,7 @@ class Pending:
         self._threads: _Index = {}
         self._stacks: _Index = {}
         self._frames: _Index = {}
+        self._places: _Index = {}
         self._groups = np.zeros((0, len(_THIRDS)), np.uint64)
         self._numbers = np.zeros(0, np.intp)
         self._next = 0
@@ -146,9 +153,9 @@ class Pending:
         numbers = sorted(number for place in places if place in self._frames for number in self._frames[place])
         return self.rows([number for number in numbers if self._traits[number].cpu == found_by.cpu])
 
-    def at_frame(self, found_by: Traits) -> list[int]:
-        """Numbers of the contexts whose frame is where this one's is, on whatever CPU, newest first."""
-        return list(self._frames.get(found_by.frame, ()))[::-1]
+    def at_place(self, found_by: Traits) -> list[int]:
+        """Numbers of the kernel's contexts with the frame and the RSP of this one, on whatever CPU, newest first."""
+        return list(self._places.get(found_by.place, ()))[::-1]
 
     def alike(self, registers: U64, found_by: Traits) -> Batch:
         """The contexts that differ from these sixteen `registers` in UNLIKE of them at most, oldest first."""
@@ -161,6 +168,8 @@ class Pending:
         yield self._keys, found_by.key
         yield self._threads, found_by.thread
         yield self._frames, found_by.frame
+        if found_by.place:
+            yield self._places, found_by.place
         if found_by.stack:
             yield self._stacks, found_by.stack
 
@@ -171,7 +180,7 @@ class Pending:
         self._groups = np.zeros((self._capacity, len(_THIRDS)), np.uint64)
         self._numbers = np.zeros(self._capacity, np.intp)
         self._traits.clear()
-        for index in (self._keys, self._threads, self._stacks, self._frames):
+        for index in (self._keys, self._threads, self._stacks, self._frames, self._places):
             index.clear()
         self._next = 0
 

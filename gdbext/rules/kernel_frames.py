@@ -39,7 +39,7 @@ class KernelFrames:
         """
         if left.how != How.IRET or left.user:
             return None
-        numbers = self._pending.at_frame(left.traits)
+        numbers = self._pending.at_place(left.traits)
         if not numbers and not left.on_frame:
             return None
         row, rows = left.row, self._pending.rows(numbers)
