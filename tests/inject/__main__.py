@@ -26,6 +26,7 @@ _EXAMPLES: Final = """examples:
   scripts/inject linux-amd64 'skip-swapgs-*'     those whose names match
   scripts/inject linux-i386 all --json out.json  every fault that kernel can have
   scripts/inject all                             every fault in every Linux kernel
+  scripts/inject linux-amd64 all --blind         told nothing of the kernel: no names, no profile
   scripts/inject --markdown out.json             the table in docs/injection.md
 
 exit status: 0 all was found as expected, 1 something was not, 2 wrong usage, 3 a guest was not healthy to begin with
@@ -42,7 +43,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if args.list:
             _list()
             return 0
-        return _run(_chosen(args.guest, args.fault), args.json)
+        return _run(_chosen(args.guest, args.fault), args.json, args.blind)
     except CtxwatchError as error:
         print(f"inject: {error}", file=sys.stderr)
         return error.status
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("guest", nargs="?", help="a bundled guest, or all: the Linux kernels")
     parser.add_argument("fault", nargs="*", help="names or patterns of faults (default: all)")
+    parser.add_argument("--blind", action="store_true", help="know nothing of the kernel: no names, no profile")
     parser.add_argument("--list", action="store_true", help="list the faults")
     parser.add_argument("--json", metavar="FILE", help="write the results there, - for standard output")
     parser.add_argument("--markdown", nargs="+", metavar="FILE", help="print the table of results written by --json")
@@ -78,11 +80,11 @@ def _chosen(guest: str | None, patterns: Sequence[str]) -> list[tuple[guests.Gue
     return [(subject, fault) for subject, fault in pairs if bits_of(subject) in fault.bits or fault.name in patterns]
 
 
-def _run(chosen: Sequence[tuple[guests.Guest, Fault]], out: str | None) -> int:
+def _run(chosen: Sequence[tuple[guests.Guest, Fault]], out: str | None, blind: bool) -> int:
     """Inject all, telling each at once and keeping what there is after each."""
     documents: list[dict[str, Any]] = []
     for guest, fault in chosen:
-        documents.append(inject(guest, fault).document())
+        documents.append(inject(guest, fault, blind).document())
         if out != "-":
             print(table.line(documents[-1]), flush=True)
         if out is not None and out != "-":

@@ -22,11 +22,12 @@ from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.profiles import profile as profiles
 from gdbext.qemu import guests, images
 from gdbext.qemu.guests import Guest
-from gdbext.qemu.images import Image
+from gdbext.qemu.images import Image, Symbols
 from gdbext.qemu.machine import ARCHITECTURES, Machine
 from gdbext.rules.codes import ERROR
 from gdbext.rules.engine import Engine
 from gdbext.rules.finding import Finding
+from gdbext.sources.discoveries import Discoveries
 from gdbext.sources.learning import Handlers
 from gdbext.sources.probe import ProbeSource
 from tests.inject.stub import Stub
@@ -48,16 +49,20 @@ class Live:
     ``exits``: (address, How, to user mode) → how often; ``swaps``: (address of a swapgs, Kind of the event beside it,
     its How) → how often; ``bases``: (address, MSR) of writes of a base → how often; ``switches``: first instructions
     of thread switches seen, and their ends; ``last_switch``: event
-    number of the last switch of threads or page tables. All addresses are guest virtual.
+    number of the last switch of threads or page tables; ``discoveries``: what the guest showed of itself. All addresses
+    are guest virtual.
+
+    blind: nothing is known of the kernel, neither names nor a profile.
     """
 
-    def __init__(self, guest: Guest, simd: bool = False, nmi: bool = False) -> None:
+    def __init__(self, guest: Guest, simd: bool = False, nmi: bool = False, blind: bool = False) -> None:
         self.guest = guest
         self.findings: list[Finding] = []
         self.complaints: list[str] = []
         self.lines: list[str] = []
         self.ended = ""
         self.handlers = Handlers()
+        self.discoveries = Discoveries()
         self.entries: Counter[int] = Counter()
         self.exits: Counter[tuple[int, int, bool]] = Counter()
         self.swaps: Counter[tuple[int, int, int]] = Counter()
@@ -67,14 +72,15 @@ class Live:
         self.last_switch = 0
         self._last_event = time.monotonic()
         self.bits = ARCHITECTURES[guest.arch]
-        self._simd, self._nmi = simd or guest.simd, nmi
+        self._simd, self._nmi, self._blind = simd or guest.simd, nmi, blind
         self._stub: Stub | None = None
         self._close = contextlib.ExitStack()
 
     def __enter__(self) -> Live:
         with contextlib.ExitStack() as stack:
             kernel = guests.build(self.guest)
-            self.image = _image(kernel)
+            image = None if self._blind else _image(kernel)
+            self.symbols = image.symbols if image is not None else Symbols()
             argv = tuple(self.guest.command(kernel))
             feed = stack.enter_context(
                 contextlib.closing(feeds.choose("probe", argv, feeds.Wishes(simd=self._simd), _silent))
@@ -83,8 +89,8 @@ class Live:
             source = stack.enter_context(contextlib.closing(feed.open(self.machine)))
             assert isinstance(source, ProbeSource)
             self.source = source
-            self.profile = profiles.find(self.guest.profile or "generic")
-            self.knowledge = knowledge_of(self.profile.name, self.image, _silent)
+            self.profile = profiles.find("generic" if self._blind else self.guest.profile or "generic")
+            self.knowledge = knowledge_of(self.profile.name, image, _silent)
             self.knowledge.attach(source, self.read)
             self.engine = Engine(self.knowledge.policy, guest=self)
             self._close = stack.pop_all()
@@ -108,7 +114,12 @@ class Live:
 
     def symbol(self, address: int) -> str | None:
         """The name of `address` as ``function+0x12``."""
-        return self.image.symbols.name(address)
+        return self.symbols.name(address)
+
+    @property
+    def found_out(self) -> list[str]:
+        """What was found out of the guest without being told."""
+        return list(self.discoveries.lines(self.knowledge.learnt))
 
     # time
 
@@ -153,6 +164,7 @@ class Live:
 
     def _note(self, batch: Batch) -> None:
         self.handlers.note(batch)
+        self.discoveries.feed(batch)
         self.last_seq = max(self.last_seq, int(batch["seq"].max()))
         self._last_event = time.monotonic()
         exits = batch[(batch["kind"] == Kind.EXIT) & ((batch["flags"] & (Flag.SELF | Flag.UNREADABLE)) == 0)]
@@ -166,10 +178,9 @@ class Live:
         self.bases.update(zip(bases["pc"].tolist(), bases["addr"].tolist(), strict=True))
         for kind, found in zip((Kind.SWITCH_OUT, Kind.SWITCH_IN), self.switches, strict=True):
             found.update(batch["pc"][batch["kind"] == kind].tolist())
-        symbols = self.image.symbols
-        if symbols.slide is None:
+        if self.symbols.slide is None:
             for row in np.flatnonzero(batch["kind"] == Kind.ENTRY):
-                if symbols.settle(int(batch["vector"][row]), int(batch["pc"][row])):
+                if self.symbols.settle(int(batch["vector"][row]), int(batch["pc"][row])):
                     break
 
     def _note_swaps(self, batch: Batch) -> None:

@@ -27,6 +27,10 @@ class NotHere(Exception):
     """This kernel, as it stands, has no place for the fault; the text says why."""
 
 
+class TooLate(NotHere):
+    """What was waited for did not come in time: it may the next time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """What was changed. ``address``: guest virtual; ``before`` and ``after``: instructions, or a value."""

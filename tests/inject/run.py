@@ -13,7 +13,7 @@ from gdbext.qemu.machine import ARCHITECTURES
 from gdbext.rules.finding import Finding
 from tests.inject.faults import Fault
 from tests.inject.live import Live, with_workload
-from tests.inject.patch import NotHere
+from tests.inject.patch import NotHere, TooLate
 from tests.inject.scene import Expect, Injection, Scene
 from tests.inject.stub import StubError
 
@@ -22,6 +22,8 @@ FOUND, OTHER, MISSED, NO_EFFECT, NOT_HERE, UNHEALTHY = (
 )  # fmt: skip
 BOOT: Final = 60.0
 """Seconds a guest gets to come to its workloads."""
+ATTEMPTS: Final = 3
+"""Boots, where the work was done before the guest was held, or what was waited for did not come in time."""
 HEALTHY: Final = 600
 """Entries that the guest makes under its workload before it is held."""
 AFTER: Final = 60.0
@@ -33,7 +35,8 @@ WORK: Final = 15
 @dataclass(slots=True)
 class Result:
     """What came of one injection. ``later``: events between the injection and the first finding; ``healthy``: events
-    before it."""
+    before it; ``found_out``: what the guest showed of itself, where nothing was known of it; ``late``: it came to
+    nothing for want of time."""
 
     guest: str
     fault: str
@@ -45,6 +48,8 @@ class Result:
     healthy: int = 0
     later: int = 0
     seconds: float = 0.0
+    found_out: list[str] = field(default_factory=list)
+    late: bool = False
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
@@ -60,7 +65,7 @@ class Result:
             done["found"] = {"code": self.finding.code, "field": self.finding.field, "cause": self.finding.cause}
         return done | {
             "beside": self.beside, "events_before": self.healthy, "events_until_found": self.later,
-            "seconds": round(self.seconds, 1),
+            "seconds": round(self.seconds, 1), "found_out": self.found_out,
         }  # fmt: skip
 
 
@@ -74,19 +79,28 @@ def bits_of(guest: Guest) -> int:
     return ARCHITECTURES[guest.arch]
 
 
-def inject(guest: Guest, fault: Fault) -> Result:
-    """Boot `guest`, let it be healthy for a while, strike, and see."""
+def inject(guest: Guest, fault: Fault, blind: bool = False) -> Result:
+    """Boot `guest`, let it be healthy for a while, strike, and see; `blind`: without names and profile."""
     began = time.monotonic()
+    for _ in range(ATTEMPTS):
+        result = _attempt(guest, fault, blind)
+        if not result.late:
+            break
+    result.seconds = time.monotonic() - began
+    return result
+
+
+def _attempt(guest: Guest, fault: Fault, blind: bool) -> Result:
     result = Result(guest.name, fault.name, NOT_HERE)
     if bits_of(guest) not in fault.bits:
         result.says = f"not a fault of {bits_of(guest)}-bit kernels"
         return result
     try:
-        with Live(with_workload(guest, fault.workload, WORK), fault.simd, fault.nmi) as live:
+        with Live(with_workload(guest, fault.workload, WORK), fault.simd, fault.nmi, blind) as live:
             _strike(live, fault, result)
+            result.found_out = live.found_out if blind else []
     except (CtxwatchError, StubError, OSError) as error:
         result.verdict, result.says = UNHEALTHY, str(error)
-    result.seconds = time.monotonic() - began
     return result
 
 
@@ -99,14 +113,16 @@ def _strike(live: Live, fault: Fault, result: Result) -> None:
     live.hold()
     if live.errors or live.complaints or live.ended:
         result.verdict = UNHEALTHY
-        result.says = live.ended or "; ".join([*(f"{f.code} {f.cause}" for f in live.errors), *live.complaints])
+        said = [*(f"{f.code} {f.cause}" for f in live.errors), *live.complaints]
+        result.says = "; ".join(said) or live.ended
+        result.late = not said and _finished(live)
         return
     result.healthy = live.engine.counts.entries + live.engine.counts.exits
     scene = Scene(live)
     try:
         result.injection = fault.apply(scene)
     except NotHere as reason:
-        result.says = str(reason)
+        result.says, result.late = str(reason), isinstance(reason, TooLate)
         return
     live.catch_up()
     struck = scene.struck or live.last_seq

@@ -9,7 +9,7 @@ from gdbext.arch import flags as rf
 from gdbext.arch.registers import MSR_FS_BASE
 from gdbext.ledger.compare import is_call, is_user
 from gdbext.profiles.expression import Expression, Scope
-from tests.inject.patch import NotHere
+from tests.inject.patch import NotHere, TooLate
 from tests.inject.scene import KERNEL, SYSCALL, USER, Expect, Injection, Scene
 
 _OFFSETS: Final = {"rip": 0, "cs": 1, "rflags": 2, "rsp": 3, "ss": 4}
@@ -22,15 +22,15 @@ _PATIENCE: Final = 25.0
 def run_to_exit(scene: Scene, path: str, at_once: bool = False) -> int:
     """Run to such an exit, its address; the vCPU that stands there is the selected one. Raises NotHere.
 
-    An iret is one that resumes what an interrupt interrupted: of a new context nobody knows what it should be, and what
-    raised an exception the kernel may send elsewhere. With `at_once`, no other thread may have run since it was
-    interrupted: one that was switched away may have been redirected, too.
+    An iret is one that resumes what an interrupt interrupted: of a new context nobody knows what it should be, and
+    what raised an exception the kernel may send elsewhere. A sysret likewise ends a call that waits. With `at_once`,
+    no other thread may have run since it was interrupted: one that was switched away may have been redirected, too.
     """
     leaving = scene.leaving(path)
 
     def wanted(_: int) -> bool:
         if path == SYSCALL:
-            return True
+            return scene.word == 4 or _ends_a_call(scene)
         serialises = path == KERNEL and _frame_word(scene, "rip") == leaving + 2
         if (_frame_word(scene, "cs") & 3 == 3) != (path == USER) or serialises:
             return False
@@ -44,8 +44,16 @@ def run_to_exit(scene: Scene, path: str, at_once: bool = False) -> int:
         return bool(resumed.any())
 
     if scene.live.run_to(leaving, wanted) is None:
-        raise NotHere(f"no return to {path} code came in time")
+        raise TooLate(f"no return to {path} code came in time")
     return leaving
+
+
+def _ends_a_call(scene: Scene) -> bool:
+    """True in front of a sysret that ends a call which was seen, and does not begin a program."""
+    scene.live.catch_up()
+    waiting = scene.live.engine.pending()
+    here = (waiting["rip"] == scene.stub.register("rcx")) & (waiting["rsp"] == scene.stub.register("rsp"))
+    return bool((here & is_call(waiting)).any())
 
 
 def _frame_address(scene: Scene, name: str) -> int:
@@ -106,7 +114,7 @@ def change_tracked(path: str, scene: Scene) -> Injection:
         raise NotHere("its profile tracks no variable")
     leaving = run_to_exit(scene, path)
     base = scene.stub.register("gs_base" if path == KERNEL else "k_gs_base")
-    address = Expression(table.address).evaluate(Scope({"gs_base": base}, scene.live.image.symbols.address, scene.read))
+    address = Expression(table.address).evaluate(Scope({"gs_base": base}, scene.live.symbols.address, scene.read))
     old = int.from_bytes(scene.stub.read(address, table.size), "little")
     new = old ^ 2
     scene.stub.write(address, new.to_bytes(table.size, "little"))
@@ -145,5 +153,5 @@ def change_base(msr: int, expect: Expect, scene: Scene) -> Injection:
         scene.stub.set_register("rax", old ^ 0x10000)
         changed = changed or scene.named(at, f"EAX = {old:#x} (for MSR {msr:#x})", f"{old ^ 0x10000:#x}")
     if changed is None:
-        raise NotHere("no switch wrote it in time")
+        raise TooLate("no switch wrote it in time")
     return Injection(changed, expect)

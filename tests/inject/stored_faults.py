@@ -10,7 +10,7 @@ import numpy as np
 from gdbext.arch.registers import GPR64
 from gdbext.events.row import Batch, Flag
 from gdbext.ledger.compare import is_call, is_user
-from tests.inject.patch import Change, NotHere
+from tests.inject.patch import Change, NotHere, TooLate
 from tests.inject.scene import Expect, Injection, Scene
 
 _AROUND: Final = 192
@@ -45,7 +45,7 @@ def change_stored(field: str, value: Callable[[int], int], codes: tuple[str, ...
             where = f"{field} of the context interrupted at event {int(context['seq'][0])}"
             change = Change(at, "guest physical memory", (f"{where} = {old:#x}",), (f"{new:#x}",))
             return Injection(change, Expect(codes, frozenset({field})))
-    raise NotHere("no suspended context was found in memory")
+    raise TooLate("no suspended context was found in memory")
 
 
 def _looks(scene: Scene) -> Iterator[bytes]:

@@ -151,6 +151,27 @@ def test_an_injected_fault_is_found_at_its_first_effect(guest: str, fault: str) 
 
 @pytest.mark.guest
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "fault", ["user-flag-df", "interrupt-drop-store-r12", "syscall-drop-store-rbx", "skip-swapgs-interrupt-exit"]
+)
+def test_nothing_need_be_known_of_the_kernel(fault: str) -> None:
+    """KASLR, no names, no profile: what it needs it finds out by itself, and it finds the same."""
+    guest = guests.find("linux-amd64")
+    try:
+        guests.build(guest)
+    except EnvironmentUnusable as error:
+        pytest.skip(str(error))
+    assert "nokaslr" not in guest.append
+    done = inject(guest, FAULTS[fault], blind=True)
+    assert done.verdict == FOUND, done.document()
+    assert done.injection is not None
+    assert not done.injection.change.symbol
+    for what in ("interrupt table at 0x", "system calls enter at 0x", "GS base: CPU 0 0x", "contexts are kept at"):
+        assert any(what in line for line in done.found_out), done.found_out
+
+
+@pytest.mark.guest
+@pytest.mark.slow
 def test_a_change_without_effect_is_told_as_such() -> None:
     """RF is no part of the law: the very machinery that finds the others must then find nothing."""
     done = inject(guests.find("clean-nrk"), FAULTS["user-flag-rf"])
