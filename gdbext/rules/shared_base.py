@@ -15,8 +15,8 @@ from gdbext.events.row import Batch
 @dataclass(slots=True)
 class _Cpu:
     """base: the kernel's GS base that the CPU is known to have, None between a write and the next sight of it.
-    writes: the last write of each of the two GS bases.  guest: a CPU seen with this base meanwhile, and the write
-    that brought it there."""
+    writes: the last write of each of the two GS bases.  guest: the first CPU seen with this base meanwhile, and
+    the write that brought it there."""
 
     base: int | None = None
     writes: dict[int, Batch] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class SharedBases:
         if not base:
             return None  # a base that nobody has loaded
         for owner, known in self._cpus.items():
-            if owner != number and known.base == base:
+            if owner != number and known.base == base and known.guest is None:
                 known.guest = number, self.brought(number, base)
         if guest is None:
             return None

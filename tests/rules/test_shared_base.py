@@ -50,6 +50,13 @@ def test_the_write_that_brought_the_base_is_blamed(guilty: int) -> None:
     assert f"which is CPU {1 - guilty}'s" in found.cause
 
 
+def test_the_first_of_several_writes_is_blamed() -> None:
+    """The other CPU stands still meanwhile, as a virtual one may."""
+    again = [*crosses(0, OTHER, 3), writes(0, KERNEL_BASE), *crosses(0, KERNEL_BASE, 1), writes(0, OTHER)]
+    (found,) = judge(writes(0, OTHER), *again, *crosses(0, OTHER, 3), *crosses(1, OTHER, 4)).findings
+    assert found.event == len(START) + 1
+
+
 def test_a_base_that_wanders_with_its_thread() -> None:
     moved = [
         writes(0, 0x7000, MSR_KERNEL_GS_BASE),
