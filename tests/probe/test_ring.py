@@ -61,6 +61,14 @@ def test_every_row_arrives_once_and_in_order(compiled: Compiled, tmp_path: Path,
     assert not ring.path.exists()
 
 
+@pytest.mark.parametrize("flags", [(), ("-fsanitize=thread",), ("-fsanitize=address,undefined",)])
+def test_four_vcpus_and_a_reader_do_not_race(compiled: Compiled, tmp_path: Path, flags: tuple[str]) -> None:
+    """Small rings, so that writers wait for room. A sanitizer that finds something changes the exit status."""
+    words = [compiled("ring_race.c", *flags), tmp_path / "ring", "4", "64", "20000"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_waiting_vcpu_stands_still_until_it_is_released(compiled: Compiled, tmp_path: Path) -> None:
     ring = RingFile.create(tmp_path / "ring")
     writer = start(compiled("ring_writer.c"), ring.path, 2, 64, 1000, "wait")
