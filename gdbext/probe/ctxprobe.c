@@ -198,12 +198,10 @@ static void instrument_stack(block *b, struct qemu_plugin_insn *at, site *s)
 static bool is_of_interest(const block *b, const insn *i)
 {
     if (b->bits == 16) {
-        return i->kind == OP_LIDT || i->kind == OP_LGDT || i->kind == OP_WRMSR || i->kind == OP_MOV_CR0 ||
-               i->kind == OP_RSM;
+        return i->kind == OP_LIDT || i->kind == OP_LGDT || i->kind == OP_WRMSR || i->kind == OP_RSM;
     }
     switch (i->kind) {
     case OP_OTHER: case OP_CALL: case OP_JUMP_IF: return i->gs_memory;
-    case OP_MOV_CR0: return false;
     case OP_RET: case OP_JUMP: case OP_JUMP_FAR: return i->gs_memory || near_rsp_load(b->start);
     default: return true;
     }
@@ -218,7 +216,6 @@ static void instrument(block *b, struct qemu_plugin_insn *at, site *s)
     case OP_SWAPGS: call_at(at, on_swapgs, (void *)s->pc); break;
     case OP_WRMSR: call_at(at, on_wrmsr, s); break;
     case OP_WRFSBASE: case OP_WRGSBASE: call_at(at, on_wrbase, s); break;
-    case OP_MOV_CR0: call_at(at, on_cr0, s); break;
     case OP_MOV_CR3: call_at(at, on_cr3, s); break;
     case OP_RSM: call_at(at, on_rsm, s); break;
     case OP_SYSCALL: case OP_SYSENTER: call_at(at, on_call, s); break;
@@ -391,6 +388,8 @@ static CB_TB(on_translation, tb)
     if (b.bits == 16) {
         if (b.start == 0xfffffff0) {
             call_at(first, on_reset, (void *)b.start);
+        } else if (b.start % 256 == 0) {
+            call_at(first, on_smi, NULL);
         }
     } else if (begins_entry_point(v, b.start, b.bits)) {
         b.entry_point = true;

@@ -23,7 +23,6 @@ typedef enum {
     OP_WRMSR,
     OP_WRFSBASE,  /* reg: source, size: 4 or 8 */
     OP_WRGSBASE,
-    OP_MOV_CR0,
     OP_MOV_CR3,   /* reg: source */
     OP_RSM,
     OP_LIDT,
@@ -129,7 +128,7 @@ static void classify_two(insn *i, unsigned op, uint8_t modrm, uint8_t rex, bool 
                   : memory && reg == 2 ? OP_LGDT
                                        : OP_OTHER;
         break;
-    case 0x22: i->kind = rex & 4 ? OP_OTHER : reg == 3 ? OP_MOV_CR3 : reg == 0 ? OP_MOV_CR0 : OP_OTHER; break;
+    case 0x22: i->kind = reg == 3 && !(rex & 4) ? OP_MOV_CR3 : OP_OTHER; break;
     case 0xaa: i->kind = OP_RSM; break;
     case 0xae:
         if (rep && !memory && code64) {

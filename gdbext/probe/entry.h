@@ -147,7 +147,6 @@ static void emit_entry(vcpu *v, ctx_row *row)
         c->syscalls++;
     }
     c->entries++;
-    v->outside.known = false;
     v->soft.pending = v->call.syscall = v->call.sysenter = false;
     v->score->jump_target = 0;
     v->score->leaving = 0;

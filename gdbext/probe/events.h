@@ -98,13 +98,20 @@ static void on_cr3(unsigned index, void *userdata)
     emit(v, row);
 }
 
-/* 16-bit code is about to load a table or to leave real mode: remember what is loaded (see on_rsm). */
-static void note_outside(vcpu *v)
+/* System management mode begins at this offset into its code segment, in 16-bit mode, brings tables of its own, and
+ * leaves by rsm, which brings back the interrupted code's without a lidt or lgdt (Intel SDM vol. 3C, 32.4 and 32.5).
+ * Other 16-bit code that begins there does no harm: what is noted is used by rsm alone, behind a true beginning. */
+enum { SMI_ENTRY = 0x8000 };
+
+static void on_smi(unsigned index, void *userdata)
 {
-    if (v->outside.real) {
+    (void)userdata;
+    vcpu *v = vcpu_of(index);
+
+    if (vcpu_reg(v, REG_RIP) != SMI_ENTRY) {
         return;
     }
-    v->outside.known = v->outside.real = true;
+    v->outside.known = true;
     v->outside.idt = v->idt ? v->idt->base : 0;
     v->outside.idt_limit = v->idt ? v->idt->limit : 0;
     v->outside.idt_bits = v->idt ? v->idt->bits : 0;
@@ -112,24 +119,10 @@ static void note_outside(vcpu *v)
     v->outside.gdt_limit = v->gdt_limit;
 }
 
-static void on_cr0(unsigned index, void *userdata)
-{
-    const site *s = userdata;
-    vcpu *v = vcpu_of(index);
-
-    note_outside(v);
-    v->outside.real = !(vcpu_reg(v, s->insn.reg) & CR0_PE);
-}
-
 static void on_table(unsigned index, void *userdata)
 {
-    const site *s = userdata;
-    vcpu *v = vcpu_of(index);
-
-    v->table_words = 0;
-    if (s->bits == 16) {
-        note_outside(v);
-    }
+    (void)userdata;
+    vcpu_of(index)->table_words = 0;
 }
 
 /* lgdt and lidt read a 16-bit limit, then the base; 24 bits of it where the operand size is 16. */
@@ -165,8 +158,6 @@ static void on_table_operand(unsigned index, qemu_plugin_meminfo_t info, uint64_
     }
 }
 
-/* System management mode begins in 16-bit mode, loads tables of its own, and leaves by rsm, which brings back the
- * interrupted code's without a lidt or lgdt (Intel SDM vol. 3C, 32.4 and 32.5). Nothing enters a handler meanwhile. */
 static void on_rsm(unsigned index, void *userdata)
 {
     (void)userdata;
@@ -175,7 +166,7 @@ static void on_rsm(unsigned index, void *userdata)
     if (!v->outside.known) {
         return;
     }
-    v->outside.known = v->outside.real = false;
+    v->outside.known = false;
     v->gdt = v->outside.gdt;
     v->gdt_limit = v->outside.gdt_limit;
     v->code_segment.known = false;
@@ -280,7 +271,7 @@ static void on_reset(unsigned index, void *userdata)
     pthread_mutex_unlock(&idt_lock);
     v->parity_known = v->parity_kernel = v->gs_overridden = false;
     v->gdt = 0;
-    v->outside.known = v->outside.real = false;
+    v->outside.known = false;
     v->lstar = v->cstar = v->sysenter_eip = v->star = 0;
     v->last = (last_event){0};
     update_alarm(v);

@@ -60,11 +60,11 @@ typedef struct {
     unsigned table_words; /* operands of the lgdt or lidt under way that were seen */
     uint32_t table_limit;
     struct {
-        bool known, real; /* real: 16-bit code has loaded a table or is about to leave real mode */
+        bool known;
         uint64_t idt, gdt; /* by base */
         uint32_t idt_limit, gdt_limit;
         unsigned idt_bits;
-    } outside; /* the tables before 16-bit code last loaded some, until an entry is seen: see on_rsm */
+    } outside; /* the tables outside system management mode: see on_smi */
     code_segment code_segment;
     uint16_t flat_ss; /* a stack selector known to have base 0 */
 

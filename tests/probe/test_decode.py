@@ -18,7 +18,6 @@ NO_REG = 0xFF
 KINDS = [
     *("other", "iret", "sysret", "sysexit", "syscall", "sysenter", "int", "swapgs", "wrmsr", "wrfsbase", "wrgsbase"),
     *(
-        "mov-cr0",
         "mov-cr3",
         "rsm",
         "lidt",
@@ -74,7 +73,7 @@ def decode(compiled: Callable[..., Path]) -> Callable[[int, list[bytes]], list[D
         (64, "0f01f8", "swapgs", 4), (32, "0f01f8", "other", 4),
         (64, "0f30", "wrmsr", 4), (64, "0f011d00000000", "lidt", 4), (32, "0f011500000000", "lgdt", 4),
         (64, "0f01d0", "other", 4),  # xgetbv
-        (16, "0f22c0", "mov-cr0", 4), (64, "0faa", "rsm", 4), (16, "0faa", "rsm", 4),
+        (16, "0f22c0", "other", 4), (64, "0faa", "rsm", 4), (16, "0faa", "rsm", 4),
         (64, "0f22d8", "mov-cr3", 4), (64, "440f22c0", "other", 4),  # cr8
         (64, "f3480faed0", "wrfsbase", 8), (64, "f3410faedb", "wrgsbase", 4), (64, "f30faec0", "other", 4),  # rdfsbase
         (64, "cd80", "int", 0), (64, "cc", "other", 0),

@@ -176,6 +176,24 @@ def test_entries_overtaken_before_their_first_instruction(watch: Watch, tmp_path
     assert rest == [*calls * 5000, (0x84, soft)]
 
 
+@pytest.mark.parametrize("bits", [32, 64])
+def test_entries_around_and_in_system_management_mode(watch: Watch, tmp_path: Path, bits: int) -> None:
+    """See guest/smm.S."""
+    kernel = built("smm", tmp_path, bits)
+    watched = watch("-machine", "pc", "-kernel", str(kernel), "-device", "isa-debug-exit,iobase=0xf4")
+    watched.machine.cont()
+    watched.run(lambda: watched.machine.ending() is not None)
+    watched.drain()
+    assert watched.source.lost == 0
+    entries = watched.rows[watched.rows["kind"] == Kind.ENTRY]
+    assert (entries["how"] == How.SOFT).all()
+    assert entries["vector"].tolist() == [0x40, *[0x40, 0x41, 0x40, 0x40, 0x40] * 10]
+    assert (entries["mode"] == np.where(entries["vector"] == 0x41, 32, bits)).all()
+    exits = watched.rows[watched.rows["kind"] == Kind.EXIT]
+    assert (exits["flags"] & Flag.IDENTICAL != 0).all()
+    assert len(exits) == len(entries)
+
+
 def test_stores_and_tracked_variables(watch: Watch, guest: Kernel) -> None:
     kernel = guest("clean-nrk")
     watched = watch("-kernel", str(kernel), watch=True)
