@@ -83,15 +83,27 @@ def _chosen(guest: str | None, patterns: Sequence[str]) -> list[tuple[guests.Gue
 def _run(chosen: Sequence[tuple[guests.Guest, Fault]], out: str | None, blind: bool) -> int:
     """Inject all, telling each at once and keeping what there is after each."""
     documents: list[dict[str, Any]] = []
+    if out is not None and out != "-":
+        _replace(Path(out), _json(documents))  # a wrong name is told at once
     for guest, fault in chosen:
         documents.append(inject(guest, fault, blind).document())
         if out != "-":
             print(table.line(documents[-1]), flush=True)
         if out is not None and out != "-":
-            Path(out).write_text(_json(documents), encoding="utf-8")
+            _replace(Path(out), _json(documents))
     print(_json(documents) if out == "-" else table.told(documents))
     verdicts = {document["verdict"] for document in documents}
     return 3 if UNHEALTHY in verdicts else int(not verdicts <= _FINE)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write `text` so that whoever ends the run at any time finds a whole file."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise UsageError(f"cannot write {printable(str(path))}", error.strerror or str(error)) from error
 
 
 def _json(documents: Sequence[dict[str, Any]]) -> str:

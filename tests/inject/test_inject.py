@@ -11,11 +11,13 @@ from gdbext.code.disasm import Code
 from gdbext.code.paths import Entry
 from gdbext.errors import EnvironmentUnusable
 from gdbext.qemu import guests, images
-from tests.inject import sites, table
+from gdbext.qemu.guests import Guest
+from tests.inject import __main__ as main_module
+from tests.inject import run, sites, table
 from tests.inject.__main__ import SCHEMA, main
-from tests.inject.faults import FAULTS
+from tests.inject.faults import FAULTS, Fault
 from tests.inject.patch import NotHere, drop_word, moved, pop, push
-from tests.inject.run import FOUND, NO_EFFECT, inject
+from tests.inject.run import FOUND, NO_EFFECT, NOT_HERE, Result, inject
 
 BASE = 0x1000
 PUSHES = bytes.fromhex("50 51 52 53 4154 4155 48897c2408 e800000000 0f0b")  # rax rcx rdx rbx r12 r13, a mov of rdi
@@ -120,11 +122,35 @@ def test_the_table_counts_and_shows(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["clean-nrk", "nosuch"], "no fault is called nosuch"),
         (["nosuch", "user-flag-df"], "no bundled guest is called"),
         (["--markdown", "/nosuch"], "cannot read /nosuch"),
+        (["linux-amd64", "user-flag-df", "--json", "/nosuch/r.json"], "cannot write /nosuch/r.json"),
     ],
 )
 def test_wrong_usage_is_told(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_run_that_is_ended_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(guest: Guest, fault: Fault, blind: bool) -> Result:
+        if fault.name == "user-flag-df":
+            raise KeyboardInterrupt
+        return Result(guest.name, fault.name, FOUND, says="blind" if blind else "")
+
+    monkeypatch.setattr(main_module, "inject", ended)
+    path = tmp_path / "r.json"
+    with pytest.raises(KeyboardInterrupt):
+        main(["linux-amd64", "user-flag-if", "user-flag-df", "--blind", "--json", str(path)])
+    kept = json.loads(path.read_text())
+    assert kept["summary"] == {"found": 1}
+    assert [(one["fault"], one["says"]) for one in kept["injections"]] == [("user-flag-if", "blind")]
+
+
+def test_a_fault_is_tried_again_where_time_ran_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = [Result("g", "f", NOT_HERE, late=True), Result("g", "f", FOUND), Result("g", "f", NOT_HERE)]
+    monkeypatch.setattr(run, "_attempt", lambda *_: outcomes.pop(0))
+    assert inject(guests.find("linux-amd64"), FAULTS["user-rbx"]).verdict == FOUND
+    assert inject(guests.find("linux-amd64"), FAULTS["user-rbx"]).verdict == NOT_HERE
+    assert not outcomes
 
 
 @pytest.mark.guest
