@@ -50,6 +50,10 @@ class Columns:
             found = self._made[name] = make()
         return found
 
+    def derived(self, name: str, make: Callable[[Columns], Array]) -> Array:
+        """A column that `make` makes row by row; of some rows of others it is theirs, where they are many."""
+        return self.memo(name, lambda: make(self))
+
     def gprs(self) -> Array:
         """The sixteen general registers as an (n, 16) array."""
         return self[GPRS]
@@ -121,6 +125,11 @@ class _Taken(Columns):
 
     def pick(self, index: Indices) -> Batch:
         return self._parent.pick(self._index[index])
+
+    def derived(self, name: str, make: Callable[[Columns], Array]) -> Array:
+        if FEW * len(self) > len(self._parent):
+            return self.memo(name, lambda: self._parent.derived(name, make)[self._index])
+        return self.memo(name, lambda: make(self))
 
     def _make(self, name: str) -> Array:
         return self._parent.at(name, self._index)

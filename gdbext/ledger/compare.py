@@ -43,7 +43,7 @@ def gprs(batch: Rows) -> U64:
 
 def is_user(batch: Rows) -> Bools:
     """True where the row's context runs at CPL 3 (a sysret or sysexit always resumes CPL 3)."""
-    return batch.memo("is user", lambda: _is_user(batch)) if isinstance(batch, Columns) else _is_user(batch)
+    return batch.derived("is user", _is_user) if isinstance(batch, Columns) else _is_user(batch)
 
 
 def _is_user(batch: Rows) -> Bools:
@@ -65,7 +65,7 @@ def space(batch: Rows) -> U64:
 
     A kernel context may be resumed under another CR3 (lazy TLB); user contexts may not.
     """
-    return batch.memo("space", lambda: _space(batch)) if isinstance(batch, Columns) else _space(batch)
+    return batch.derived("space", _space) if isinstance(batch, Columns) else _space(batch)
 
 
 def _space(batch: Rows) -> U64:
@@ -82,7 +82,7 @@ def page_tables(batch: Rows) -> U64:
 
 def keys(batch: Rows) -> U64:
     """One hash per context of (RIP, RSP, address space): equal contexts have equal keys."""
-    return batch.memo("keys", lambda: _keys(batch)) if isinstance(batch, Columns) else _keys(batch)
+    return batch.derived("keys", _keys) if isinstance(batch, Columns) else _keys(batch)
 
 
 def _keys(batch: Rows) -> U64:

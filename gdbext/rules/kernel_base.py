@@ -50,8 +50,8 @@ class KernelBaseJudge:
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the events of the batch that the GS rules have just seen."""
-        written = (batch["kind"] == Kind.BASE) & np.isin(batch["addr"], (MSR_GS_BASE, MSR_KERNEL_GS_BASE))
-        writes = batch.take(np.flatnonzero(written))
+        writes = batch.take(np.flatnonzero(batch["kind"] == Kind.BASE))
+        writes = writes.take(np.flatnonzero(np.isin(writes["addr"], (MSR_GS_BASE, MSR_KERNEL_GS_BASE))))
         rows, triples = self._crossings()
         unique, first, counts = _distinct(triples)
         if self._is_shared(unique):

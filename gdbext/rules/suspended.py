@@ -118,8 +118,9 @@ class SuspendedStackJudge:
         bottom = np.array([*self._away, *rows["rsp"][leaves].tolist()], np.uint64)
         top = np.array([*(thread.top for thread in self._away.values()), *tops[leaves].tolist()], np.uint64)
         kind = rows["kind"]
-        switches = (kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN)
-        chosen = switches & np.isin(rows["rsp"], bottom)
+        chosen = np.zeros(len(rows), bool)
+        switches = np.flatnonzero((kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN))
+        chosen[switches] = np.isin(rows["rsp"][switches], bottom)
         lands = np.flatnonzero((kind == Kind.ENTRY) & is_user(rows) & ((rows["flags"] & Flag.IST) == 0))
         frames, _, which, _ = grouped(rows["frame"][lands])
         inside = np.any((frames[:, None] >= bottom) & (frames[:, None] <= top), axis=1)
