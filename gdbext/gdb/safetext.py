@@ -47,14 +47,22 @@ class Refused(CtxwatchError):
         return "\n".join([str(self), *(f"  {line}" for line in self.details)])
 
 
-def step(command: str, place: Place) -> Refused:
-    """A step from inside a window, or by the instruction that opens one."""
-    window = place.window or place.opens
+def step(command: str, place: Place, back: bool) -> Refused:
+    """A step from inside a window, by the instruction that opens one, or, backwards, from the first one after it."""
+    window = place.window or (place.behind if back else place.opens)
     assert window is not None
     if place.window is not None:
         why = f"{named(place.pc)} is in a window ({window.reason.value})"
         details = ["half-switched now: " + state(place)]
         stretch = window.at(place.pc)
+    elif back:
+        why = f"{named(place.pc)} is the first instruction after a window ({window.reason.value})"
+        return Refused(
+            f"{command} refused",
+            why,
+            f"reverse-continue runs back past it; ctx safe override {command} does it all the same",
+            [f"window: {window.why}"],
+        )
     else:
         why = f"the instruction at {named(place.pc)} opens a window ({window.reason.value})"
         details = ["half-switched after it: " + _described(window.stretches[0])]
@@ -138,6 +146,15 @@ def edge(address: int, window: Window, code: Code | None) -> str:
     return (
         f"stopped at the edge of a window ({window.reason.value}, {window.why}): "
         f"{named(address)}{first} {how} and was not executed; ctx skip runs past the window"
+    )
+
+
+def back_edge(address: int, window: Window) -> str:
+    """The line for a stop behind a window that a step back came to, or at the exit with which it ends."""
+    how = "it ends with" if window.at(address) is not None else "it ends before"
+    return (
+        f"stopped at the edge of a window ({window.reason.value}, {window.why}): {how} {named(address)}; "
+        "reverse-continue runs back past the window"
     )
 
 

@@ -47,6 +47,8 @@ class Safety:
         """The guarded command that is about to run the guest."""
         self._ran = ""
         """The one that did."""
+        self._back = False
+        """Whether its edges are those of a guest that runs backwards."""
         self._stood = 0
         self._refused: list[gdb.Breakpoint] = []
         self._judged: set[int] = set()
@@ -118,8 +120,9 @@ class Safety:
             # Out of an inlined function, finish steps; and so does until without a place.
             inlined = gdb.newest_frame().type() == gdb.INLINE_FRAME
             runs = command in ("advance", "jump") or (command == "finish" and not inlined)
-            if place.window is not None or (place.opens is not None and not runs):
-                raise safetext.step(command, place)
+            back = command in safehooks.REVERSE or _backwards()
+            if place.window is not None or ((place.behind if back else place.opens) is not None and not runs):
+                raise safetext.step(command, place, back)
             self._command, self._stood = command, place.pc
         if self._command or self._calling is not None:
             self._post()  # it may fail
@@ -153,6 +156,7 @@ class Safety:
     def _arm(self, command: str) -> None:
         """Breakpoints for what GDB is about to do, which by now it has set its own for."""
         thread = gdb.selected_thread().global_num
+        self._back = False
         ends = own().ends
         found = self._windows.known()
         if command == "jump":
@@ -163,7 +167,9 @@ class Safety:
             held = [window for window in found if any(window.at(end) is not None for end in ends)]
             self._edges.arm([a for a, w in self._windows.edges(True).items() if w in held], thread, always=True)
         else:
-            self._edges.arm(list(self._windows.edges(self.irqs)), thread, always=False)
+            self._back = _backwards()
+            edges = self._windows.back_edges() if self._back else self._windows.edges(self.irqs)
+            self._edges.arm(list(edges), thread, always=False)
 
     def _on_stop(self, event: Any) -> None:
         """The guest stands still for the user; a Ctrl-C that comes now asks for nothing more."""
@@ -188,11 +194,13 @@ class Safety:
 
     def _at_edge(self, hit: int, stood: int, place: Place) -> None:
         machine = self._windows.machine()
-        window = self._windows.edges(True).get(hit)
+        window = (self._windows.back_edges() if self._back else self._windows.edges(True)).get(hit)
         if self._ran == "jump" and place.window is not None:  # nothing has run yet
             gdb.execute(f"set var $pc = {stood:#x}")
             self._say(safetext.jump(hit, place.window, stood))
             self.look()
+        elif window is not None and self._back:
+            self._extension.say(safetext.back_edge(hit, window))
         elif window is not None:
             self._extension.say(safetext.edge(hit, window, machine.code if machine is not None else None))
 
@@ -313,6 +321,11 @@ def _remote() -> bool:
     """Whether GDB is connected to a stub, and so perhaps to a guest. Before it is, no command is hooked."""
     connection = getattr(gdb.selected_inferior(), "connection", None)
     return connection is not None and "remote" in connection.type
+
+
+def _backwards() -> bool:
+    """Whether GDB runs the guest backwards now: in a ``reverse-`` command, or as the user has set."""
+    return "Reverse" in str(gdb.execute("show exec-direction", to_string=True))
 
 
 def _set_may_call(on: bool) -> None:

@@ -31,13 +31,14 @@ _EXCEPTIONS: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a vCPU stands. ``window``: the one `pc` (guest virtual) lies in; ``opens``: the one that the instruction
-    there opens; at most one of the two is there. ``parity``: True while the kernel's GS base is active, None if that
-    is not known."""
+    """Where a vCPU stands. ``window``: the one `pc` (guest virtual) lies in; outside, ``opens``: the one that the
+    instruction there opens, and ``behind``: the one that a step back leads into. ``parity``: True while the kernel's
+    GS base is active, None if that is not known."""
 
     pc: int
     window: Window | None
     opens: Window | None
+    behind: Window | None
     parity: bool | None
 
 
@@ -119,7 +120,10 @@ class Windows:
             return None
         found, parity = self.all(), self.parity(pc)
         window = find(found, pc, None if parity is None else not parity)
-        return Place(pc, window, opened_at(found, pc) if window is None else None, parity)
+        if window is not None:
+            return Place(pc, window, None, None, parity)
+        behind = next((one for one in found if pc in one.landings), None)
+        return Place(pc, None, opened_at(found, pc), behind, parity)
 
     def edges(self, irqs: bool) -> dict[int, Window]:
         """Where a step that comes from outside must stop (see gdbext.code.edges), with the entries that a step can
@@ -133,3 +137,8 @@ class Windows:
                 stepped.add(handler.address)
         stepped |= {e.address for e in machine.reach.entries if e.gateway is not Gateway.INTERRUPT}
         return edges(machine.windows, machine.code, machine.reach, stepped)
+
+    def back_edges(self) -> dict[int, Window]:
+        """Where a step back that comes from outside must stop: the first instructions after windows, and, as the
+        context that an exit resumes may be anywhere, the exits themselves."""
+        return {address: window for window in self.all() for address in (*window.landings, *window.exits)}
