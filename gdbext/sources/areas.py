@@ -48,12 +48,12 @@ Note = Callable[[str], None]
 class AreaWatcher:
     """Keeps a source's watched ranges up to date.
 
-    profile: what is known of the kernel; None, or one without an area: learnt from the guest's code.  symbol: the
-    address of a name.  note: told, in one line, what could not be watched.  code: the guest's code bytes, by default
-    the source's memory.  still: holds the guest while its code is looked at, so that no save goes by unseen
-    meanwhile.  wait: has each vCPU wait (True) at exits that resume no context as it was, or no longer (False); None
-    where that is not ours to ask for. Each context's first run is such an exit, and shows its area before anything is
-    saved there.
+    profile: what is known of the kernel; where it says nothing of the layout, that is learnt from the guest's code.
+    symbol: the address of a name.  note: told, in one line, what could not be watched.  code: the guest's code bytes,
+    by default the source's memory.  still: holds the guest while its code is looked at, so that no save goes by
+    unseen meanwhile.  wait: has each vCPU wait (True) at exits that resume no context as it was, or no longer
+    (False); None where that is not ours to ask for. Each context's first run is such an exit, and shows its area
+    before anything is saved there.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class AreaWatcher:
         self._next = 0.0
         self._can_watch = Capability.STORES in source.capabilities
         self._active = Capability.MEMORY in source.capabilities
-        unknown = profile is None or (profile.layout is None and profile.data.areas is None)
+        unknown = profile is None or profile.layout is None
         missing = _missing_name(profile, symbol) if profile is not None and self._active else None
         if profile is not None and missing is not None:
             said = f"profile {profile.name}: {missing} is not a symbol of this kernel"
@@ -150,7 +150,8 @@ class AreaWatcher:
             learnt = learner.learn()
         if learnt is None:
             return []
-        self.profile = Profile(learnt.profile())
+        tables = {"areas": self.profile.data.areas} if self.profile is not None else {}
+        self.profile = Profile(learnt.profile().model_copy(update=tables))
         return _slot_rows(batch, learnt.slots, learnt.bits // 8)
 
     def _due(self) -> bool:
@@ -268,9 +269,12 @@ def scope_of(row: Batch, gs_base: int, symbol: SymbolAddress, source: Source, wo
 def _missing_name(profile: Profile, symbol: SymbolAddress) -> str | None:
     """A name that the profile needs to find areas, and that is neither a register nor a symbol of the kernel."""
     area, table = profile.data.area, profile.data.areas
-    if area is None or area.stack:
+    if area is not None and area.stack:
         return None
-    texts = [area.current, *((table.base, table.head, *table.addresses) if table is not None else ())]
+    texts = [
+        area.current if area is not None else None,
+        *((table.base, table.head, *table.addresses) if table is not None else ()),
+    ]
     names = sorted(set().union(*(Expression(text).names() for text in texts if text)))
     return next((name for name in names if name not in _REGISTERS and symbol(name) is None), None)
 

@@ -261,3 +261,20 @@ def test_a_list_that_ends_elsewhere_each_time_is_told_once() -> None:
         found.look(batch(entry(context(seed))))
     assert len(notes) == 1
     assert "profile two: [areas] list" in notes[0]
+
+
+def test_areas_that_a_profile_names_have_the_layout_that_is_learnt(assemble: Assemble) -> None:
+    snippet = assemble(NRK_SAVE.format(more=WHOLE) + NRK_RESTORE.format(cs=20).replace("restore:", "", 1))
+
+    def code(address: int, length: int) -> bytes:
+        offset = address - snippet.base
+        if not 0 <= offset < len(snippet.data):
+            raise OSError("unmapped")
+        return snippet.data[offset : offset + length]
+
+    text = "name = 'idle'\ntitle = 'one area by name'\n[areas]\nkind = 'fixed'\naddresses = ['table + 0x1000']\n"
+    source = Memory({KERNEL_BASE + 8: AREA}, [range(AREA, AREA + 704), range(AREA + 0x1000, AREA + 0x2000)])
+    found, notes = watcher(Profile(parse(text, "idle.toml")), source, code)
+    rows = found.look(batch(entry(context(), pc=snippet["entry"])))
+    assert rows["addr"][rows["kind"] == Kind.AREA].tolist() == [AREA, AREA + 0x1000]
+    assert notes == []
