@@ -191,12 +191,14 @@ void activate(struct cpu *cpu, struct thread *next)
 }
 
 #ifdef BUG_NMI_NESTED
-/* BUG: the breakpoint's IRETQ lets the next NMI in, onto this one's stack, long before this one ends. */
+/* BUG: each breakpoint's IRETQ lets the next NMI in, onto this one's stack, long before this one ends. */
 static void look_around(void)
 {
-    __asm__ volatile("int3");
-    for (volatile u32 i = 0; i < 5000000; i++)
-        ;
+    for (u32 cpu = 0; cpu < 100; cpu++) {
+        __asm__ volatile("int3");
+        for (volatile u32 i = 0; i < 50000; i++)
+            ;
+    }
 }
 #endif
 
