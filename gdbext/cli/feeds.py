@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from gdbext.errors import EnvironmentUnusable
+from gdbext.errors import EnvironmentUnusable, GuestFailed
 from gdbext.qemu.command import Options
 from gdbext.qemu.machine import Machine, which
 from gdbext.sources.base import Source
@@ -51,6 +51,9 @@ class Feed(Protocol):
     def plugin(self, directory: Path) -> Sequence[str]:
         """The words to add to QEMU's command line; `directory` is the machine's private one."""
 
+    def blame(self) -> None:
+        """QEMU did not start: raise why, if that was this way of watching."""
+
     def open(self, machine: Machine) -> Source:
         """Begin to watch, and let the machine run."""
 
@@ -74,6 +77,9 @@ class GdbstubFeed:
         """A clock that counts instructions, if that is allowed: by the host's clock, a stop at each interrupt takes so
         long that the next one is due before the interrupted code has moved."""
         return ("-icount", COUNTED_TIME) if self._wishes.retime else ()
+
+    def blame(self) -> None:
+        """It was not."""
 
     def open(self, machine: Machine) -> Source:
         """Start GDB, connect it, and let it continue the guest."""
@@ -109,6 +115,13 @@ class ProbeFeed:
         wishes = self._wishes
         return plugin_args(self._build, path, simd=wishes.simd, halt=wishes.halt, watch=True)
 
+    def blame(self) -> None:
+        """The probe refuses a ring that it cannot use, and QEMU says no more than that it refused."""
+        from gdbext.sources.ring import State
+
+        if self._ring is not None and int(self._ring.header["state"][0]) == State.FAILED:
+            self._ring.map_rings()
+
     def open(self, machine: Machine) -> Source:
         """Join the ring that QEMU has laid out, and let the guest run."""
         from gdbext.sources.probe import ProbeSource
@@ -122,6 +135,15 @@ class ProbeFeed:
         """Let go of the ring, also where QEMU never came to use it."""
         if self._ring is not None:
             self._ring.close()
+
+
+def start(argv: Sequence[str], feed: Feed) -> Machine:
+    """Start QEMU with what `feed` adds; raises UsageError, EnvironmentUnusable or GuestFailed."""
+    try:
+        return Machine(argv, gdbstub=feed.gdbstub, plugin=feed.plugin)
+    except GuestFailed:
+        feed.blame()
+        raise
 
 
 def choose(via: str, argv: Sequence[str], wishes: Wishes, note: Callable[[str], None]) -> Feed:

@@ -100,7 +100,7 @@ def _live(asked: Request) -> tuple[Learnt, Image | None]:
     feed = feeds.choose("probe", argv, feeds.Wishes(), lambda _: None)
     with (
         contextlib.closing(feed),
-        Machine(argv, gdbstub=feed.gdbstub, plugin=feed.plugin) as machine,
+        feeds.start(argv, feed) as machine,
         contextlib.closing(feed.open(machine)) as source,
     ):
         return _Listener(asked, machine, source, image).learn(), image

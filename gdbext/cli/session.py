@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
+from gdbext.cli import feeds
 from gdbext.cli.feeds import Feed
 from gdbext.errors import CtxwatchError, GuestFailed
 from gdbext.events.row import Batch, Flag, How, Kind, empty
@@ -123,7 +124,7 @@ def watch(subject: Subject, knowledge: Knowledge, options: Options, feed: Feed, 
     """
     with (
         contextlib.closing(feed),
-        Machine(subject.argv, gdbstub=feed.gdbstub, plugin=feed.plugin) as machine,
+        feeds.start(subject.argv, feed) as machine,
     ):
         view.detail(f"added to the QEMU command line: {shlex.join(machine.launch.added)}")
         with contextlib.closing(_open(feed, machine)) as source, contextlib.ExitStack() as stack:

@@ -195,7 +195,9 @@ class Machine:
             self._process.proc.wait(1.0)
         if self._process_runs():
             return GuestFailed("QEMU did not answer", "it hangs before its monitor is ready")
-        return GuestFailed("QEMU did not start", self._last_words() or f"exit status {self._process.poll()}")
+        status = int(self._process.poll())
+        how = f"it was killed by signal {-status}" if status < 0 else f"exit status {status}"
+        return GuestFailed("QEMU did not start", self._last_words() or how)
 
     def _last_words(self) -> str:
         """What QEMU said about its end: the last line in its own name, as advice may follow it, or the last of all."""

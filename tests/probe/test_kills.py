@@ -157,7 +157,7 @@ def test_a_killed_helper_is_told(run: Callable[..., Run], program: str, via: str
         os.kill(pid, signal.SIGKILL)
         said = started.said()
         assert started.process.returncode == status, said
-        assert len(re.findall("killed by (SIGKILL|signal 9)", said)) == 1, said
+        assert len(re.findall("killed by (?:SIGKILL|signal 9)", said)) == 1, said
         assert "Traceback" not in said
         started.assert_nothing_left()
 
