@@ -16,12 +16,21 @@ FRAME_BYTES = 40
 """A hardware frame in 64-bit mode."""
 
 
+STACK_BYTES = 4096
+"""A handler whose stack pointer is further below its frame has left that stack."""
+
+
 class NestingJudge:
-    """Per CPU, the entries by NMI or on an IST stack whose frames are still live."""
+    """Per CPU, the entries by NMI or on an IST stack whose frames are still live.
+
+    A kernel may copy the frame from the IST stack and go on elsewhere: then the stack is free. It does so if the
+    handler has left that stack and no frame was ever popped from there.
+    """
 
     def __init__(self, policy: Policy) -> None:
         self._nested_nmi = policy.nested_nmi
         self._live: dict[int, list[Batch]] = {}
+        self._popped_in_place: set[int] = set()
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge a batch in order of ``seq``; only NMIs, IST entries and the exits behind them are looked at."""
@@ -39,6 +48,7 @@ class NestingJudge:
                 live.append(row.copy())
                 del live[:-8]
             elif live:
+                self._popped_in_place |= {int(row["frame"][0])} & {int(old["frame"][0]) for old in live}
                 self._returned(live, row)
         return judged
 
@@ -63,10 +73,15 @@ class NestingJudge:
             return []
         if row["vector"][0] == vectors.NMI and nmis:
             drafts.append(_nested(nmis[-1], row))
-        over = [old for old in live if row["flags"][0] & Flag.IST and _overlap(old, row)]
+        over = [old for old in live if row["flags"][0] & Flag.IST and _overlap(old, row) and not self._free(old, row)]
         if over and not drafts:
             drafts.append(_reused(over[-1], row))
         return drafts
+
+    def _free(self, old: Batch, row: Batch) -> bool:
+        """True if the handler of `old`, which `row` interrupted, has copied its frame and left the stack."""
+        frame = int(old["frame"][0])
+        return frame not in self._popped_in_place and not 0 <= frame - int(row["rsp"][0]) < STACK_BYTES
 
 
 def _overlap(old: Batch, row: Batch) -> bool:

@@ -167,11 +167,16 @@ def test_nested_nmi() -> None:
 
 
 def test_ist_reused() -> None:
-    first = entry(KERNEL, How.EXCEPTION, vector=1, flags=Flag.IST, frame=0xFFFFFFFF80400000)
-    second = entry(context(7, user=False), How.EXCEPTION, vector=1, flags=Flag.IST, frame=0xFFFFFFFF80400000)
-    inside = entry(context()), swap()
+    frame, inside = 0xFFFFFFFF80400000, (entry(context()), swap())
+    first = entry(KERNEL, How.EXCEPTION, vector=1, flags=Flag.IST, frame=frame)
+    on_it, elsewhere = context(7, user=False) | {"rsp": frame - 0x80}, context(7, user=False)
+    second = entry(on_it, How.EXCEPTION, vector=1, flags=Flag.IST, frame=frame)
     assert codes(*inside, first, second) == ["CW304"]
-    assert codes(*inside, first, exit_(KERNEL), second) == []
+    assert codes(*inside, first, exit_(KERNEL, frame=frame), second) == []
+    away = entry(elsewhere, How.EXCEPTION, vector=1, flags=Flag.IST, frame=frame)
+    copied, in_place = exit_(KERNEL, frame=frame - 0x4000), exit_(KERNEL, frame=frame)
+    assert codes(*inside, first, copied, first, away) == []
+    assert codes(*inside, first, in_place, first, away) == ["CW304"]
 
 
 def test_bad_kernel_bases() -> None:
