@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +72,28 @@ def test_what_is_no_linux_guest_is_refused() -> None:
     with pytest.raises(UsageError, match="clean-nrk is not a Linux guest"):
         soak.machines(options("clean-nrk"))
     assert soak.main(["clean-nrk"]) == 2
+
+
+def test_a_run_that_is_ended_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(machine: soak.Machine, _words: object, _seconds: float, _options: object) -> soak.Result:
+        if machine.smp == 4:
+            raise KeyboardInterrupt
+        return soak.Result(machine, rows={"spin": soak.Row(entries=2)})
+
+    monkeypatch.setattr(soak, "soak", ended)
+    path = tmp_path / "soak.json"
+    with pytest.raises(KeyboardInterrupt):
+        soak.main(["linux-i386", "--cpu", "max", "--json", str(path), "--record", str(tmp_path / "kept" / "here")])
+    (kept,) = json.loads(path.read_text())
+    assert (kept["guest"], kept["smp"], kept["checked"]) == ("linux-i386", 1, 2)
+    assert (tmp_path / "kept" / "here").is_dir()
+    assert soak.main(["linux-i386", "--record", "/proc/nosuch"]) == 2
+
+
+def test_a_machine_s_name_is_a_file_s() -> None:
+    assert (
+        soak.Machine("linux-i386", "qemu64,vendor=X", 4, True).slug == "linux-i386_-cpu_qemu64_vendor_X_-smp_4_pti_on"
+    )
 
 
 @pytest.mark.guest
