@@ -14,6 +14,9 @@ from gdbext.code.savemap import AreaKey, RestoreMap, SaveMap, callee_saved, gene
 from gdbext.code.values import FRAME, STACK, STACKS, Context, Place, Result, Start, Value
 from gdbext.code.walk import End
 
+AREA_BYTES: Final = 4096
+"""No save area is larger: a place further behind its beginning is not counted as one of its slots."""
+
 
 class Kind(Enum):
     """What is wrong, or worth knowing."""
@@ -308,7 +311,7 @@ class _Comparison:
         """Slot number of a place (as the entry path reaches it), in words from the beginning of its area."""
         base = self.save.base if (place.segment, place.atom) == self.save.area else 0
         offset = place.disp - base
-        return offset // self.word if offset >= 0 and offset % self.word == 0 else None
+        return offset // self.word if 0 <= offset < AREA_BYTES and offset % self.word == 0 else None
 
     def _slot(self, place: Place) -> str:
         """``slot 17 ([rdi+0x88])``."""

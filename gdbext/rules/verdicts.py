@@ -165,14 +165,23 @@ def _fs_base(entry: Batch, row: Batch, others: Batch, match: str) -> Draft:
     elif len(owners):
         cause += f": that of the thread suspended at event {int(owners['seq'][-1])} (CR3 {int(owners['cr3'][-1]):#x})"
     look = "whether the switch writes FS base (wrmsr C0000100h, wrfsbase) for every thread, and saves it before"
-    return Draft("CW104", cause, look, found, ERROR, match)
+    return Draft("CW104", cause, _descriptor("FS", row) or look, found, ERROR, match)
 
 
 def _user_gs(entry: Batch, row: Batch, match: str) -> Draft:
     found = _diffs(entry, row, ["gs_base"])
     cause = f"the user's GS base came back as {found[0].actual:#x} instead of {found[0].expected:#x}"
     look = "whether the switch saves and loads KERNEL_GS_BASE (which holds the user's base inside the kernel)"
-    return Draft("CW204", cause, look, found, ERROR, match)
+    return Draft("CW204", cause, _descriptor("GS", row) or look, found, ERROR, match)
+
+
+def _descriptor(register: str, row: Batch) -> str:
+    """Where a 32-bit kernel, which has no MSRs for it, goes wrong with a segment's base; empty for the others."""
+    if row["mode"][0] != 32:
+        return ""
+    return (
+        f"whether the switch writes the thread's base into the descriptor that {register} names, and loads {register}"
+    )
 
 
 def _simd(entry: Batch, row: Batch, match: str) -> Draft:

@@ -139,6 +139,18 @@ def test_a_fork_in_the_neighbouring_tables_is_another_context(bits: int, apart: 
     assert codes(*rows) == []
 
 
+@pytest.mark.parametrize(("bits", "look"), [(64, "wrmsr"), (32, "the descriptor that FS names")])
+def test_where_the_base_of_a_segment_comes_from(bits: int, look: str) -> None:
+    ctx = context(fs_base=0x5000)
+    rows = entry(ctx), exit_(ctx | {"fs_base": 0x6000})
+    for row in rows:
+        row["mode"] = bits
+    engine = Engine()
+    (finding,) = engine.feed(stamp(batch(*rows)))
+    assert finding.code == "CW104"
+    assert look in finding.look_at
+
+
 def test_fork_child_is_silent() -> None:
     ctx = context()
     assert codes(entry(ctx, How.SYSCALL), exit_(ctx | {"rax": 0, "cr3": 0x55000000}, How.SYSRET)) == []
