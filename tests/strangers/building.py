@@ -20,8 +20,8 @@ class Bug:
 
     codes: tuple[str, ...]
     field: str = ""
-    says: str = ""
-    """What the cause must say."""
+    look: str = ""
+    """What the advice must say."""
     options: tuple[str, ...] = ()
     """What `ctxwatch run` needs to be told to see it."""
 
@@ -59,7 +59,7 @@ def names() -> list[str]:
 def find(name: str) -> Stranger:
     data = tomllib.loads((HERE / name / "stranger.toml").read_text())
     bugs = {
-        key: Bug(tuple(bug["codes"]), bug.get("field", ""), bug.get("says", ""), tuple(bug.get("options", ())))
+        key: Bug(tuple(bug["codes"]), bug.get("field", ""), bug.get("look", ""), tuple(bug.get("options", ())))
         for key, bug in data["bugs"].items()
     }
     return Stranger(

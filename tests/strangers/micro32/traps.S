@@ -81,10 +81,8 @@ enter: /* sysenter: ECX is the user's ESP, EDX where it goes on; ESP points to t
     pushl %edx
     pushl $0
     pushl $-1
-#ifndef BUG_ENTER_FLAGS
     pushl $2
     popfl
-#endif
     save
     movl $kernel_stack_top, %esp
     jmp on_call
@@ -125,16 +123,9 @@ resume:
     addl $8, %esp
     popl %edx
     addl $4, %esp
-#ifdef BUG_CALL_FLAGS
-    addl $4, %esp
-    popl %ecx
-    pushl $2
-    popfl
-#else
     andl $~0x200, (%esp)
     popfl
     popl %ecx
-#endif
     sti
     sysexit
 

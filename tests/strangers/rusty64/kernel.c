@@ -139,7 +139,7 @@ static void schedule(int requeue)
 #endif
         wrmsr(MSR_FS, to->fs_base);
 #ifdef BUG_USER_GS
-        if (to->user && to->gs_base)
+        if (to->process != from->process)
 #endif
         wrmsr(MSR_KGS, to->gs_base);
         ASM("movq %0, %%cr3" ::"r"(to->cr3) : "memory");

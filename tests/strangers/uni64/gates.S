@@ -177,11 +177,8 @@ first:
 #ifdef BUG_FLAGS
     movq $0x202, -24(%rdx)
 #endif
-#ifdef BUG_RSP
-    subq $8, -16(%rdx)
-#endif
 #ifdef BUG_SS
-    movq $0x3b, -8(%rdx)
+    xorq $0x18, -8(%rdx)
 #endif
     leaq -64(%rdx), %rsp
     movq user_cr3(%rip), %rax
