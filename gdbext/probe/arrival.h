@@ -1,0 +1,75 @@
+/*
+ * Who is about to arrive at an entry point, and who has: the callbacks of the instructions that go there and of the
+ * first one there.
+ */
+#pragma once
+
+#include "events.h"
+
+static bool told_of_entries; /* by QEMU 10.2 and later */
+
+/* A page mapped at several addresses is translated once, for whichever came first: `pc`, or the one that RIP tells. It
+ * does so where a block begins, but for a few ways there on which QEMU leaves it behind; those are no deliveries. */
+static uint64_t here(vcpu *v, uint64_t pc)
+{
+    uint64_t rip = vcpu_reg(v, REG_RIP);
+    return ((rip ^ pc) & PAGE_OFFSET) == 0 ? rip : pc;
+}
+
+static void on_entry_point(unsigned index, void *userdata)
+{
+    vcpu *v = vcpu_of(index);
+    uint64_t pc = here(v, (uint64_t)userdata), sp = vcpu_reg(v, REG_RSP);
+
+    if (!emit_call(v, pc, sp) && !told_of_entries && !deliver(v, pc, sp, false, 0)) {
+        ring_cpu(&shared, index)->stray++;
+        v->score->jump_target = 0; /* this was that jump */
+    }
+}
+
+/* QEMU 10.2 and later: an interrupt or exception was delivered, the frame is on the stack. */
+static CB_DISCON(on_discontinuity, index, from, to)
+{
+    CB_UNUSED();
+    (void)type_;
+    (void)from;
+    vcpu *v = vcpu_of(index);
+    if (v->idt && (vcpu_reg(v, REG_CR0) & CR0_PE)) {
+        pthread_mutex_lock(&idt_lock);
+        idt_refresh(v->idt, vcpu_bits(v), vcpu_read_idt, v);
+        pthread_mutex_unlock(&idt_lock);
+        deliver(v, to, vcpu_reg(v, REG_RSP), true, 0);
+    }
+}
+
+/* `syscall` and `sysenter` are about to run: note what they lose, and that their entry is genuine. */
+static void on_call(unsigned index, void *userdata)
+{
+    const site *s = userdata;
+    vcpu *v = vcpu_of(index);
+
+    v->call.cs = (uint16_t)vcpu_reg(v, REG_CS);
+    v->call.ss = (uint16_t)vcpu_reg(v, REG_SS);
+    v->call.syscall = s->insn.kind == OP_SYSCALL;
+    v->call.sysenter = s->insn.kind == OP_SYSENTER;
+    if (v->call.sysenter) {
+        v->call.rsp = vcpu_reg(v, REG_RSP);
+        v->call.rflags = vcpu_reg(v, REG_RFLAGS);
+        v->call.next = s->pc + s->insn.length;
+    }
+}
+
+static void look_at_tables(vcpu *any, unsigned bits);
+
+static void on_int(unsigned index, void *userdata)
+{
+    const site *s = userdata;
+    vcpu *v = vcpu_of(index);
+
+    if (!told_of_entries) {
+        look_at_tables(v, s->bits);
+    }
+    v->soft.pending = true;
+    v->soft.vector = (uint8_t)s->insn.imm;
+    v->soft.next = s->pc + s->insn.length;
+}
