@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 TICK: Final = 0.05
 """Seconds the source may keep us waiting while serial lines, deadlines and NMIs are due."""
 
+_UNPACKING: Final = 6
+"""Times as long may pass before the first interrupt."""
 _FIRST_NMI_AFTER: Final = 50
 """Entries seen before NMIs are injected: a kernel without an IDT would die of the first."""
 _NMI_EVERY_ENTRIES: Final = 10
@@ -274,7 +276,12 @@ class _Run:
 
     @property
     def _hangs(self) -> bool:
-        return self.subject.ticks and time.monotonic() - self.last_tick > self.feed.silence
+        return self.subject.ticks and time.monotonic() - self.last_tick > self._silence
+
+    @property
+    def _silence(self) -> float:
+        """Seconds without an interrupt after which it hangs: more before the first, while a kernel unpacks itself."""
+        return self.feed.silence if self.ticking else self.feed.silence * _UNPACKING
 
     @property
     def _limit(self) -> float | None:
@@ -384,7 +391,7 @@ class _Run:
         if self.subject.until and not enough:
             how = f"{time.monotonic() - self.started:.0f} s have passed"
             if self._hangs:
-                how = f"it hangs: no interrupt came for {self.feed.silence:.0f} s"
+                how = f"it hangs: no interrupt came for {self._silence:.0f} s"
             if ending is not None:
                 how = ending.detail
             return GuestFailed(f"the guest never printed {self.subject.until!r}", how, "give it more with --timeout")
