@@ -23,7 +23,8 @@ FOUND, OTHER, MISSED, NO_EFFECT, NOT_HERE, UNHEALTHY = (
 BOOT: Final = 60.0
 """Seconds a guest gets to come to its workloads."""
 ATTEMPTS: Final = 3
-"""Boots, where the work was done before the guest was held, or what was waited for did not come in time."""
+"""Boots, where the work was done before the guest was held, what was waited for did not come in time, or what was
+changed was overwritten before anybody used it."""
 HEALTHY: Final = 600
 """Entries that the guest makes under its workload before it is held."""
 AFTER: Final = 60.0
@@ -35,8 +36,8 @@ WORK: Final = 15
 @dataclass(slots=True)
 class Result:
     """What came of one injection. ``later``: events between the injection and the first finding; ``healthy``: events
-    before it; ``found_out``: what the guest showed of itself, where nothing was known of it; ``late``: it came to
-    nothing for want of time."""
+    before it; ``found_out``: what the guest showed of itself, where nothing was known of it; ``again``:
+    it came to nothing by chance, as far as can be told."""
 
     guest: str
     fault: str
@@ -49,7 +50,7 @@ class Result:
     later: int = 0
     seconds: float = 0.0
     found_out: list[str] = field(default_factory=list)
-    late: bool = False
+    again: bool = False
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
@@ -84,7 +85,7 @@ def inject(guest: Guest, fault: Fault, blind: bool = False) -> Result:
     began = time.monotonic()
     for _ in range(ATTEMPTS):
         result = _attempt(guest, fault, blind)
-        if not result.late:
+        if not result.again:
             break
     result.seconds = time.monotonic() - began
     return result
@@ -115,14 +116,14 @@ def _strike(live: Live, fault: Fault, result: Result) -> None:
         result.verdict = UNHEALTHY
         said = [*(f"{f.code} {f.cause}" for f in live.errors), *live.complaints]
         result.says = "; ".join(said) or live.ended
-        result.late = not said and _finished(live)
+        result.again = not said and _finished(live)
         return
     result.healthy = live.engine.counts.entries + live.engine.counts.exits
     scene = Scene(live)
     try:
         result.injection = fault.apply(scene)
     except NotHere as reason:
-        result.says, result.late = str(reason), isinstance(reason, TooLate)
+        result.says, result.again = str(reason), isinstance(reason, TooLate)
         return
     live.catch_up()
     struck = scene.struck or live.last_seq
@@ -143,6 +144,7 @@ def _conclude(live: Live, result: Result, struck: int) -> None:
     if not live.errors:
         wrong = live.complaints or ([live.ended] if live.ended and not _finished(live) else [])
         result.verdict = MISSED if wrong or not _finished(live) else NO_EFFECT
+        result.again = result.verdict == NO_EFFECT and bool(result.injection.expect.codes)
         result.says = "; ".join(wrong[:3]) or ("the guest's self-checks pass" if _finished(live) else "it hangs")
         return
     first = [finding for finding in live.errors if finding.event == live.errors[0].event]
@@ -150,5 +152,5 @@ def _conclude(live: Live, result: Result, struck: int) -> None:
     result.finding = (fitting or first)[0]
     result.verdict = FOUND if fitting else OTHER
     result.beside = [f"{f.code} {f.field or ''}".strip() for f in first if f is not result.finding]
-    result.later = result.finding.event - struck
+    result.againr = result.finding.event - struck
     result.says = "; ".join(live.complaints[:2])

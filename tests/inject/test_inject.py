@@ -146,7 +146,7 @@ def test_a_run_that_is_ended_keeps_what_it_has(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_fault_is_tried_again_where_time_ran_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    outcomes = [Result("g", "f", NOT_HERE, late=True), Result("g", "f", FOUND), Result("g", "f", NOT_HERE)]
+    outcomes = [Result("g", "f", NOT_HERE, again=True), Result("g", "f", FOUND), Result("g", "f", NOT_HERE)]
     monkeypatch.setattr(run, "_attempt", lambda *_: outcomes.pop(0))
     assert inject(guests.find("linux-amd64"), FAULTS["user-rbx"]).verdict == FOUND
     assert inject(guests.find("linux-amd64"), FAULTS["user-rbx"]).verdict == NOT_HERE
