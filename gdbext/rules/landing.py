@@ -3,7 +3,8 @@
 No data structure is known. A kernel with a stack per thread shows itself: each thread's entries push their frame at
 one address that no other thread uses. A thread known that way that lands on another's address, while that one lives
 (it enters again later), ran with the wrong RSP0. A stack that several threads share (one per CPU) is never judged,
-nor one whose owner may have died.
+nor one whose owner may have died, nor what lands on the only stack of its CPU: a thread that came from another CPU
+lands there if the stacks are the CPUs'.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from gdbext.events.columns import Array, Columns, grouped
 from gdbext.events.row import Flag, Kind
-from gdbext.ledger.compare import Bools, is_user, space
+from gdbext.ledger.compare import Bools, is_user, mixed, space
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 
@@ -43,6 +44,8 @@ class LandingJudge:
         self._own: dict[Thread, _Own] = {}
         self._owner: dict[int, Thread | None] = {}
         self._suspected: dict[Thread, Judged] = {}
+        self._stacks: dict[int, set[int]] = {}
+        """By CPU: where frames have landed."""
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the entries from user mode that pushed a frame; IST stacks belong to nobody."""
@@ -50,16 +53,17 @@ class LandingJudge:
         judged: list[Judged] = []
         if not len(rows):
             return judged
-        spaces, bases, frames = space(rows), rows["fs_base"], rows["frame"]
-        for at in self._unsettled(spaces, bases, frames):
-            thread, frame = (int(spaces[at]), int(bases[at])), int(frames[at])
+        spaces, bases, frames, cpus = space(rows), rows["fs_base"], rows["frame"], rows["cpu"]
+        for at in self._unsettled(spaces, bases, frames, cpus):
+            thread, frame, cpu = (int(spaces[at]), int(bases[at])), int(frames[at]), int(cpus[at])
+            self._note_stack(cpu, frame)
             if thread in self._suspected:
                 judged.append(self._suspected.pop(thread))
             own = self._own.get(thread)
             if own is not None and own.frame == frame:
                 own.count += 1
                 continue
-            owner = self._landlord(thread, own, frame)
+            owner = self._landlord(thread, own, frame) if len(self._stacks[cpu]) > 1 else None
             if owner is None or own is None:
                 self._settle(thread, frame)
             else:
@@ -67,9 +71,14 @@ class LandingJudge:
                 self._suspected.setdefault(owner, (_wrong_stack(thread, owner, own.frame, frame), row, None))
         return judged
 
-    def _unsettled(self, spaces: Array, bases: Array, frames: Array) -> list[int]:
+    def _note_stack(self, cpu: int, frame: int) -> None:
+        stacks = self._stacks.setdefault(cpu, set())
+        if len(stacks) < CAPACITY:
+            stacks.add(frame)
+
+    def _unsettled(self, spaces: Array, bases: Array, frames: Array, cpus: Array) -> list[int]:
         """Positions that need a look; the rest, of settled threads that land where they always do, is counted."""
-        key = spaces ^ (bases * np.uint64(0x9E3779B97F4A7C15))
+        key = mixed(spaces, bases, cpus.astype(np.uint64))
         _, first, which, counts = grouped(key)
         strays = np.zeros(len(first), bool)
         strays[which[frames != frames[first][which]]] = True
@@ -81,6 +90,7 @@ class LandingJudge:
                 continue
             if not strays[group]:
                 settled[group] = True
+                self._note_stack(int(cpus[at]), own.frame)
                 own.count += int(counts[group])
         positions: list[int] = np.flatnonzero(~settled[which]).tolist()
         return positions

@@ -109,9 +109,9 @@ def test_direction_flag_and_fmask(tmp_path: Path) -> None:
     assert found(fmask(rf.IF | rf.DF), call, guest=guest) == []
 
 
-def landing(n: int, frame: int, times: int = 1) -> list[Batch]:
+def landing(n: int, frame: int, times: int = 1, cpu: int = 0) -> list[Batch]:
     ctx = context(n)
-    return [row for _ in range(times) for row in (entry(ctx, frame=frame), exit_(ctx, frame=frame))]
+    return [row for _ in range(times) for row in (entry(ctx, frame=frame, cpu=cpu), exit_(ctx, frame=frame, cpu=cpu))]
 
 
 def test_landing_on_the_stack_of_another_thread() -> None:
@@ -124,6 +124,13 @@ def test_landing_on_the_stack_of_another_thread() -> None:
 def test_stack_shared_by_threads_is_never_judged() -> None:
     rows = [row for _ in range(8) for n in (1, 2, 3) for row in landing(n, 0x1000)]
     assert found(*rows, *landing(1, 0x2000, 8), *landing(1, 0x1000, 8)) == []
+
+
+def test_a_thread_that_moves_to_a_cpu_with_a_stack_of_its_own() -> None:
+    settled = [*landing(1, 0x1000, 6, cpu=0), *landing(2, 0x2000, 6, cpu=1)]
+    assert found(*settled, *landing(1, 0x2000, cpu=1), *landing(2, 0x2000, cpu=1)) == []
+    threads = [*settled, *landing(1, 0x1000, cpu=1)]  # the stacks are the threads': CPU 1 has seen two
+    assert found(*threads, *landing(1, 0x2000, cpu=1), *landing(2, 0x2000, cpu=1)) == ["CW303"]
 
 
 def test_context_resumed_twice() -> None:
