@@ -22,6 +22,8 @@ class Bug:
     field: str = ""
     look: str = ""
     """What the advice must say."""
+    open: str = ""
+    """Why it is not named yet, if it is not."""
     options: tuple[str, ...] = ()
     """What `ctxwatch run` needs to be told to see it."""
 
@@ -59,7 +61,13 @@ def names() -> list[str]:
 def find(name: str) -> Stranger:
     data = tomllib.loads((HERE / name / "stranger.toml").read_text())
     bugs = {
-        key: Bug(tuple(bug["codes"]), bug.get("field", ""), bug.get("look", ""), tuple(bug.get("options", ())))
+        key: Bug(
+            tuple(bug["codes"]),
+            bug.get("field", ""),
+            bug.get("look", ""),
+            bug.get("open", ""),
+            tuple(bug.get("options", ())),
+        )
         for key, bug in data["bugs"].items()
     }
     return Stranger(

@@ -18,7 +18,16 @@ pytestmark = [pytest.mark.guest, pytest.mark.slow]
 ENOUGH = 10_000
 """Contexts that a whole kernel must have had compared."""
 STRANGERS = [building.find(name) for name in building.names()]
-BROKEN = [pytest.param(one, bug, id=f"{one.name}-{bug.lower()}") for one in STRANGERS for bug in one.bugs]
+BROKEN = [
+    pytest.param(
+        one,
+        name,
+        id=f"{one.name}-{name.lower()}",
+        marks=[pytest.mark.xfail(reason=bug.open, strict=False)] if bug.open else [],
+    )
+    for one in STRANGERS
+    for name, bug in one.bugs.items()
+]
 
 
 def watch(stranger: Stranger, out: Path, bug: str | None, *options: str) -> tuple[int, dict[str, Any], str]:
