@@ -152,5 +152,5 @@ def _conclude(live: Live, result: Result, struck: int) -> None:
     result.finding = (fitting or first)[0]
     result.verdict = FOUND if fitting else OTHER
     result.beside = [f"{f.code} {f.field or ''}".strip() for f in first if f is not result.finding]
-    result.againr = result.finding.event - struck
+    result.later = result.finding.event - struck
     result.says = "; ".join(live.complaints[:2])
