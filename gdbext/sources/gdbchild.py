@@ -141,7 +141,7 @@ class GdbChild:
             self.command("-gdb-set mi-async on")
             self.cli("python None", _START)
         except GdbDied as error:
-            raise EnvironmentUnusable("GDB does not start", error.what) from error
+            raise EnvironmentUnusable("GDB does not start", error.why) from error
         except GdbError as error:
             raise EnvironmentUnusable(
                 "this GDB has no Python", error.what.rstrip("."), "use a GDB built with it"
