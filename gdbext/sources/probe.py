@@ -37,6 +37,9 @@ from gdbext.sources.ring_file import Merger, RingFile, in_order
 
 _NAP: Final = (0.0002, 0.002)
 """Shortest and longest sleep between looks at the ring, in seconds."""
+_REST: Final = 0.02
+"""Seconds the ring is left alone after a batch where no vCPU waits for a verdict: rows judged together cost a
+fraction, and the vCPUs may need the reader's core."""
 
 _STOP_TIMEOUT: Final = 10.0
 _TRIES: Final = 64
@@ -80,6 +83,7 @@ class ProbeSource:
         self._monitor = monitor
         self._retry = retry
         self._merger = Merger(time.monotonic)
+        self._rested = 0.0
         self._ready: list[Batch] = []
         self._standing: dict[int, Batch] = {}
         self._open = True
@@ -133,6 +137,7 @@ class ProbeSource:
         while self._open:
             if self._ready:
                 return self._note(self._ready.pop(0))
+            self._rest(deadline)
             lives = self._ring.writer_lives()  # asked first: what it wrote before it ended is then all there
             rows = self._merger.merge(self._ring.take(), final=not lives)
             if rows is not None:
@@ -145,8 +150,16 @@ class ProbeSource:
             nap = min(nap * 1.5, _NAP[1])
         return None
 
+    def _rest(self, deadline: float) -> None:
+        """Let rows gather, as long as there is room for many more."""
+        if not int(self._ring.header["halt"][0]):
+            until = min(self._rested, deadline)
+            while time.monotonic() < until and self._ring.writer_lives() and not self._ring.filling:
+                time.sleep(_NAP[1])
+
     def _note(self, rows: Batch) -> Batch:
         """Remember in which events vCPUs wait."""
+        self._rested = time.monotonic() + _REST
         for index in np.flatnonzero(rows["flags"] & Flag.WAITING):
             self._standing[int(rows["cpu"][index])] = rows[index : index + 1].copy()
         return rows

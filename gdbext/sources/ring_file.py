@@ -174,6 +174,11 @@ class RingFile:
                 self.control["tail"][cpu] = head
         return taken
 
+    @property
+    def filling(self) -> bool:
+        """True if some ring is a quarter full."""
+        return bool((4 * (self.control["head"] - self.control["tail"]) > len(self._rings[0])).any())
+
     def history(self) -> list[Batch]:
         """Copy the newest rows of each ring, as many as it holds; the first of a ring that lost some says so."""
         return self._before(self.control["head"].copy())
