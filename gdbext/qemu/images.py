@@ -203,6 +203,9 @@ def _parse(path: Path) -> Any:
         def _populate_kernel_version(self) -> None:
             """Leave it: pwntools gives up on releases such as 6.12.95+deb12, and nothing here asks for it."""
 
+        def _populate_symbols(self) -> None:
+            """Leave it, too: made one by one, a Linux kernel's symbols take seconds (:func:`_symbols` does without)."""
+
     return Kernel(str(path), checksec=False)
 
 
