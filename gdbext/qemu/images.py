@@ -204,7 +204,10 @@ def _parse(path: Path) -> Any:
             """Leave it: pwntools gives up on releases such as 6.12.95+deb12, and nothing here asks for it."""
 
         def _populate_symbols(self) -> None:
-            """Leave it, too: made one by one, a Linux kernel's symbols take seconds (:func:`_symbols` does without)."""
+            """Leave them, too: made one by one, a Linux kernel's symbols take seconds (see :func:`_symbols`)."""
+
+        def _populate_functions(self) -> None:
+            """Likewise."""
 
     return Kernel(str(path), checksec=False)
 
