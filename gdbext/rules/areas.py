@@ -27,6 +27,7 @@ from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 from gdbext.rules.laststores import Indices, LastStores, Write
 from gdbext.rules.policy import Layout, Policy
+from gdbext.rules.pushes import NOWHERE, Numbers, Pushes
 
 MAX_AREAS: Final = 4096
 MAX_OFFSET: Final = 1 << 16
@@ -35,13 +36,9 @@ SAMPLE: Final = 6
 """Slots that a sentence names; the table has all."""
 LIKE: Final = 4
 """Slots that must agree before an area is taken for a context's."""
-NOWHERE: Final = 0
-ANYWHERE: Final = 1
-"""In place of an area's address."""
 MAX_SHIFT: Final = 8
 """Words by which a context in an area can be moved and still be recognised."""
 
-Numbers = npt.NDArray[np.uint64]
 Bools = npt.NDArray[np.bool_]
 
 
@@ -63,8 +60,7 @@ class AreaJudge:
         self._starts: list[int] = []
         self._areas: dict[int, Area] = {}
         self._stores = LastStores()
-        self._saving: dict[int, int] = {}
-        """By CPU, the area into which the handler that runs may push; none while no handler is known to run."""
+        self._pushes = Pushes()
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge a batch in order of ``seq``; it costs nothing while no area is known."""
@@ -149,7 +145,7 @@ class AreaJudge:
         entries = start + np.flatnonzero(kind == Kind.ENTRY)
         landed = entries[self._owners(batch["frame"][entries]) != NOWHERE]
         turns = start + np.flatnonzero((kind == Kind.ENTRY) | (kind == Kind.EXIT))
-        foreign = self._foreign_pushes(batch, turns, stores, owner)
+        foreign = self._pushes.foreign(batch, turns, self._owners(batch["frame"][turns]), stores, owner)
         if self._writers is not None:
             foreign = ~_within(batch["pc"][stores], self._writers)
         doubtful = foreign | self._doubtful(batch, stores, owner)
@@ -170,28 +166,6 @@ class AreaJudge:
         place = np.searchsorted(starts, addresses, "right") - 1
         inside = (place >= 0) & (addresses - starts[place] < sizes[place])
         return np.where(inside, starts[place], np.uint64(NOWHERE))
-
-    def _foreign_pushes(self, batch: Columns, turns: Indices, stores: Indices, owner: Numbers) -> Bools:
-        """True for each store that is a push, unless a handler runs whose own save its area is (its pushes are the
-        save). `turns`: the entries and exits, at which it changes which area that is: the one where the CPU put its
-        frame; after a system call, which pushes none, the one of the first push."""
-        mask = np.where(batch["mode"][stores] == 64, np.uint64(2**64 - 1), np.uint64(2**32 - 1))
-        pushed = batch["addr"][stores] == (batch["rsp"][stores] - batch["size"][stores]) & mask
-        foreign = np.zeros(len(stores), bool)
-        frame = batch["frame"][turns]
-        enters = np.where(frame == 0, np.uint64(ANYWHERE), self._owners(frame))
-        saving = np.where(batch["kind"][turns] == Kind.ENTRY, enters, np.uint64(NOWHERE))
-        for cpu in np.unique(batch["cpu"][np.concatenate((turns, stores))]).tolist():
-            own = np.flatnonzero(pushed & (batch["cpu"][stores] == cpu))
-            mine = batch["cpu"][turns] == cpu
-            states = np.concatenate((np.array([self._saving.get(cpu, NOWHERE)], np.uint64), saving[mine]))
-            since = np.searchsorted(turns[mine], stores[own])  # index into states
-            first, at = np.unique(since, return_index=True)
-            open_ = states[first] == ANYWHERE
-            states[first[open_]] = owner[own[at[open_]]]
-            foreign[own] = states[since] != owner[own]
-            self._saving[cpu] = int(states[-1])
-        return foreign
 
     def _doubtful(self, batch: Columns, stores: Indices, owner: Numbers) -> Bools:
         """True for each store into a slot that its register may not hold; :func:`implausible` has the last word."""

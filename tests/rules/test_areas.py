@@ -113,3 +113,60 @@ def test_overlapping_areas_are_bounded() -> None:
 def test_layout_names_slots() -> None:
     layout = Layout({"rax": 0, "rip": 8}, 16)
     assert [layout.slot_at(n) for n in (0, 7, 8, 16)] == ["rax", "rax", "rip", None]
+
+
+COPIED = ("rip", "cs", "rflags", "rsp", "ss")
+STACKED = Layout({"rbx": 0, "rdx": 8, **{name: 16 + 8 * n for n, name in enumerate(COPIED)}}, 56)
+ELSEWHERE = 0xFFFFFFFF80700000
+
+
+def copied(ctx: dict[str, int], start: int = AREA, **fields: object) -> list[Batch]:
+    """The frame of `ctx`, copied from another stack to where a thread's area lies on its own."""
+    where = {"rsp": ELSEWHERE - 48, **fields}
+    return [event(Kind.STORE, addr=start + STACKED.slots[n], value=ctx[n], size=8, **where) for n in ("rdx", *COPIED)]
+
+
+def push(offset: int, value: int, start: int = AREA) -> Batch:
+    return event(Kind.STORE, addr=start + offset, value=value, size=8, rsp=start + offset + 8)
+
+
+def test_a_handler_pushes_below_the_frame_that_it_copied_from_its_ist_stack() -> None:
+    policy = Policy(layout=STACKED)
+    ctx = context()
+    came = entry(ctx, frame=ELSEWHERE - 40)
+    save = [came, *copied(ctx), push(0, ctx["rbx"])]
+    pushes_again = [push(8, 1), push(0, 2)]
+    assert judge(area(size=56), *save, *pushes_again, exit_(ctx), policy=policy) == []
+
+
+def test_a_push_is_foreign_where_no_frame_was_copied() -> None:
+    policy = Policy(layout=STACKED)
+    ctx, came = context(), entry(context(), frame=ELSEWHERE - 40)
+    other = AREA + 0x1000
+    for rows in (
+        [came, push(0, 1)],
+        [came, *copied(ctx, other), push(0, 1)],
+        [came, push(0, 1), *copied(ctx)],
+        [came, *copied(ctx | {"rip": 0x400999}), push(0, 1)],
+        [came, *copied(ctx), exit_(ctx), push(0, 1)],
+    ):
+        found = judge(area(size=56), area(other, 56), *rows, policy=policy)
+        assert [f.code for f in found] == ["CW401"]
+
+
+def test_a_stack_that_runs_into_the_area_it_has_just_filled_is_foreign() -> None:
+    """The area lies below the handler's stack: what overflows comes from above, over what was saved."""
+    policy = Policy(layout=STACKED)
+    ctx = context()
+    save = [entry(ctx, frame=ELSEWHERE - 40), *copied(ctx), store(0, ctx["rbx"])]
+    found = judge(area(size=56), *save, push(48, 1), push(0, 2), policy=policy)
+    assert [(f.code, f.count) for f in found] == [("CW401", 1), ("CW401", 1)]
+
+
+def test_two_handlers_at_work_on_two_cpus_do_not_share_a_save() -> None:
+    policy = Policy(layout=STACKED)
+    ctx = context()
+    on = {"cpu": 1}
+    rows = [entry(ctx, frame=ELSEWHERE - 40, **on), *copied(ctx, **on)]
+    (finding,) = judge(area(size=56), *rows, push(0, 1), policy=policy)
+    assert (finding.code, finding.cpu) == ("CW401", 0)
