@@ -24,8 +24,9 @@ _STATES: Final = 2_000
 
 @dataclass(frozen=True, slots=True)
 class EntryFlags:
-    """``leaks``: flag bit → address of the first instruction (a call of compiled code or a string instruction) that
-    runs with the interrupted code's value of it; a flag that is cleared in time on every path is absent."""
+    """``leaks``: flag bit → address of the first instruction (a call of compiled code, its jump through a table, or a
+    string instruction) that runs with the interrupted code's value of it; a flag that is cleared in time on every path
+    is absent."""
 
     entry: int
     leaks: dict[int, int]
@@ -36,7 +37,8 @@ def flags_on_entry(code: Code, reach: Reach, entry: Entry, cleared: int | None =
 
     ``cleared``: RFLAGS bits that are clear when the entry is reached; by default what an interrupt gate clears, and
     nothing for ``syscall`` (pass FMASK). A call is followed once, because entry code has helpers that clear flags
-    for it; what the helper calls in turn, or runs, counts.
+    for it; what the helper calls in turn, or runs, counts, and so does its jump to where the bytes do not say: it is
+    no helper but compiled code, with a ``switch``.
     """
     if cleared is None:
         cleared = GATE_CLEARS if entry.gateway is Gateway.INTERRUPT else 0
@@ -60,6 +62,9 @@ def flags_on_entry(code: Code, reach: Reach, entry: Entry, cleared: int | None =
                 _note(leaks, pending, address)
                 continue
             back = insn.end
+        elif back and insn.flow is Flow.JUMP and reach.successors.get(address) == ():
+            _note(leaks, pending, address)
+            continue
         following = _following(insn, reach, target, back)
         back = 0 if insn.flow is Flow.RETURN else back
         for state in ((f, _after(code, insn, pending), back) for f in following):

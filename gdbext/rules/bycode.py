@@ -103,8 +103,8 @@ class CodeJudge:
         names = rf.describe(sum(set_now))
         what = vectors.name(int(row["vector"][0]))
         cause = (
-            f"{names} was set in the interrupted code when {what} came, and its handler reaches a call or a string "
-            f"instruction at {leaks[set_now[0]]:#x} without clearing it"
+            f"{names} was set in the interrupted code when {what} came, and its handler reaches compiled code "
+            f"or a string instruction at {leaks[set_now[0]]:#x} without clearing it"
         )
         look = "the entry path: cld (and clac) before the first call; for syscall the value of FMASK"
         flags = int(row["rflags"][0])

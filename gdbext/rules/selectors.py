@@ -2,7 +2,8 @@
 
 ``sysret`` loads both from STAR and checks neither; a wrong pair shows at the next entry from user mode, where the CPU
 pushes it, and kills at the next ``iret`` to the context. Wrong is an SS whose RPL is not 3, one that names the
-descriptor of the kernel's own stack segment, and one on which an ``iret`` faulted (the error code names the selector).
+descriptor of the kernel's own stack segment, and a pair on one of whose selectors an ``iret`` faulted (the error code
+names it: Intel SDM vol. 2, IRET).
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from gdbext.rules.finding import Difference
 KEPT = 16
 """Events of a CPU looked back over: the exit that loaded a pair is a few events before the entry it shows at."""
 _INDEX = 0xFFF8
-_RETURN_FAULTS = (vectors.TS, vectors.NP, vectors.SS, vectors.GP)
+_SELECTOR = 0xFFFC
+"""A selector as an error code gives it: index and table, without RPL."""
+_RETURN_FAULTS = (vectors.TS, vectors.NP, vectors.SS, vectors.GP, vectors.UNKNOWN)
+"""Vectors of a fault on a selector; a handler that serves several of them does not tell which it was."""
 
 
 class SelectorJudge:
@@ -31,6 +35,8 @@ class SelectorJudge:
     def __init__(self) -> None:
         self._kernel: dict[int, int] = {}
         self._carried: dict[int, Batch] = {}
+        self._sysrets: dict[tuple[int, int], Batch] = {}
+        """The first sysret that loaded each pair (SS with the RPL that it is given on some CPUs)."""
         self._told: set[tuple[int, int]] = set()
 
     def feed(self, batch: Columns) -> list[Judged]:
@@ -61,11 +67,17 @@ class SelectorJudge:
         indices, first, _, _ = grouped(rows["ss"][own] & _INDEX)
         for index, at in zip(indices, first, strict=True):
             self._kernel.setdefault(int(index), int(rows["seq"][own[at]]))
+        loads = np.flatnonzero((rows["kind"] == Kind.EXIT) & (rows["how"] == How.SYSRET))
+        pairs, first, _, _ = grouped(rows["cs"][loads].astype(np.uint64) << np.uint64(16) | rows["ss"][loads] | 3)
+        for pair, at in zip(pairs.tolist(), first.tolist(), strict=True):
+            if (pair >> 16, pair & 0xFFFF) not in self._sysrets:
+                self._sysrets[pair >> 16, pair & 0xFFFF] = rows.row(loads[at]).copy()
 
     def _odd(self, rows: Columns) -> Bools:
         framed = _framed_from_user(rows) | ((rows["kind"] == Kind.EXIT) & is_user(rows) & (rows["how"] == How.IRET))
         kernels = np.isin(rows["ss"] & _INDEX, list(self._kernel)) if self._kernel else np.zeros(len(rows), bool)
         faults = (rows["kind"] == Kind.ENTRY) & ~is_user(rows) & np.isin(rows["vector"], _RETURN_FAULTS)
+        faults &= (rows["error"] & _SELECTOR) != 0
         odd: Bools = (framed & (((rows["ss"] & 3) != 3) | kernels) & ((rows["rflags"] & rf.VM) == 0)) | faults
         return odd
 
@@ -95,22 +107,25 @@ class SelectorJudge:
         return ""
 
     def _judge_fault(self, line: Batch) -> list[Judged]:
-        """An iret to user mode that faulted on its SS, in a context that a sysret had made."""
+        """An iret to user mode that faulted on one of its selectors, in a context that a sysret had made."""
         row, before = line[-1:], line[:-1]
         left = before[-1:]
         if not len(left) or left["kind"][0] != Kind.EXIT or left["pc"][0] != row["rip"][0]:
             return []
         pair = int(left["cs"][0]), int(left["ss"][0])
+        named = [name for name in ("ss", "cs") if int(left[name][0]) & _SELECTOR == int(row["error"][0]) & _SELECTOR]
+        if pair in self._told or not named or not bool(is_user(left)[0]):
+            return []
+        loaded = self._sysrets.get((pair[0], pair[1] | 3), left[:0])
         shown = before[_framed_from_user(before)][-1:]
-        if pair in self._told or int(row["error"][0]) & 0xFFFC != pair[1] & 0xFFFC or not pair[1] & 0xFFFC:
-            return []
-        if not len(shown) or shown["ss"][0] != pair[1]:
-            return []
-        loaded = _loader(before, shown)
-        if not len(loaded) or loaded["how"][0] != How.SYSRET:
+        if len(shown) and (int(shown["cs"][0]), int(shown["ss"][0])) == pair:
+            last = _loader(before, shown)
+            loaded = last if len(last) and last["how"][0] == How.SYSRET else loaded
+        if not len(loaded):
             return []
         self._told.add(pair)
-        return [(_draft(loaded, pair, "the iret to this context faulted on SS"), row, None)]
+        why = f"the iret to this context faulted on {named[0].upper()}"
+        return [(_draft(loaded, pair, why, named[0]), row, None)]
 
 
 def _worth_keeping(line: Batch) -> Batch:
@@ -140,15 +155,17 @@ def _framed_from_user(rows: Rows) -> Bools:
     return framed
 
 
-def _draft(blamed: Batch, pair: tuple[int, int], why: str) -> Draft:
+def _draft(blamed: Batch, pair: tuple[int, int], why: str, faulted: str = "") -> Draft:
+    """faulted: the one of the pair on which an iret has faulted already."""
     cs, ss = pair
+    field, wrong = ("cs", cs) if faulted == "cs" else ("ss", ss)
     if int(blamed["how"][0]) == How.SYSRET:
         cause = (
             f"sysret loaded SS {ss:#x} (from STAR[63:48]+8) beside CS {cs:#x} (from STAR[63:48]+16): {why}; "
-            "sysret checks neither, the next iret to this context faults"
+            f"sysret checks neither{'' if faulted else ', the next iret to this context faults'}"
         )
     else:
         name = How.NAMES[int(blamed["how"][0])]
         cause = f"user code runs with CS {cs:#x} and SS {ss:#x} since {name}: {why}; the next iret to it faults"
     look = f"the value written to STAR (MSR {MSR_STAR:#x}) and the order and RPL of the user descriptors in the GDT"
-    return Draft("CW604", cause, look, (Difference("ss", ss | 3, ss),), blame=blamed)
+    return Draft("CW604", cause, look, (Difference(field, wrong | 3, wrong),), blame=blamed)

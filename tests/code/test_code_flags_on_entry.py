@@ -19,6 +19,9 @@ TAIL = """
         push %rax
         pop %rax
         ret
+    chooser: cmp $6, %rax
+        ja deeper
+    choice: jmp *chooser(, %rax, 8)
 """
 
 
@@ -43,6 +46,9 @@ def leaks(snippet: Any, entry: Entry, cleared: int | None = None) -> dict[int, s
         ("here: rep stosq; clac; cld; call handler", {DF: "here"}),
         ("movsd %xmm0, %xmm1; clac; cld; call handler", {}),
         ("push %rax; pop %rax", {}),
+        ("call chooser", {DF: "choice", AC: "choice"}),
+        ("cld; clac; call chooser", {}),
+        ("jmp *chooser(, %rax, 8)", {}),
     ],
 )
 def test_flags_of_an_interrupt_entry(assemble: Any, body: str, expected: dict[int, str]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from gdbext.arch import vectors
 from gdbext.events.row import ROW, Batch
 from gdbext.rules.engine import Engine
 from gdbext.rules.fixups import Fixups
@@ -39,7 +42,7 @@ def test_contexts_of_other_address_spaces_do_not_mix() -> None:
 
 @pytest.mark.parametrize("lost", ["rbx", "r8", "r15", "rax"])
 def test_lost_register(lost: str) -> None:
-    assert codes(entry(context()), exit_(context(**{lost: 0xDEAD}))) == [("CW101", lost)]
+    assert codes(entry(context()), exit_(context() | {lost: 0xDEAD})) == [("CW101", lost)]
 
 
 def test_exchanged_registers_are_both_named() -> None:
@@ -222,7 +225,7 @@ def test_user_code_with_the_kernel_s_privilege() -> None:
 
 def test_ia32_user_code_with_the_kernel_s_privilege() -> None:
     ctx = context(cs=0x73, ss=0x7B)
-    narrow = {"mode": 32, "flags": Flag.LINEAR32}
+    narrow: dict[str, Any] = {"mode": 32, "flags": Flag.LINEAR32}
     frame = [ctx["rip"], 0x70, ctx["rflags"], ctx["rsp"], 0x7B, 0, 0, 0]
     wrong = ctx | {"cs": 0x70, "rsp": FRAME + 12, "ss": 0x68}
     after = exit_(wrong, **narrow | {"flags": Flag.LINEAR32 | Flag.NO_STACK, "stack": [frame]})
@@ -358,6 +361,17 @@ def test_iret_that_faults_on_what_sysret_loaded() -> None:
     assert codes(exit_(bad), fault) == []  # a context made by hand, as a signal return may
 
 
+def test_iret_that_faults_on_the_code_segment_that_a_sysret_of_another_cpu_loaded() -> None:
+    ctx, kernel = context(cs=0x2B), context(2, user=False, rip=0xFFFFFFFF80001900)
+    sysret = exit_(ctx | {"ss": 0x20}, How.SYSRET, cpu=1, pc=0xFFFFFFFF80000AAA)
+    iret = exit_(ctx | {"ss": 0x23}, rip=0x400123)
+    fault = entry(kernel, How.EXCEPTION, vector=vectors.UNKNOWN, error=0x28)
+    assert codes(entry(ctx, How.SYSCALL, cpu=1), sysret, iret, fault) == [("CW604", "cs")]
+    assert codes(iret, fault) == []  # its frame is what user code asked for
+    elsewhere = exit_(ctx | {"ss": 0x2B}, How.SYSRET, cpu=1, pc=0xFFFFFFFF80000AAA)
+    assert codes(elsewhere, iret, fault) == []
+
+
 USER32 = context(3, cs=0x23, rip=0xF7F36557, rsp=0xFFFE0290, flags=Flag.LINEAR32) | dict.fromkeys(
     ("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"), 0
 )
@@ -427,7 +441,7 @@ def test_a_call_returns_to_its_stack_unless_another_thread_ran() -> None:
 
 
 def test_a_sysexit_returns_to_its_stack_behind_the_int() -> None:
-    narrow = {"mode": 32, "flags": Flag.LINEAR32}
+    narrow: dict[str, Any] = {"mode": 32, "flags": Flag.LINEAR32}
     ctx = context(rsp=0x7FE0, rbp=0x7FE0) | {f"r{n}": 0 for n in range(8, 16)}
     back = ctx | {"rip": ctx["rip"] + 2, "rax": 0, "rcx": 0x44, "rdx": ctx["rip"] + 2, "rsp": 0x44}
     call = entry(ctx, How.SYSENTER, rax=20, **narrow)
