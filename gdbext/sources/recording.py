@@ -14,8 +14,13 @@ from gdbext.sources.base import Capability
 class Recorded(Protocol):
     """What a recording is to a source."""
 
-    simd: bool
-    guest: GuestView
+    @property
+    def simd(self) -> bool:
+        """SIMD state was recorded."""
+
+    @property
+    def guest(self) -> GuestView:
+        """Memory and names that were captured."""
 
     def batches(self) -> Iterator[Batch]:
         """Each batch in order; ``guest`` knows what was captured up to it."""

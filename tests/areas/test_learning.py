@@ -23,6 +23,11 @@ AREA = 0xFFFFFFFF80500000
 WHOLE = "".join(COPY_WORD.format(word=w, slot=s) for w, s in ((4, 17), (6, 18), (3, 20)))
 
 
+def nowhere(_name: str) -> int | None:
+    """Where a symbol is, of a kernel that has none."""
+    return None
+
+
 class Memory:
     """A source of nothing but memory: `words` at their addresses, and any number of zeroed areas."""
 
@@ -183,7 +188,7 @@ def test_gates_worth_a_look() -> None:
 def test_first_runs_are_waited_for_in_the_beginning() -> None:
     source = Memory({KERNEL_BASE + 8: AREA}, [range(AREA, AREA + 2 * 704)])
     waits: list[bool] = []
-    found = AreaWatcher(find("nrk"), source, {}.get, lambda _: None, wait=waits.append)
+    found = AreaWatcher(find("nrk"), source, nowhere, lambda _: None, wait=waits.append)
     assert waits == [True]
     assert found.look(batch(entry(context())))["addr"].tolist() == [AREA]
     source.words[KERNEL_BASE + 8] = AREA + 704
@@ -197,9 +202,9 @@ def test_first_runs_are_waited_for_in_the_beginning() -> None:
 
 def test_nothing_is_waited_for_where_no_area_can_be_found() -> None:
     waits: list[bool] = []
-    AreaWatcher(find("linux-amd64"), Memory({}), {}.get, lambda _: None, wait=waits.append)
+    AreaWatcher(find("linux-amd64"), Memory({}), nowhere, lambda _: None, wait=waits.append)
     assert waits == []
-    found = AreaWatcher(None, Memory({}), {}.get, lambda _: None, lambda _, n: bytes(n), wait=waits.append)
+    found = AreaWatcher(None, Memory({}), nowhere, lambda _: None, lambda _, n: bytes(n), wait=waits.append)
     found.look(batch(entry(context())))
     assert waits[0]
     assert not waits[-1]

@@ -9,14 +9,14 @@ import gdb
 
 from gdbext.code.listing import listing
 from gdbext.code.windows import Reason, Window, find
-from gdbext.gdb.extension import _registered
+from gdbext.gdb.extension import Extension, _registered
 
 BACK = 3
 """Instructions between a place in front of a window and the window's edge."""
 SYSCALL, INT_80 = b"\x0f\x05", b"\xcd\x80"
 
 
-class Reach(gdb.Breakpoint):
+class Reach(gdb.Breakpoint):  # type: ignore[misc]  # GDB has no types
     """Stops without a word."""
 
     def __init__(self, address: int) -> None:
@@ -27,7 +27,7 @@ class Reach(gdb.Breakpoint):
         return True
 
 
-def extension():  # type: ignore[no-untyped-def]
+def extension() -> Extension:
     return _registered[0]
 
 
@@ -78,12 +78,15 @@ def window(reason: Reason, held: int) -> Window:
 def exit_of(name: str, how: str) -> int:
     """The exit instruction of a function."""
     start = symbol(name)
-    exits = extension().windows.machine().reach.exits
+    machine = extension().windows.machine()
+    exits = machine.reach.exits if machine is not None and machine.reach is not None else []
     return min(e.address for e in exits if e.how == how and e.address >= start)
 
 
 def before(address: int, count: int) -> int:
-    code = extension().windows.machine().code
+    machine = extension().windows.machine()
+    code = machine.code if machine is not None else None
+    assert code is not None
     return listing(code, address, before=count, after=0)[0].address
 
 

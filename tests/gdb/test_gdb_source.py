@@ -70,6 +70,7 @@ def test_rows_come_in_order_and_the_guest_goes_on_after_close(boot: Boot) -> Non
                 seen = int(batch["seq"][-1])
                 assert engine.feed(batch) == []
         assert source.lost == 0
+        assert batch is not None
         code = source.read_memory(int(batch["pc"][-1]), 16)
         assert len(code) == 16
         with pytest.raises(OSError, match="unmapped"):

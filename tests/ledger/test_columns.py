@@ -54,8 +54,8 @@ def test_an_exit_is_adjacent_to_the_entry_of_its_key_that_came_last(events: list
         if is_exit and before is not None:
             wanted.add((before, at))
         last[key] = None if is_exit else at
-    key = np.array([key for key, _ in events], np.uint64)
-    before_, behind = adjacent(key, np.array([is_exit for _, is_exit in events], bool))
+    keys = np.array([key for key, _ in events], np.uint64)
+    before_, behind = adjacent(keys, np.array([is_exit for _, is_exit in events], bool))
     assert set(zip(before_.tolist(), behind.tolist(), strict=True)) == wanted
 
 

@@ -58,7 +58,10 @@ def decode(compiled: Callable[..., Path]) -> Callable[[int, list[bytes]], list[D
         lines = "".join(f"{bits} {code.hex()}\n" for code in codes)
         out = subprocess.run([program], input=lines, capture_output=True, text=True, check=True).stdout.splitlines()
         rows = [[int(word) for word in line.split()] for line in out]
-        return [Decoded(KINDS[r[0]], r[1], r[2], bool(r[3]), *r[4:8], bool(r[8]), r[9], bool(r[10])) for r in rows]  # type: ignore[arg-type]
+        return [
+            Decoded(KINDS[r[0]], r[1], r[2], bool(r[3]), r[4], r[5], r[6], r[7], bool(r[8]), r[9], bool(r[10]))
+            for r in rows
+        ]
 
     return run
 
@@ -134,7 +137,8 @@ def test_gs_operands_are_those_that_capstone_sees(
     opcodes += [b"\xc7", b"\x63", b"\x87", b"\x8d", b"\x0f\x1f", b"\x0f\x10", b"\x0f\xae", b"\x86", b"\x0f\xab"]
     if bits == 32:
         opcodes.remove(b"\x63")
-    codes, expected = [], []
+    codes: list[bytes] = []
+    expected: list[tuple[int, int, int, int, bool] | None] = []
     while len(codes) < 4000:
         rex = bytes([rng.randrange(0x40, 0x50)]) if bits == 64 and rng.random() < 0.7 else b""
         code = b"\x65" + rex + rng.choice(opcodes) + rng.randbytes(12)

@@ -64,7 +64,7 @@ def test_every_row_arrives_once_and_in_order(compiled: Compiled, tmp_path: Path,
 @pytest.mark.parametrize("flags", [(), ("-fsanitize=thread",), ("-fsanitize=address,undefined",)])
 def test_four_vcpus_and_a_reader_do_not_race(compiled: Compiled, tmp_path: Path, flags: tuple[str]) -> None:
     """Small rings, so that writers wait for room. A sanitizer that finds something changes the exit status."""
-    words = [compiled("ring_race.c", *flags), tmp_path / "ring", "4", "64", "20000"]
+    words: list[str | Path] = [compiled("ring_race.c", *flags), tmp_path / "ring", "4", "64", "20000"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -129,7 +129,7 @@ def test_a_reader_that_comes_late_gets_what_is_left_and_then_all(compiled: Compi
     writer = start(compiled("ring_writer.c"), path, 2, 64, 1 << 40)  # nobody made the file: it records by itself
     time.sleep(0.1)
     source = ProbeSource(RingFile.attach(path))
-    parts = []
+    parts: list[Batch] = []
     while sum(map(len, parts)) < 100_000:
         rows = source.read(10.0)
         assert rows is not None
@@ -322,7 +322,7 @@ def test_a_release_that_comes_late_is_none(compiled: Compiled, tmp_path: Path) -
     ring = RingFile.create(tmp_path / "ring")
     writer = start(compiled("ring_writer.c"), ring.path, 1, 1024, 300, "wait")
     source = opened(ring)
-    waits = []
+    waits: list[int] = []
     while (rows := source.read(10.0)) is not None:
         for row in rows[(rows["flags"] & Flag.WAITING) != 0]:
             if waits:

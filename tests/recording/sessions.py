@@ -92,7 +92,8 @@ def documents(findings: list[Finding]) -> list[dict[str, Any]]:
 def header(**changes: Any) -> Header:
     """A header with everything in it."""
     qemu = {"version": "10.0.2", "accel": "tcg", "plugin_api": 4}
-    return Header(**({"guest": "fake", "source": "probe", "qemu": qemu, "started": 1.8e9} | changes))
+    fields: dict[str, Any] = {"guest": "fake", "source": "probe", "qemu": qemu, "started": 1.8e9}
+    return Header(**fields | changes)
 
 
 def record(path: Path, rows: Batch, *, size: int = 64, finish: bool = True, **changes: Any) -> list[dict[str, Any]]:

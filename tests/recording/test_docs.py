@@ -96,7 +96,8 @@ def slowest(table: pa.Table) -> list[int]:
 def resumes(table: pa.Table, cr3: int, fs_base: int) -> list[int]:
     """The events that resume a thread."""
     mine = pc.and_(pc.equal(table["cr3"], cr3), pc.equal(table["fs_base"], fs_base))
-    return table.filter(pc.and_(pc.equal(table["kind"], Kind.EXIT), mine))["seq"].to_pylist()
+    events: list[int] = table.filter(pc.and_(pc.equal(table["kind"], Kind.EXIT), mine))["seq"].to_pylist()
+    return events
 
 
 def test_the_columns_hold_what_the_questions_ask_for(session: Path) -> None:

@@ -84,10 +84,12 @@ def test_header_comes_back_whole(tmp_path: Path) -> None:
 def test_the_live_result_is_at_the_end(tmp_path: Path) -> None:
     found = record(tmp_path / "r", busy(60))
     with Recording(tmp_path / "r") as recording:
-        assert recording.end is None
+        before = recording.end
         list(recording.batches())
-        assert recording.end is not None
-        assert recording.end.end == {"events": {"lost": 3}, "seconds": 2.5, "findings": found}
+        after = recording.end
+        assert before is None
+        assert after is not None
+        assert after.end == {"events": {"lost": 3}, "seconds": 2.5, "findings": found}
 
 
 def test_any_arrow_reader_reads_it(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ async def test_connect_run_stop() -> None:
         await repl.until("Program received signal SIGINT", "stopped │")
         assert repl.gdb.asked.count("-exec-interrupt") == 1
         assert repl.gdb.signals == 0
+        assert repl.task is not None
         assert not repl.task.done(), "Ctrl-C is for the guest"
 
 

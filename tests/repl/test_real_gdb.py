@@ -72,7 +72,7 @@ async def test_a_bundled_guest_is_booted_run_and_stopped() -> None:
         assert await repl.run("ctx watch\ncontinue")
         await until(lambda: "guest: start nrk" in screen.of("serial"))
         await until(lambda: len(repl.live.findings) >= 1)
-        assert repl.live.connection.state is State.RUNNING
+        await until(lambda: repl.live.connection.state is State.RUNNING)
         assert await repl.run("ctx findings"), "commands that need no stopped guest work while it runs"
         repl.live.interrupt()
         await until(lambda: repl.live.connection.state is State.STOPPED)

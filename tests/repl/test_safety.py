@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from prompt_toolkit.formatted_text import StyleAndTextTuples
 
 from gdbext.repl.connection import State
 from gdbext.repl.session import Session
@@ -12,8 +13,8 @@ from tests.repl.test_real_gdb import scenario, session, shown, until
 pytestmark = [pytest.mark.gdb, pytest.mark.guest]
 
 
-def text(fragments: list[tuple[str, str]]) -> str:
-    return "".join(part for _, part in fragments)
+def text(fragments: StyleAndTextTuples) -> str:
+    return "".join(fragment[1] for fragment in fragments)
 
 
 async def stopped(repl: Session, window: str) -> None:

@@ -27,7 +27,9 @@ def run(*rows: Batch, size: int = 1000) -> tuple[list[Slice], list[Stretch], lis
     whole["time"] = whole["seq"] * 10
     timeline = Timeline()
     fed = [timeline.feed(part) for part in cuts(whole, size)] + [timeline.finish()]
-    slices, gs, windows = ([item for part in fed for item in part[place]] for place in range(3))
+    slices = [item for part in fed for item in part[0]]
+    gs = [item for part in fed for item in part[1]]
+    windows = [item for part in fed for item in part[2]]
     return sorted(slices, key=lambda s: (s.start, -s.end)), sorted(gs), sorted(windows)
 
 

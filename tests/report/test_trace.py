@@ -13,7 +13,7 @@ from gdbext.cli.main import main
 from tests.recording.sessions import busy
 from tests.report import pages
 
-REQUIRED: Final = {
+REQUIRED: Final[dict[str, dict[str, type | tuple[type, ...]]]] = {
     "M": {"ph": str, "pid": int, "tid": int, "name": str, "args": dict},
     "X": {"ph": str, "pid": int, "tid": int, "name": str, "ts": (int, float), "dur": (int, float)},
     "i": {"ph": str, "pid": int, "tid": int, "name": str, "ts": (int, float), "s": str},

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gdbext.arch import vectors
+from gdbext.events.row import Batch
 from gdbext.rules.fixups import Fixups, parse
 from gdbext.rules.policy import Policy
 from tests.rules.rows import How, context, entry, exit_
@@ -42,8 +43,11 @@ def test_a_fixup_to_where_another_copy_faulted() -> None:
 def test_a_fixup_that_comes_again_with_the_same_registers() -> None:
     """The second fixup resumes, bit for bit, what faulted in the first copy's tail."""
     known = linked((COPY["rip"], TAIL["rip"]), (TAIL["rip"], TAIL["rip"] + 8))
-    copy = [lambda: fault(COPY), lambda: leave(TAIL), lambda: fault(TAIL), lambda: leave(TAIL, rip=TAIL["rip"] + 8)]
-    assert codes(*(step() for _ in range(6) for step in copy), policy=known) == []
+
+    def copy() -> list[Batch]:
+        return [fault(COPY), leave(TAIL), fault(TAIL), leave(TAIL, rip=TAIL["rip"] + 8)]
+
+    assert codes(*(row for _ in range(6) for row in copy()), policy=known) == []
 
 
 def test_a_fixup_may_set_two_registers() -> None:
