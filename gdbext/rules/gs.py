@@ -21,7 +21,7 @@ from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import Bools, is_user
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
-from gdbext.rules.parity import KERNEL, USER, Parity, ParityCount
+from gdbext.rules.parity import KERNEL, UNKNOWN, USER, Parity, ParityCount
 
 LOOK_BACK: Final = 3
 SHORT_CODE: Final = 64
@@ -59,6 +59,9 @@ class GsJudge:
         self._swaps_since: int | None = None
         self.kernel_bases: list[tuple[Columns, npt.NDArray[np.intp], str]] = []
         """Of the last batch: events, positions, and the column in which the kernel's base stands there by count."""
+        self.first_exits: dict[int, Batch] = {}
+        """By CPU, its first return to user mode where no count led up to it: whether it should have swapped shows only
+        in the bases that user code was then seen with."""
         self._exit_swaps: dict[int, int] = {}
         self._entry_swaps: dict[int, int] = {}
         self._pairs: dict[tuple[int, int], int] = {}
@@ -76,6 +79,8 @@ class GsJudge:
             return []
         parity = self._count.count(relevant)
         kind, user = relevant["kind"], is_user(relevant)
+        for at in np.flatnonzero((kind == Kind.EXIT) & user & (parity == UNKNOWN)).tolist():
+            self.first_exits.setdefault(int(relevant["cpu"][at]), relevant.row(at).copy())
         crossing = ((kind == Kind.ENTRY) | (kind == Kind.EXIT)) & user & (parity == USER)
         nested = (kind == Kind.ENTRY) & ~user & (parity == KERNEL)
         self.kernel_bases = [

@@ -1,6 +1,7 @@
 """The kernel's GS base, waiting in KERNEL_GS_BASE while user code runs or active in the kernel: CW205.
 
-Only of kernels that swap; to others the MSR means nothing.
+Only of kernels that swap; to others the MSR means nothing. A base that cannot be the kernel's may be the user's, left
+to wait there by a CPU's first return to user mode, which no count of swaps leads up to: CW201.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from gdbext.arch.addresses import CR3_TABLES, is_canonical, is_high_half
 from gdbext.arch.registers import MSR_GS_BASE, MSR_KERNEL_GS_BASE
 from gdbext.events.columns import Columns, grouped
-from gdbext.events.row import ROW, Batch, Flag, Kind
+from gdbext.events.row import ROW, Batch, Flag, How, Kind
 from gdbext.ledger.compare import is_user
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
@@ -118,7 +119,7 @@ class KernelBaseJudge:
         sighting.count += count
         if cr3 and len(sighting.spaces) < 2:
             sighting.spaces.add(cr3)
-        judged: list[Judged] = [(draft, row, None) for draft in self._implausible(base, row)] if new else []
+        judged = self._judge_new(cpu, base, row) if new else []
         owner = self._owner(cpu, base)
         if owner is not None:
             brought = self._shared.brought(cpu, base)
@@ -143,18 +144,45 @@ class KernelBaseJudge:
                 return other
         return None
 
-    def _implausible(self, base: int, row: Batch) -> list[Draft]:
-        if base == 0:
-            why = "zero"
-        elif not is_canonical(base, self._width.at(int(row["seq"][0]))):
-            why = "not canonical"
-        elif is_high_half(int(row["pc"][0])) and not is_high_half(base):
-            why = "in the user's half of the address space"
-        else:
+    def _judge_new(self, cpu: int, base: int, row: Batch) -> list[Judged]:
+        """Whether `base`, seen for the first time at the event `row`, can be the base of a kernel."""
+        why = self._implausible(base, row)
+        if not why:
             return []
+        first = self._gs.first_exits.get(cpu)
+        if first is not None and _exchanged(first, base):
+            return [(_unswapped(first, base, why), first, None)]
         cause = f"the base that swapgs will make the kernel's is {base:#x}, {why}"
         look = "where KERNEL_GS_BASE (MSR C0000102h) is loaded for this CPU, and who cleared or leaked it"
-        return [Draft("CW205", cause, look, (Difference("kernel_gs_base", 0, base),))]
+        return [(Draft("CW205", cause, look, (Difference("kernel_gs_base", 0, base),)), row, None)]
+
+    def _implausible(self, base: int, row: Batch) -> str:
+        """Why a kernel's base cannot be `base`; "" if it can."""
+        if base == 0:
+            return "zero"
+        if not is_canonical(base, self._width.at(int(row["seq"][0]))):
+            return "not canonical"
+        if is_high_half(int(row["pc"][0])) and not is_high_half(base):
+            return "in the user's half of the address space"
+        return ""
+
+
+def _exchanged(first: Batch, base: int) -> bool:
+    """True if `base` waited in KERNEL_GS_BASE at the exit `first` while user code was given one that only a kernel in
+    the high half has."""
+    if first["flags"][0] & (Flag.NO_BASES | Flag.NO_KERNEL_GS) or int(first["kernel_gs_base"][0]) != base:
+        return False
+    return is_high_half(int(first["pc"][0])) and is_high_half(int(first["gs_base"][0])) and not is_high_half(base)
+
+
+def _unswapped(first: Batch, base: int, why: str) -> Draft:
+    active = int(first["gs_base"][0])
+    cause = (
+        f"{How.NAMES[int(first['how'][0])]} returned to user code with the kernel's GS base {active:#x} active: this "
+        f"CPU's first return to user mode did not swap, and the next swapgs made {base:#x}, {why}, the kernel's"
+    )
+    look = "the way on which a new context goes to user mode for the first time: it needs the exit's swapgs, too"
+    return Draft("CW201", cause, look, (Difference("gs_base", base, active),))
 
 
 def _page_tables(rows: Columns) -> npt.NDArray[np.uint64]:

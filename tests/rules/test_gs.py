@@ -7,6 +7,7 @@ import numpy as np
 from gdbext.arch.registers import MSR_GS_BASE
 from gdbext.events.row import ROW, Batch
 from gdbext.rules.engine import Engine
+from gdbext.rules.finding import Finding
 from tests.rules.rows import KERNEL_BASE, KERNEL_RIP, Flag, How, Kind, batch, context, entry, exit_, stamp
 
 
@@ -38,17 +39,22 @@ def normal(n: int = 1, how: int = How.INTERRUPT) -> list[Batch]:
     return [entry(ctx, how), swap(), swap(pc=KERNEL_RIP + 0x880), exit_(ctx, leave)]
 
 
-def codes(*rows: Batch) -> list[str]:
-    """The codes found after a normal round, fed whole and one by one."""
+def findings(*rows: Batch) -> list[Finding]:
+    """What is found after a normal round, fed whole and one by one."""
     whole = stamp(batch(*normal(40), *rows))
     results = []
     for feeds in ([whole], [whole[i : i + 1] for i in range(len(whole))]):
         engine = Engine()
         for feed in feeds:
             engine.feed(feed)
-        results.append([finding.code for finding in engine.findings])
-    assert results[0] == results[1]
+        results.append(engine.findings)
+    assert [finding.code for finding in results[0]] == [finding.code for finding in results[1]]
     return results[0]
+
+
+def codes(*rows: Batch) -> list[str]:
+    """The codes of :func:`findings`."""
+    return [finding.code for finding in findings(*rows)]
 
 
 KERNEL = context(2, user=False)
@@ -182,6 +188,24 @@ def test_ist_reused() -> None:
 def test_bad_kernel_bases() -> None:
     for base in (0, 0x1000, 1 << 60):
         assert codes(entry(context(kernel_gs_base=base))) == ["CW205"]
+
+
+def test_first_return_to_user_mode_without_a_swap() -> None:
+    """No count leads up to it; the next swap shows that the two bases stood the wrong way round."""
+    theirs = {"cpu": 1, "gs_base": KERNEL_BASE + 0x100, "kernel_gs_base": 0x620000}
+    ctx = context(3) | theirs
+    inside = context(4, user=False) | {"cpu": 1, "gs_base": 0x620000, "kernel_gs_base": KERNEL_BASE + 0x100}
+    rows = [exit_(ctx), entry(ctx), swap(**theirs), entry(inside)]
+    (found,) = findings(*rows)
+    assert (found.code, found.event, found.cpu, found.field) == ("CW201", 5, 1, "gs_base")
+    assert found.cause.startswith("iret returned to user code with the kernel's GS base 0xffffffff80200100 active")
+    for change in ({"gs_base": 0x7000}, {"kernel_gs_base": 0x621000}, {"flags": Flag.NO_BASES}):
+        assert [f.code for f in findings(exit_(ctx | change), *rows[1:])] == ["CW205"]
+
+
+def test_first_return_to_user_mode_with_its_swap() -> None:
+    ctx = context(3) | {"cpu": 1, "gs_base": 0x620000, "kernel_gs_base": KERNEL_BASE + 0x100}
+    assert codes(exit_(ctx), entry(ctx), swap(cpu=1), swap(cpu=1, pc=KERNEL_RIP + 0x880), exit_(ctx)) == []
 
 
 def test_base_of_another_cpu() -> None:
