@@ -217,7 +217,7 @@ class Terminal:
     def toolbar(self) -> str:
         return next((line for line in reversed(self.text().split("\n")) if line), "")
 
-    async def until(self, *wanted: str, absent: str = "", seconds: float = 5.0) -> str:
+    async def until(self, *wanted: str, absent: str = "", seconds: float = 30.0) -> str:
         """Wait until the screen shows all of `wanted` (and not `absent`)."""
         deadline = time.monotonic() + seconds
         wanted = tuple(one.rstrip() for one in wanted)
@@ -226,9 +226,16 @@ class Terminal:
             await asyncio.sleep(0.01)
         return self.text()
 
+    async def happens(self, what: Callable[[], object], seconds: float = 30.0) -> None:
+        """Wait until `what` gives something true."""
+        deadline = time.monotonic() + seconds
+        while not what():
+            assert time.monotonic() < deadline, f"it never came:\n{self.text()}"
+            await asyncio.sleep(0.01)
+
     async def ended(self) -> int:
         assert self.task is not None
-        return await asyncio.wait_for(self.task, 5.0)
+        return await asyncio.wait_for(self.task, 30.0)
 
 
 @asynccontextmanager

@@ -202,7 +202,7 @@ async def test_ctrl_d_asks_when_something_is_there() -> None:
         repl.type("n\r")
         await repl.until("(ctx) ", "stopped │")
         repl.type("\x04")
-        await asyncio.sleep(0.1)
+        await repl.happens(lambda: repl.text().count("Leave? (y or n)") == 2)
         repl.type("y\r")
         assert await repl.ended() == 0
         await repl.session.close()
@@ -239,7 +239,7 @@ async def test_gdb_does_not_get_to_kill_unasked() -> None:
         await repl.until("not done")
         assert "kill" not in repl.gdb.commands()
         repl.type("kill\r")
-        await asyncio.sleep(0.1)
+        await repl.happens(lambda: repl.text().count("Go on? (y or n)") == 2)
         repl.type("y\r")
         await repl.until("idle │")
         assert "kill" in repl.gdb.commands()
@@ -252,7 +252,7 @@ async def test_a_question_of_a_pasted_command_keeps_what_is_being_typed() -> Non
         repl.gdb.hold["slow"] = asyncio.Event()
         repl.paste("slow\nkill")
         repl.type("\r")
-        await asyncio.sleep(0.5)
+        await repl.happens(lambda: "slow" in repl.gdb.commands())
         repl.type("expl")
         await repl.until("(ctx) expl")
         repl.gdb.hold["slow"].set()
@@ -300,9 +300,7 @@ async def test_a_block_is_read_to_its_end_and_run_as_a_whole() -> None:
         await asyncio.sleep(0.2)
         assert not [c for c in repl.gdb.commands() if c.startswith("source")]
         repl.type("end\r")
-        await repl.until("(ctx) ")
-        await asyncio.sleep(0.1)
-        assert [c for c in repl.gdb.commands() if c.startswith("source")]
+        await repl.happens(lambda: [c for c in repl.gdb.commands() if c.startswith("source")])
 
 
 @scenario
@@ -312,6 +310,7 @@ async def test_an_empty_line_repeats_what_gdb_would() -> None:
         for line in ("stepi", "", "x/4i $pc", "", "info threads", ""):
             repl.type(line + "\r")
             await asyncio.sleep(0.05)
+        await repl.happens(lambda: "info threads" in repl.gdb.commands())
         await asyncio.sleep(0.2)
         wanted = ("stepi", "x", "info threads")
         assert [c for c in repl.gdb.commands() if c.startswith(wanted)] == [
@@ -325,14 +324,12 @@ async def test_a_second_command_waits_for_the_first() -> None:
         await repl.until("stopped │")
         gate = repl.gdb.hold["info functions"] = asyncio.Event()
         repl.type("info functions\r")
-        await asyncio.sleep(0.4)
-        assert "info functions" in repl.toolbar
+        await repl.happens(lambda: "info functions" in repl.toolbar)
         repl.type("info threads\r")
         await asyncio.sleep(0.4)
         assert "info threads" not in repl.gdb.commands()
         gate.set()
-        await asyncio.sleep(0.2)
-        assert repl.gdb.commands()[-1] == "info threads"
+        await repl.happens(lambda: repl.gdb.commands()[-1] == "info threads")
 
 
 @scenario
@@ -341,9 +338,9 @@ async def test_ctrl_c_stops_a_command_that_gdb_is_at() -> None:
         await repl.until("stopped │")
         repl.gdb.hold["info functions"] = asyncio.Event()
         repl.type("info functions\r")
-        await asyncio.sleep(0.4)
+        await repl.happens(lambda: "info functions" in repl.toolbar)
         repl.type("\x03")
-        await asyncio.sleep(0.1)
+        await repl.happens(lambda: repl.gdb.signals)
         assert repl.gdb.signals == 1
 
 
@@ -354,7 +351,7 @@ async def test_a_gdb_that_hangs_is_ended_by_one_ctrl_c_more() -> None:
         repl.gdb.hold["info functions"] = asyncio.Event()
         repl.gdb.interrupt = lambda: None  # type: ignore[method-assign]
         repl.type("info functions\r")
-        await asyncio.sleep(0.4)
+        await repl.happens(lambda: "info functions" in repl.toolbar)
         for _ in range(4):
             assert "dead" not in repl.toolbar
             repl.type("\x03")
@@ -422,8 +419,7 @@ async def test_history_is_offered_and_suggested() -> None:
         repl.type("break d")
         await repl.until("(ctx) break do_switch")
         repl.type("\x1b[C\r")
-        await asyncio.sleep(0.2)
-        assert "break do_switch" in repl.gdb.commands()
+        await repl.happens(lambda: repl.gdbs.all and "break do_switch" in repl.gdb.commands())
 
 
 @scenario
@@ -448,8 +444,7 @@ async def test_help_by_topic_and_command() -> None:
         await repl.until("Usage: goto EVENT", "Example:")
         await repl.until("(ctx)")
         repl.type("help stepi\r")
-        await asyncio.sleep(0.3)
-        assert "help stepi" in repl.gdb.commands()
+        await repl.happens(lambda: repl.gdbs.all and "help stepi" in repl.gdb.commands())
 
 
 @scenario
