@@ -107,11 +107,13 @@ class GsJudge:
         judged: list[Judged] = []
         on_user_stack = self._on_user_stack(line, cpu)
         for index in np.flatnonzero((self._odd(line) | on_user_stack) & line.fresh).tolist():
+            swaps = self._swaps_since is not None and bool(line.rows["seq"][index] > self._swaps_since)
             if on_user_stack[index]:
                 row = line.rows.row(index)
-                judged.append((_on_users_stack(row), row, None))
-            if self._swaps_since is not None and line.rows["seq"][index] > self._swaps_since:
-                judged += self._judge(line, cpu, index)
+                judged.append((_on_users_stack(row, swaps and line.parity[index] == USER), row, None))
+            if swaps:
+                told = bool(index and on_user_stack[index - 1])
+                judged += [item for item in self._judge(line, cpu, index) if not (told and item[0].code == "CW501")]
         return judged
 
     def _learn(self, line: _Line) -> None:
@@ -361,7 +363,8 @@ def _access_after_swap(row: Batch, swap: Batch) -> Draft:
     return Draft("CW203", cause, "why this path swaps while it stays in the kernel", _bases(row))
 
 
-def _on_users_stack(entry: Batch) -> Draft:
+def _on_users_stack(entry: Batch, users_base: bool) -> Draft:
+    """`users_base`: the user's GS base was active besides; the two are one state, half on its way to or from CPL 3."""
     cause = (
         f"{_what(entry)} interrupted kernel code at {int(entry['rip'][0]):#x} while RSP was the user's, without an IST "
         f"stack: its frame was pushed to {int(entry['frame'][0]):#x}, memory that user code controls"
@@ -371,7 +374,10 @@ def _on_users_stack(entry: Batch) -> Draft:
         "interrupts on, a breakpoint, a fault; non-IST exceptions there are fatal"
     )
     found = (Difference("rsp", 0, int(entry["rsp"][0])),)
-    return Draft("CW501", cause, look, found)
+    if not users_base:
+        return Draft("CW501", cause, look, found)
+    cause += "; the user's GS base was active, too, which CS does not tell the handler"
+    return Draft("CW501", cause, look, (*found, *_bases(entry)))
 
 
 def _not_paranoid(entry: Batch, before: Batch | None) -> Draft:

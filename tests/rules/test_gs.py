@@ -160,7 +160,23 @@ def test_interrupt_on_the_users_stack() -> None:
     ctx = context()
     early = KERNEL | {"rsp": ctx["rsp"]}
     rows = entry(ctx, How.SYSCALL), swap(), entry(early, frame=ctx["rsp"] - 40)
-    assert codes(*rows) == ["CW501"]
+    (found,) = findings(*rows)
+    assert (found.code, found.field) == ("CW501", "rsp")
+    assert "GS base" not in found.cause
+
+
+def test_interrupt_on_the_users_stack_with_the_users_base() -> None:
+    """Between the swap back and sysret: one state, one finding."""
+    ctx = context()
+    late = entry(KERNEL | {"rsp": ctx["rsp"], "gs_base": 0x7000, "kernel_gs_base": KERNEL_BASE}, frame=ctx["rsp"] - 40)
+    left = entry(ctx, How.SYSCALL), swap(), swap()
+    (found,) = findings(*left, late, access())
+    assert (found.code, found.field) == ("CW501", "rsp,gs_base")
+    assert [d.actual for d in found.differences] == [ctx["rsp"], 0x7000]
+    assert "the user's GS base was active, too" in found.cause
+    (alone,) = findings(*left, entry(KERNEL | {"gs_base": 0x7000}), access())
+    assert (alone.code, alone.field) == ("CW501", "gs_base")
+    assert "outside swapgs" in alone.cause
 
 
 def test_nested_nmi() -> None:
