@@ -83,7 +83,8 @@ class Explainer:
             extra.append(_clash(clash, finding))
         elif again is not None:
             why = f"all that came back is the context of event {int(again['seq'][0])}, which was resumed already"
-            extra.append(_stale(finding, why, _CAUSE))
+            # With one register lost alone, all else is the newer context's as well: it is that slot that is old.
+            extra.append(_stale(finding, why, _CAUSE if skipped or len(fields) > 1 else _CONSEQUENCE))
         elif stale or (finding.code == "CW101" and (skipped if forgotten else seen and not told)):
             why = stale or f"{fields[0]} was not stored by this save"
             extra.append(_stale(finding, why, _CAUSE if skipped else _CONSEQUENCE))
