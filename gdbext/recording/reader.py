@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import pyarrow as pa
 
@@ -14,6 +14,7 @@ from gdbext.errors import RecordingError
 from gdbext.events.columns import Columns
 from gdbext.events.row import Batch
 from gdbext.recording import leftover, parquet
+from gdbext.recording.apart import joined
 from gdbext.recording.header import Header
 from gdbext.recording.leftover import LeftoverFile
 from gdbext.recording.mark import Mark, Unit
@@ -22,6 +23,8 @@ from gdbext.recording.parquet import ParquetFile
 from gdbext.recording.stream import StreamFile
 
 _ARROW_FILE = b"ARROW1"
+_TOGETHER: Final = 1 << 17
+"""Events to judge at once: a batch costs something before its first event does."""
 
 
 class _File(Protocol):
@@ -85,19 +88,31 @@ class Recording:
 
     def batches(self) -> Iterator[Batch]:
         """Each batch of events, in order."""
-        for batch in self.columns():
-            yield batch.rows
-
-    def columns(self) -> Iterator[Columns]:
-        """The same, for whom columns will do."""
         for batch, _ in self._units():
             if len(batch):
-                yield batch
+                yield batch.rows
+
+    def columns(self) -> Iterator[Columns]:
+        """The same, for whom columns will do: batches between which nothing was learnt of the guest come as one."""
+        parts: list[Columns] = []
+        for batch, mark in self._file.units():
+            if parts and (mark.memory or mark.names or sum(map(len, parts)) >= _TOGETHER):
+                yield joined(parts)
+                parts = []
+            self.guest.learn(mark)
+            if len(batch):
+                parts.append(batch)
+        if parts:
+            yield joined(parts)
+        self._learn_end()
 
     def _units(self) -> Iterator[tuple[Columns, Mark]]:
         for batch, mark in self._file.units():
             self.guest.learn(mark)
             yield batch, mark
+        self._learn_end()
+
+    def _learn_end(self) -> None:
         if self.end is not None:
             self.guest.learn(self.end)
 
