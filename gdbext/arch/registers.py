@@ -6,6 +6,7 @@ the sixteen register columns of an event row.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 GPR64: Final = (
@@ -52,6 +53,20 @@ MSR_NAMES: Final[dict[int, str]] = {
 _IN_32: Final = {name: "e" + name[1:] for name in GPR64[:8]} | {"rip": "eip", "rflags": "eflags"}
 
 
+_WIDE_NAME: Final = re.compile(rf"\b(?:{'|'.join(_IN_32)})\b(?![^\[\]]*\])", re.IGNORECASE)
+"""Not inside brackets: an operand is as the code has it, which may be a 64-bit kernel's below 32-bit user code."""
+
+
 def display_name(field: str, bits: int = 64) -> str:
     """The name a person expects for the event column `field` in a `bits`-bit context (``rdi`` → ``edi``)."""
     return _IN_32.get(field, field) if bits == 32 else field
+
+
+def named_for(bits: int, text: str) -> str:
+    """A sentence with its registers named as a person expects of a `bits`-bit context (``RIP`` → ``EIP``)."""
+    return _WIDE_NAME.sub(_narrow, text) if bits == 32 else text
+
+
+def _narrow(found: re.Match[str]) -> str:
+    name = _IN_32[found[0].lower()]
+    return name.upper() if found[0].isupper() else name

@@ -58,6 +58,11 @@ class Explainer:
 
     def complete(self, finding: Finding) -> list[Draft]:
         """Add to the finding's cause, slot and writer; return what this shows besides it."""
+        extra = self._explain(finding)
+        finding.name_registers()
+        return extra
+
+    def _explain(self, finding: Finding) -> list[Draft]:
         entry, row = finding.entry_row, finding.row
         if entry is None or row is None or finding.code not in _CONTEXT_CODES or row["kind"][0] != Kind.EXIT:
             return []

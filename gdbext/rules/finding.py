@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gdbext.arch.registers import named_for
 from gdbext.events.row import Batch
 from gdbext.rules.codes import CODES, ERROR
 
@@ -114,10 +115,18 @@ class Finding:
         """Equal findings (same code, field and path) have equal keys and are shown once with a count."""
         return (self.code, self.field, self.pc, self.handler)
 
+    def name_registers(self) -> None:
+        """Name registers as the table does, in the mode of the interrupted context; rules name the event's columns."""
+        self.cause, self.look_at = named_for(self.bits, self.cause), named_for(self.bits, self.look_at)
+        if self.slot is not None:
+            self.slot = named_for(self.bits, self.slot)
+
     def learn_writer(self, again: Finding, known: str = "") -> None:
         """Take over slot and writer from `again`, an equal finding of a later event, whose cause began with `known`."""
         if self.writer is not None or again.writer is None:
             return
+        again.name_registers()
+        known = named_for(self.bits, known)
         self.slot, self.writer = again.slot, again.writer
         told = self.cause.split(". ")
         added = [part for part in again.cause.removeprefix(known).split(". ") if part and part not in told]

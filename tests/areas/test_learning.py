@@ -176,7 +176,7 @@ def test_five_words_of_a_three_word_frame() -> None:
     engine = Engine()
     engine.feed(stamp(batch(came, exit_(ctx | {"rsp": 0xC0103207}))))
     found = {finding.code: finding for finding in engine.findings}
-    assert found["CW403"].slot == "slot rsp"
+    assert found["CW403"].slot == "slot esp"
     assert "the word above the frame" in found["CW403"].cause
 
 

@@ -1,0 +1,48 @@
+"""Registers in sentences have the names of the interrupted context's mode."""
+
+from __future__ import annotations
+
+import pytest
+
+from gdbext.arch.registers import named_for
+from gdbext.rules.engine import Engine
+from gdbext.rules.finding import Finding
+from tests.rules.rows import Flag, batch, context, entry, exit_, stamp
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow"),
+    [
+        ("rcx, rip and RFLAGS differ", "ecx, eip and EFLAGS differ"),
+        ("RAX's slot; RSP-4", "EAX's slot; ESP-4"),
+        ("save_rax, rax_saved, trap, RSP0, R11, fs_base", "save_rax, rax_saved, trap, RSP0, R11, fs_base"),
+        (
+            "RDI is loaded from slot 1 ([rdi+0x8]) and RSI from [rsi]",
+            "EDI is loaded from slot 1 ([rdi+0x8]) and ESI from [rsi]",
+        ),
+    ],
+)
+def test_sentences(wide: str, narrow: str) -> None:
+    assert named_for(32, wide) == narrow
+    assert named_for(32, narrow) == narrow
+    assert named_for(64, wide) == wide
+
+
+def found(bits: int, **lost: int) -> Finding:
+    ctx = context(rip=0x400100, rsp=0x7F0000)
+    mode = {"mode": bits, "flags": Flag.LINEAR32 if bits == 32 else 0}
+    engine = Engine()
+    engine.feed(stamp(batch(entry(ctx, **mode), exit_(ctx | lost, **mode))))
+    return engine.findings[0]
+
+
+def test_causes_have_the_names_of_the_table() -> None:
+    flags = found(32, rflags=0x202)
+    assert flags.code == "CW102"
+    assert "EFLAGS" in flags.cause
+    assert "RFLAGS" not in flags.cause + flags.look_at
+    assert flags.field == "rflags"  # in documents, a field has its column's name
+    assert "RFLAGS" in found(64, rflags=0x202).cause
+    lost = found(32, rcx=0x12345678)
+    assert "ecx" in lost.cause.lower()
+    assert "rcx" not in lost.cause.lower()
