@@ -23,7 +23,7 @@ from gdbext.recording.parquet import ParquetFile
 from gdbext.recording.stream import StreamFile
 
 _ARROW_FILE = b"ARROW1"
-_TOGETHER: Final = 1 << 17
+_TOGETHER: Final = 1 << 15
 """Events to judge at once: a batch costs something before its first event does."""
 
 
