@@ -39,6 +39,9 @@ FXSAVE_WRITES: Final = 416
 _REGISTERS: Final = frozenset({*(ROW.names or ()), "gs", "fs"})
 """Names in expressions that are no symbols."""
 
+_FROM_TOP: Final = re.compile(r"\] - (0x[0-9a-f]+|\d+)$")
+"""The end of an expression that counts down from a pointer in memory."""
+
 _NUMBER: Final = re.compile(r"\b(0x[0-9a-f]+|\d+)\b")
 
 SymbolAddress = Callable[[str], int | None]
@@ -173,8 +176,11 @@ class AreaWatcher:
     def _current(self, row: Batch) -> int | None:
         """The interrupted context's area, by the GS base that the handler will have, failing that by the other."""
         profile, failed = self._profile, None
+        user = bool(is_user(row)[0])
+        if self._on_stack_top and not (user and _waits(row)):
+            return None
         bases = [int(row[name][0]) for name in ("kernel_gs_base", "gs_base")]
-        if row["flags"][0] & Flag.PARITY_KERNEL or not bool(is_user(row)[0]):
+        if row["flags"][0] & Flag.PARITY_KERNEL or not user:
             bases.reverse()
         for base in dict.fromkeys(bases):
             try:
@@ -187,6 +193,15 @@ class AreaWatcher:
                 f": {failed}: that context's area is not watched; correct the expression",
             )
         return None
+
+    @property
+    def _on_stack_top(self) -> bool:
+        """True if the areas lie at the tops of the threads' stacks, below a pointer to there: such an area is that of
+        a user context. What is interrupted in the kernel is saved further down, and the kernel's own threads use
+        their stacks from the top. So it is looked for only while a vCPU waits on its way to user code: a moment later
+        the pointer may be to a kernel thread's."""
+        found = _FROM_TOP.search(self._profile.current)
+        return found is not None and int(found[1], 0) >= self._size
 
     @property
     def _profile(self) -> Profile:

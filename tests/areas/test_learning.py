@@ -75,6 +75,21 @@ def test_current_area_is_found_by_the_kernels_gs_base() -> None:
     assert notes == []
 
 
+def test_an_area_on_top_of_a_stack_is_a_user_contexts() -> None:
+    """A thread of the kernel has that stack for itself: what it pushes there overwrites no save."""
+    text = "name = 'top'\ntitle = 'on the stack'\n[area]\nsize = 64\ncurrent = '[gs:8] - {}'\n[area.slots]\nrip = 0\n"
+    source = Memory({KERNEL_BASE + 8: AREA + 64}, [range(AREA, AREA + 704)])
+    inside, outside = context(user=False), context()
+    for distance, first in ((64, []), (32, [AREA + 32])):
+        found, notes = watcher(Profile(parse(text.format(distance), "top.toml")), source)
+        assert found.look(batch(entry(inside)))["addr"].tolist() == first
+        for row in (exit_(inside, flags=Flag.WAITING), entry(outside)):
+            assert len(found.look(batch(row))) == 0
+        last = found.look(batch(exit_(outside, flags=Flag.WAITING)))
+        assert last["addr"].tolist() == ([] if first else [AREA])
+        assert notes == []
+
+
 def test_rows_come_before_what_they_explain() -> None:
     found, _ = watcher(find("nrk"), Memory({KERNEL_BASE + 8: AREA}, [range(AREA, AREA + 704)]))
     rows = stamp(batch(entry(context()), exit_(context())))
