@@ -225,7 +225,7 @@ class AreaWatcher:
         try:
             return len(self._source.read_memory(start, size)) == size
         except (OSError, CtxwatchError) as error:
-            self._say(f"profile {self._profile.name}: area at {start:#x}", f" is not watched: {error}")
+            self._say_once(f"profile {self._profile.name}: area at {start:#x} is not watched: {error}")
             return False
 
     @property

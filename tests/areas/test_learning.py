@@ -109,7 +109,7 @@ def test_what_cannot_be_watched_is_told_once() -> None:
 def test_an_area_outside_memory_costs_that_area_alone() -> None:
     text = (
         "name = 'two'\ntitle = 'two areas'\n[area]\nsize = 16\n[area.slots]\nrip = 0\n"
-        "[areas]\nkind = 'array'\nbase = 'table'\ncount = 2\nstride = 4096\n"
+        "[areas]\nkind = 'array'\nbase = 'table'\ncount = 3\nstride = 4096\n"
     )
     found, notes = watcher(Profile(parse(text, "two.toml")), Memory({}, [range(AREA, AREA + 16)]))
     assert found.look(batch(entry(context())))["addr"].tolist() == [AREA]
