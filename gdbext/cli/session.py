@@ -44,6 +44,8 @@ _FIRST_NMI_AFTER: Final = 50
 """Entries seen before NMIs are injected: a kernel without an IDT would die of the first."""
 _NMI_EVERY_ENTRIES: Final = 10
 """Entries between two NMIs at least: a slow source must not spend all of the guest's time in NMIs."""
+_PART: Final = 1024
+"""Events judged at once where the run ends with a finding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,11 +231,12 @@ class _Run:
         with _on_interrupt(self._interrupt):
             while not self._over():
                 self._step(TICK)
-            self._drain()
+            if self.halted or not self._enough:
+                self._drain()
             if self.halted:
                 self._halted()
         ending = self.machine.ending()
-        if ending is not None and ending.died and not self.died:
+        if ending is not None and ending.died and not self.died and not self._enough:
             self._judge(self._death())
         for finding in self.engine.finish():
             self.view.finding(finding)
@@ -271,8 +274,13 @@ class _Run:
             or self.machine.ending() is not None
             or self._hangs
             or (limit is not None and time.monotonic() - self.started > limit)
-            or 0 < self.options.max_findings <= len(self.engine.findings)
+            or self._enough
         )
+
+    @property
+    def _enough(self) -> bool:
+        """As much was found as was asked for; what comes after is not looked at."""
+        return 0 < self.options.max_findings <= len(self.engine.findings)
 
     @property
     def _hangs(self) -> bool:
@@ -295,7 +303,11 @@ class _Run:
         if batch is None:
             self.ended = True
         elif len(batch):
-            self._judge(batch)
+            size = _PART if self.options.max_findings else len(batch)
+            for start in range(0, len(batch), size):
+                self._judge(batch[start : start + size])
+                if self._enough:
+                    break
             self._note_ticks(batch)
         self._show_serial()
         self._inject()
@@ -387,8 +399,7 @@ class _Run:
             return None
         if ending is not None and ending.how in ("exit", "killed"):
             return GuestFailed(ending.detail)
-        enough = 0 < self.options.max_findings <= len(self.engine.findings)
-        if self.subject.until and not enough:
+        if self.subject.until and not self._enough:
             how = f"{time.monotonic() - self.started:.0f} s have passed"
             if self._hangs:
                 how = f"it hangs: no interrupt came for {self._silence:.0f} s"

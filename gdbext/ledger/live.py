@@ -8,7 +8,7 @@ import numpy as np
 
 from gdbext.events.columns import Columns, Indices
 from gdbext.events.row import Batch, concat, pick
-from gdbext.ledger.compare import gprs, is_user, space
+from gdbext.ledger.compare import gprs, is_call, is_user, space
 from gdbext.ledger.leftover import Left, Spanning
 from gdbext.ledger.pending import REACH_BYTES, Pending, are_alike
 
@@ -45,11 +45,19 @@ class Live:
     @cached_property
     def thread(self) -> Batch:
         """Those of the same address space, FS base and half (user or kernel code)."""
-        rows, row = self._spanning, self._left.row
-        if len(rows):
-            same = (space(rows) == space(row)) & (rows["fs_base"] == row["fs_base"])
-            rows = pick(rows, same & (is_user(rows) == is_user(row)))
-        return _merged(self._pending.thread(self._left.traits), rows)
+        return _merged(self._pending.thread(self._left.traits), self._spanning_thread)
+
+    @cached_property
+    def newest(self) -> Batch:
+        """The last of these (a batch of one, or empty)."""
+        return _merged(self._pending.newest(self._left.traits), self._spanning_thread[-1:])[-1:]
+
+    @cached_property
+    def _spanning_thread(self) -> Batch:
+        row, found = self._left.row, self._indices
+        rows = self._batch.pick(found[self._batch.at("fs_base", found) == row["fs_base"]])
+        same = (space(rows) == space(row)) & (is_user(rows) == is_user(row))
+        return pick(rows, same) if len(rows) else rows
 
     @cached_property
     def near(self) -> Batch:
@@ -71,6 +79,24 @@ class Live:
         if len(found):
             found = found[are_alike(self._batch.at("gprs", found), mine)]
         return _merged(self._pending.alike(mine, self._left.traits), self._batch.pick(found))
+
+    @cached_property
+    def calls(self) -> Batch:
+        """The system calls among them that return to where the exit goes."""
+        rows, rip = self._spanning, self._left.rip
+        return _merged(self._pending.calls_at(rip), rows[is_call(rows) & (rows["rip"] == rip)])
+
+    @cached_property
+    def on_rsp(self) -> Batch:
+        """Those with the RSP that the exit loads."""
+        rows, rsp = self._spanning, int(self._left.row["rsp"][0])
+        return _merged(self._pending.on_rsp(rsp), rows[rows["rsp"] == rsp])
+
+    @cached_property
+    def owners(self) -> Batch:
+        """Those whose registers, or whose RSP, the exit may have loaded: alike, or with its RSP."""
+        both = concat((self.alike, self.on_rsp))
+        return pick(both, np.unique(both["seq"], return_index=True)[1])
 
 
 def _merged(pending: Batch, spanning: Batch) -> Batch:

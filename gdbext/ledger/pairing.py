@@ -7,7 +7,7 @@ same decisions one event at a time: the result does not depend on where batches 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,18 +18,22 @@ from gdbext.ledger.compare import U64, Bools, Law, differences, keys
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Indices into one batch: identical pairs, in order of their entries, and the events left over, in order."""
+    """Indices into one batch: identical pairs, in order of their entries, and the events left over, in order.
+
+    lost: of pairs among these that are not identical, by the event numbers of entry and exit, the mask of differences.
+    """
 
     entries: Indices
     exits: Indices
     rest: Indices
+    lost: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def joined(self, entries: Indices, exits: Indices) -> Pairs:
         """These pairs and some more, made of what was left over."""
         at = np.concatenate((self.entries, entries))
         order = np.argsort(at)
         rest = self.rest[~np.isin(self.rest, np.concatenate((entries, exits)))]
-        return Pairs(at[order], np.concatenate((self.exits, exits))[order], rest)
+        return Pairs(at[order], np.concatenate((self.exits, exits))[order], rest, self.lost)
 
 
 def pair(batch: Columns, law: Law, hold_back: Bools) -> Pairs:
@@ -47,7 +51,11 @@ def pair(batch: Columns, law: Law, hold_back: Bools) -> Pairs:
     flags = batch["flags"]
     same = (~hold_back[exits]) & ((flags[entries] | flags[exits]) & Flag.UNREADABLE == 0)
     entries, exits = entries[same], exits[same]
-    same = differences(batch.take(entries), batch.take(exits), law) == 0
+    masks = differences(batch.take(entries), batch.take(exits), law)
+    wrong, same = np.flatnonzero(masks), masks == 0
+    seq = batch["seq"]
+    events = zip(seq[entries[wrong]].tolist(), seq[exits[wrong]].tolist(), strict=True)
+    lost = dict(zip(events, masks[wrong].tolist(), strict=True))
     entries, exits = entries[same], exits[same]
     left = np.zeros(len(batch), bool)
     left[index] = True
@@ -56,7 +64,7 @@ def pair(batch: Columns, law: Law, hold_back: Bools) -> Pairs:
     resumed_at = np.zeros(len(batch), np.intp)
     resumed_at[entries] = exits
     entries = np.flatnonzero(resumed_at)
-    return Pairs(entries, resumed_at[entries], np.flatnonzero(left))
+    return Pairs(entries, resumed_at[entries], np.flatnonzero(left), lost)
 
 
 def adjacent(key: U64, is_exit: Bools) -> tuple[Indices, Indices]:

@@ -7,6 +7,7 @@ nothing here looks at all of them: each is entered under its traits.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from itertools import islice
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from gdbext.arch.addresses import MASK64
 from gdbext.arch.frames import word_size
 from gdbext.events.columns import Columns
 from gdbext.events.row import ROW, Batch, Flag, pick, words
-from gdbext.ledger.compare import U64, Bools, gprs, is_user, keys, mixed, space
+from gdbext.ledger.compare import U64, Bools, gprs, is_call, is_user, keys, mixed, space
 
 CAPACITY: Final = 4096
 """Contexts kept; beyond it the oldest is forgotten (a thread that died suspended is never resumed)."""
@@ -93,6 +94,11 @@ class Pending:
         self._places: _Index = {}
         self._groups = np.zeros((0, len(_THIRDS)), np.uint64)
         self._numbers = np.zeros(0, np.intp)
+        self._waits = np.zeros(0, bool)
+        """Whether the context in each slot is still pending."""
+        self._rsp = np.zeros(0, np.uint64)
+        self._calls = np.zeros(0, np.uint64)
+        """RIP of each that is a system call, else 0."""
         self._next = 0
 
     def __len__(self) -> int:
@@ -109,6 +115,9 @@ class Pending:
         self._words[slot] = words(row)[0]
         self._groups[slot] = found_by.registers
         self._numbers[slot] = number
+        self._waits[slot] = True
+        self._rsp[slot] = row["rsp"][0]
+        self._calls[slot] = row["rip"][0] if is_call(row)[0] else 0
         self._traits[number] = found_by
         for index, trait in self._entries(found_by):
             index.setdefault(trait, {})[number] = None
@@ -128,6 +137,7 @@ class Pending:
         gone = self._traits.pop(number, None)
         if gone is None:
             return
+        self._waits[number % self._capacity] = False
         for index, trait in self._entries(gone):
             group = index[trait]
             del group[number]
@@ -141,6 +151,19 @@ class Pending:
     def thread(self, found_by: Traits) -> Batch:
         """The contexts of the same thread, as far as registers tell, oldest first."""
         return self.rows(list(self._threads.get(found_by.thread, ())))
+
+    def newest(self, found_by: Traits) -> Batch:
+        """The last of them (a batch of one, or empty)."""
+        return self.rows(list(islice(reversed(self._threads.get(found_by.thread, {})), 1)))
+
+    def calls_at(self, rip: int) -> Batch:
+        """The system calls that return to `rip`, oldest first."""
+        rows = self._in_slots(self._calls == rip)
+        return pick(rows, is_call(rows))
+
+    def on_rsp(self, rsp: int) -> Batch:
+        """The contexts with this RSP, oldest first."""
+        return self._in_slots(self._rsp == rsp)
 
     def at_stack(self, found_by: Traits) -> list[int]:
         """Numbers of those of them, if they are 32-bit code, that have the same RSP, too, oldest first."""
@@ -160,8 +183,12 @@ class Pending:
     def alike(self, registers: U64, found_by: Traits) -> Batch:
         """The contexts that differ from these sixteen `registers` in UNLIKE of them at most, oldest first."""
         some = (self._groups == np.array(found_by.registers, np.uint64)).any(axis=1)
-        rows = self.rows(sorted(number for number in self._numbers[some].tolist() if number in self._traits))
+        rows = self._in_slots(some)
         return pick(rows, are_alike(gprs(rows), registers))
+
+    def _in_slots(self, some: Bools) -> Batch:
+        """The contexts in `some` of the slots, oldest first."""
+        return self.rows(np.sort(self._numbers[some & self._waits]))
 
     def _entries(self, found_by: Traits) -> Iterator[tuple[_Index, Hashable]]:
         """Where a context is entered, and under what."""
@@ -179,6 +206,8 @@ class Pending:
         self._words = words(self._rows)
         self._groups = np.zeros((self._capacity, len(_THIRDS)), np.uint64)
         self._numbers = np.zeros(self._capacity, np.intp)
+        self._waits = np.zeros(self._capacity, bool)
+        self._rsp, self._calls = np.zeros((2, self._capacity), np.uint64)
         self._traits.clear()
         for index in (self._keys, self._threads, self._stacks, self._frames, self._places):
             index.clear()

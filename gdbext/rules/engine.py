@@ -17,7 +17,7 @@ from gdbext.rules.areas import AreaJudge
 from gdbext.rules.bycode import CodeJudge
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.explain import Explainer
-from gdbext.rules.finding import Finding, Place, Writer
+from gdbext.rules.finding import Finding, Place, Writer, key
 from gdbext.rules.gs import GsJudge
 from gdbext.rules.guest import GuestView, NoGuest
 from gdbext.rules.history import History
@@ -143,16 +143,21 @@ class Engine:
         """The findings that `judged` makes for the first time; those known are counted."""
         new: list[Finding] = []
         for draft, row, entry in judged:
-            finding = self._finding(draft, row, entry)
-            known = self._found.setdefault(finding.key(), finding)
-            if known is finding:
+            kind = _kind(draft, row, entry)
+            known = self._found.get(kind)
+            if known is None:
+                finding = self._found[kind] = self._finding(draft, row, entry)
                 extra = self._explainer.complete(finding)
                 new += [finding, *self._collect((more, row, entry) for more in extra)]
                 self._scenes.add(finding)
                 self._share_writer(finding)
                 continue
             known.count += 1
-            if self._explainer.could_say_more(known):
+            more_to_say = self._explainer.could_say_more(known)
+            if not more_to_say and (known.writer is not None or draft.writer is None):
+                continue
+            finding = self._finding(draft, row, entry)
+            if more_to_say:
                 extra = self._explainer.complete(finding)
                 if finding.writer is not None:
                     new += self._collect((more, row, entry) for more in extra)
@@ -203,6 +208,12 @@ class Engine:
             table=draft.table,
             rank=draft.rank,
         )
+
+
+def _kind(draft: Draft, row: Batch, entry: Batch | None) -> tuple[object, ...]:
+    """The key of the finding that this makes."""
+    blamed = draft.blame if draft.blame is not None else row
+    return key(draft.code, draft.differences, int(blamed["pc"][0]), int(entry["pc"][0]) if entry is not None else 0)
 
 
 def _thread(row: Batch, user: bool) -> str | None:

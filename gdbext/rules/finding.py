@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from gdbext.arch.registers import named_for
@@ -54,6 +55,16 @@ class CodeLine:
 
     address: int
     text: str
+
+
+def fields(differences: Iterable[Difference]) -> str | None:
+    """The names of the differing fields, comma-separated, or None."""
+    return ",".join(d.field for d in differences) or None
+
+
+def key(code: str, differences: Iterable[Difference], pc: int, handler: int) -> tuple[object, ...]:
+    """What findings of one kind have in common: code, fields and path."""
+    return code, fields(differences), pc, handler
 
 
 TableRow = tuple[str, int | None, int | None, str | None]
@@ -109,11 +120,11 @@ class Finding:
     @property
     def field(self) -> str | None:
         """The differing fields, comma-separated, or None."""
-        return ",".join(d.field for d in self.differences) or None
+        return fields(self.differences)
 
     def key(self) -> tuple[object, ...]:
         """Equal findings (same code, field and path) have equal keys and are shown once with a count."""
-        return (self.code, self.field, self.pc, self.handler)
+        return key(self.code, self.differences, self.pc, self.handler)
 
     def name_registers(self) -> None:
         """Name registers as the table does, in the mode of the interrupted context; rules name the event's columns."""

@@ -51,6 +51,8 @@ class ResumeJudge:
         self._redirects = Redirects(policy)
         self._fast = FastCalls()
         self._frames = KernelFrames(self._pending, policy)
+        self._lost: dict[tuple[int, int], int] = {}
+        """The differences already known of pairs of this batch, by event numbers."""
         self.identical = 0
         self.unmatched = 0
 
@@ -65,6 +67,7 @@ class ResumeJudge:
         if not len(pairs.rest):
             return judged
         spanning = Spanning(batch, pairs)
+        self._lost = pairs.lost
         for left in leftover(batch, pairs, spanning):
             if left.kind == Kind.ENTRY:
                 if not left.flags & Flag.UNREADABLE:
@@ -98,8 +101,8 @@ class ResumeJudge:
         if mask == 0:
             self.identical += 1
         else:
-            mask &= ~self._redirects.excused(entry, row, live.thread)
-            for draft in verdicts.drafts(self._policy, entry, row, mask, match, live.all):
+            mask &= ~self._redirects.excused(entry, row, live.newest)
+            for draft in verdicts.drafts(self._policy, entry, row, mask, match, live):
                 yield draft, row, entry
         if suspicious:
             for draft in returns.judge_exit(row, entry, self._policy, self._width.at(int(row["seq"][0]))):
@@ -115,6 +118,10 @@ class ResumeJudge:
         if not numbers and not calls:
             return None, 0
         rows = self._pending.rows(numbers + calls)
+        known = self._lost.get((int(rows["seq"][0]), int(left.row["seq"][0]))) if len(rows) == 1 else None
+        if known is not None:
+            self._pending.take(numbers[0])
+            return rows, known & ~self._fast.may_change(rows)
         exits = concat([left.row] * len(rows)).copy()
         exits["rip"][len(numbers) :] = rows["rip"][len(numbers) :]
         if calls:
@@ -140,22 +147,22 @@ class ResumeJudge:
         if elsewhere:
             entry, mask = elsewhere
             self._over(entry)
-            for draft in verdicts.drafts(self._policy, entry, row, mask, "thread", live.all):
+            for draft in verdicts.drafts(self._policy, entry, row, mask, "thread", live):
                 yield draft, row, entry
             return
-        near = None
-        if not self._redirects.begins(left.rip) and not self._redirects.replaced(row, live.thread):
-            again = stale.resumed_again(row, live.thread, self._history)
+        near = past = None
+        if not self._redirects.begins(left.rip) and not self._redirects.replaced(row, live.newest):
+            again = stale.resumed_again(row, live, self._history)
             if again:
                 yield again[0], row, again[1]
                 return
             if len(live.alike) and not self._redirects.cloned(row, self._history):
-                others = self._with_owner_of_rsp(row, live.all)
-                near = self._nearest(row, others)
+                past = self._owner_of_rsp(row, live)
+                near = self._nearest(row, live, past)
         if near:
             entry, mask, match = near
-            mask &= ~self._redirects.excused(entry, row, live.thread)
-            for draft in verdicts.drafts(self._policy, entry, row, mask, match, others):
+            mask &= ~self._redirects.excused(entry, row, live.newest)
+            for draft in verdicts.drafts(self._policy, entry, row, mask, match, live, past):
                 yield draft, row, entry
         else:
             self._redirects.began(left.rip)
@@ -177,40 +184,41 @@ class ResumeJudge:
         return found
 
     def _on_another_stack(self, left: Left, live: Live) -> tuple[Batch, int] | None:
-        if left.how == How.IRET or self._redirects.replaced(left.row, live.thread):
+        if left.how == How.IRET or self._redirects.replaced(left.row, live.newest):
             return None
-        return call_on_another_stack(left.row, live.thread, self._history, self._fast, self._law)
+        return call_on_another_stack(left.row, live.newest, self._history, self._fast, self._law)
 
-    def _with_owner_of_rsp(self, row: Batch, live: Batch) -> Batch:
-        """`live`, and the last system call of another address space that was made with the RSP resumed here.
+    def _owner_of_rsp(self, row: Batch, live: Live) -> Batch | None:
+        """The last system call of another address space that was made with the RSP resumed here (a batch of one).
 
         Only where a system call waits to be resumed at this RIP with another RSP: its return may have taken the RSP
         that somebody else's call left in per-CPU scratch, and that call may long be over.
         """
-        if not len(live) or not bool(is_user(row)[0]):
-            return live
-        waits = is_call(live) & (live["rip"] == row["rip"]) & (live["rsp"] != row["rsp"]) & (space(live) == space(row))
-        if not waits.any() or (live["rsp"] == row["rsp"]).any():
-            return live
+        if not bool(is_user(row)[0]) or len(live.on_rsp):
+            return None
+        if not (space(live.calls) == space(row)).any():
+            return None
         past = self._history.before(int(row["seq"][0]))
         past = past[(past["kind"] == Kind.ENTRY) & (past["rsp"] == row["rsp"])]
         past = past[is_call(past) & (space(past) != space(row))][-1:]
-        return concat((live, past)) if len(past) else live
+        return past if len(past) else None
 
-    def _nearest(self, row: Batch, live: Batch) -> tuple[Batch, int, str] | None:
+    def _nearest(self, row: Batch, waiting: Live, past: Batch | None) -> tuple[Batch, int, str] | None:
         """The live context that `row` resumes wrongly, the mask of what differs, and the kind of match; or None.
 
-        None also where the kernel redirects on purpose: fixups, signals, emulated instructions, new threads.
+        past: a context that is over but counts among these.
+        None also where the kernel redirects on purpose: fixups, signals, emulated instructions, new threads. A call's
+        RSP is wrong only where it is another context's. (A clone's new thread begins on a stack of its choice, but
+        deeper than where any call is made on one.)
         """
-        live = live[is_user(live) == is_user(row)] if len(live) else live
-        if not len(live):
-            return None
+        live = concat((waiting.alike, past)) if past is not None else waiting.alike
         equal, telling = agreement(live, row)
-        like = equal >= STRONG_EQUAL
+        like = (equal >= STRONG_EQUAL) & (is_user(live) == is_user(row))
         if not like.any():
             return None
-        other_rsp = _rsp_of_another(row, live)[like]
         live, equal, telling = live[like], equal[like], telling[like]
+        owned = bool((is_user(waiting.on_rsp) == is_user(row)).any()) or past is not None
+        other_rsp = owned & (live["rsp"] != row["rsp"])
         exits = np.repeat(row, len(live))
         strong = telling >= STRONG_TELLING
         call = is_call(live)
@@ -272,13 +280,3 @@ class ResumeJudge:
         since = max(last.tolist() + mine["seq"][:1].tolist(), default=int(row["seq"][0]))
         switched: compare.Bools = (live["cpu"] != row["cpu"]) | (live["seq"] < since)
         return switched
-
-
-def _rsp_of_another(row: Batch, live: Batch) -> compare.Bools:
-    """True for each live context if the resumed RSP is that of a live context with another RSP than its own.
-
-    (A clone's new thread begins on a stack of its choice, but deeper than where any call is made on one.)
-    """
-    owners = live["rsp"] == row["rsp"]
-    result: compare.Bools = np.full(len(live), bool(owners.any())) & ~owners
-    return result

@@ -13,7 +13,8 @@ import numpy as np
 from gdbext.arch import flags as rf
 from gdbext.arch.registers import GPR64
 from gdbext.events.row import Batch, Kind
-from gdbext.ledger.compare import agreement, gprs, is_call, is_user, keys, space
+from gdbext.ledger.compare import agreement, gprs, is_call, is_user, keys
+from gdbext.ledger.live import Live
 from gdbext.rules.draft import Draft
 from gdbext.rules.finding import Difference
 from gdbext.rules.history import History
@@ -23,7 +24,7 @@ STACK_REACH: Final = 4096
 """Bytes by which the RSP of one thread may move between two interrupts and still be told for one stack's."""
 
 
-def resumed_again(row: Batch, live: Batch, history: History) -> tuple[Draft, Batch] | None:
+def resumed_again(row: Batch, live: Live, history: History) -> tuple[Draft, Batch] | None:
     """Judge an exit (a batch of one) that matches no pending context: the draft and the newer context, or None.
 
     System calls are left out: fork's child and parent resume one context. The thread must have been interrupted
@@ -32,15 +33,15 @@ def resumed_again(row: Batch, live: Batch, history: History) -> tuple[Draft, Bat
     nothing tell nothing, for threads begin alike; but not where the newer context's handler is still at work on
     another CPU, on a thread that runs on the same stack.
     """
-    if not len(live):
+    if not len(live.newest):
         return None
     old = same_again(row, int(row["seq"][0]), history)
     if old is None:
         return None
-    mine = (space(live) == space(row)) & (live["fs_base"] == row["fs_base"]) & (is_user(live) == is_user(row))
+    mine = live.thread
     if not bool(is_user(row)[0]):
-        mine &= live["rsp"] >> np.uint64(12) == row["rsp"] >> np.uint64(12)
-    newer = live[mine & ~is_call(live) & (live["seq"] > old["seq"][0])][-1:]
+        mine = mine[mine["rsp"] >> np.uint64(12) == row["rsp"] >> np.uint64(12)]
+    newer = mine[~is_call(mine) & (mine["seq"] > old["seq"][0])][-1:]
     if not len(newer) or (_telling(old, row) < STRONG_TELLING and not _at_work(newer, row, history)):
         return None
     changed = np.flatnonzero((gprs(newer) != gprs(row))[0])

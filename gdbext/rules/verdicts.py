@@ -9,9 +9,10 @@ import numpy as np
 from gdbext.arch import flags as rf
 from gdbext.arch import vectors
 from gdbext.arch.registers import GPR64
-from gdbext.events.row import Batch
+from gdbext.events.row import Batch, concat
 from gdbext.ledger import compare
 from gdbext.ledger.compare import agreement, is_call, is_user, space
+from gdbext.ledger.live import Live
 from gdbext.rules.codes import ERROR, WARNING
 from gdbext.rules.draft import Draft
 from gdbext.rules.finding import Difference
@@ -19,19 +20,27 @@ from gdbext.rules.policy import Policy, Tracked
 
 STRONG_TELLING: Final = 4
 """Registers besides RSP that must agree and hold something other than zero before two contexts are called alike."""
+_MANY: Final = 4
+"""Registers that must differ before another context is looked for that has all of them."""
 
 
-def drafts(policy: Policy, entry: Batch, row: Batch, mask: int, match: str, live: Batch) -> list[Draft]:
-    """What the mask of differences means, one draft per code."""
+def drafts(
+    policy: Policy, entry: Batch, row: Batch, mask: int, match: str, live: Live, past: Batch | None = None
+) -> list[Draft]:
+    """What the mask of differences means, one draft per code.
+
+    live: the contexts that wait when the exit `row` comes.  past: one more that may be the owner of what it loads.
+    """
     fields = compare.names(mask)
     call = bool(is_call(entry)[0])
     vector = int(entry["vector"][0])
     severity = WARNING if vector in vectors.TRACER_MAY_EDIT else ERROR
-    others = live[live["seq"] != entry["seq"]]
     if match != "exact" and bool((space(entry) != space(row))[0]):
         return [_wrong_space(entry, row, match)]
     general = [name for name in fields if name in GPR64 or name == "rip"]
-    owner = _owner_of(row, others, general)
+    owner = None
+    if general == ["rsp"] or len(general) >= _MANY:
+        owner = _owner_of(row, _others(entry, live.owners, past), general)
     if owner is not None:
         return [_wrong_context(entry, row, general, owner, match)]
     found = []
@@ -44,7 +53,7 @@ def drafts(policy: Policy, entry: Batch, row: Batch, mask: int, match: str, live
     if selectors:
         found.append(_selectors(entry, row, selectors, match))
     if "fs_base" in fields:
-        found.append(_fs_base(entry, row, others, match))
+        found.append(_fs_base(entry, row, _others(entry, live.all, past), match))
     if "gs_base" in fields and not _exchanged(entry, row):
         found.append(_user_gs(entry, row, match))
     if "simd" in fields:
@@ -63,11 +72,17 @@ def _owner_of(row: Batch, others: Batch, fields: list[str]) -> Batch | None:
     if not len(others):
         return None
     equal, telling = agreement(others, np.repeat(row, len(others)))
-    swapped = (equal == 15) & (telling >= STRONG_TELLING) & (len(fields) >= 4)
+    swapped = (equal == 15) & (telling >= STRONG_TELLING) & (len(fields) >= _MANY)
     if fields == ["rsp"]:
         swapped |= (others["rsp"] == row["rsp"]) & (is_user(others) == is_user(row))
     hits = np.flatnonzero(swapped)
     return others[hits[-1:]] if len(hits) else None
+
+
+def _others(entry: Batch, live: Batch, past: Batch | None) -> Batch:
+    rows = concat((live, past)) if past is not None else live
+    others: Batch = rows[rows["seq"] != entry["seq"]]
+    return others
 
 
 def _exchanged(entry: Batch, row: Batch) -> bool:
