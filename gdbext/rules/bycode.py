@@ -146,7 +146,7 @@ class CodeJudge:
             if insn is None or (address, indexed is None) in seen:
                 continue
             seen.add((address, indexed is None))
-            mem = insn.memory
+            mem = insn.memory if _names_stack(insn.op_str, alias) else None
             if mem is not None and _below_rsp(mem, alias) and -mem.disp > spared and not _only_orders(insn):
                 if _only_writes(insn):
                     written |= {mem.disp}
@@ -162,12 +162,17 @@ class CodeJudge:
 
 def _ahead(insn: Insn, alias: bool) -> list[int]:
     """Where the same function goes on with RSP (and RBP, where it stands for RSP) as it is."""
-    if insn.writes_register("rsp") or insn.name.startswith(("push", "pop")):
+    if insn.name.startswith(("push", "pop")):
         return []
-    if alias and insn.writes_register("rbp"):
+    if _names_stack(insn.op_str, alias) and (insn.writes_register("rsp") or (alias and insn.writes_register("rbp"))):
         return []
     branch = [insn.target] if insn.flow in (Flow.BRANCH, Flow.JUMP) and insn.target is not None else []
     return branch + ([insn.end] if insn.flow in (Flow.NEXT, Flow.BRANCH) else [])
+
+
+def _names_stack(operands: str, alias: bool) -> bool:
+    """False where no operand is RSP or lies beside it: most instructions, whose operands need no parsing then."""
+    return "sp" in operands or (alias and "bp" in operands)
 
 
 def _below_rsp(mem: Mem, alias: bool) -> bool:

@@ -8,13 +8,16 @@ names it: Intel SDM vol. 2, IRET).
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from gdbext.arch import flags as rf
 from gdbext.arch import vectors
 from gdbext.arch.registers import MSR_STAR
-from gdbext.events.columns import Columns, Rows, by_cpu, grouped
+from gdbext.events.columns import Columns, Rows, by_cpu
 from gdbext.events.row import Batch, Flag, How, Kind, concat
 from gdbext.ledger.compare import Bools, is_user
 from gdbext.rules.draft import Draft, Judged
@@ -22,6 +25,8 @@ from gdbext.rules.finding import Difference
 
 KEPT = 16
 """Events of a CPU looked back over: the exit that loaded a pair is a few events before the entry it shows at."""
+MOST_CARRIED = 8 * KEPT
+"""Events of a CPU carried over before those that cannot matter any more are left out."""
 _INDEX = 0xFFF8
 _SELECTOR = 0xFFFC
 """A selector as an error code gives it: index and table, without RPL."""
@@ -35,8 +40,8 @@ class SelectorJudge:
     def __init__(self) -> None:
         self._kernel: dict[int, int] = {}
         self._carried: dict[int, Batch] = {}
-        self._sysrets: dict[tuple[int, int], Batch] = {}
-        """The first sysret that loaded each pair (SS with the RPL that it is given on some CPUs)."""
+        self._sysrets: dict[int, Batch] = {}
+        """The first sysret that loaded each pair, CS above SS (with the RPL that it is given on some CPUs)."""
         self._told: set[tuple[int, int]] = set()
 
     def feed(self, batch: Columns) -> list[Judged]:
@@ -52,7 +57,8 @@ class SelectorJudge:
         for cpu, (mine, _) in by_cpu(rows).items():
             for index in mine[odd[mine]].tolist():
                 judged += self._judge(self._line(cpu, rows, mine[mine <= index]))
-            self._carried[cpu] = _worth_keeping(self._line(cpu, rows, mine[-KEPT:]))
+            line = self._line(cpu, rows, mine[-KEPT:])
+            self._carried[cpu] = _worth_keeping(line) if len(line) > MOST_CARRIED else line
         return judged
 
     def _line(self, cpu: int, rows: Columns, mine: npt.NDArray[np.intp]) -> Batch:
@@ -64,21 +70,22 @@ class SelectorJudge:
     def _learn(self, rows: Columns) -> None:
         """Descriptors that kernel code runs on, with the event that showed each."""
         own = np.flatnonzero((rows["kind"] == Kind.ENTRY) & ~is_user(rows) & ((rows["ss"] & _INDEX) != 0))
-        indices, first, _, _ = grouped(rows["ss"][own] & _INDEX)
-        for index, at in zip(indices, first, strict=True):
-            self._kernel.setdefault(int(index), int(rows["seq"][own[at]]))
+        index = rows["ss"][own] & _INDEX
+        for at in np.flatnonzero(~_any_of(index, self._kernel)).tolist():
+            self._kernel.setdefault(int(index[at]), int(rows["seq"][own[at]]))
         loads = np.flatnonzero((rows["kind"] == Kind.EXIT) & (rows["how"] == How.SYSRET))
-        pairs, first, _, _ = grouped(rows["cs"][loads].astype(np.uint64) << np.uint64(16) | rows["ss"][loads] | 3)
-        for pair, at in zip(pairs.tolist(), first.tolist(), strict=True):
-            if (pair >> 16, pair & 0xFFFF) not in self._sysrets:
-                self._sysrets[pair >> 16, pair & 0xFFFF] = rows.row(loads[at]).copy()
+        pairs = rows["cs"][loads].astype(np.uint32) << np.uint32(16) | rows["ss"][loads] | 3
+        for at in np.flatnonzero(~_any_of(pairs, self._sysrets)).tolist():
+            self._sysrets.setdefault(int(pairs[at]), rows.row(loads[at]).copy())
 
     def _odd(self, rows: Columns) -> Bools:
-        framed = _framed_from_user(rows) | ((rows["kind"] == Kind.EXIT) & is_user(rows) & (rows["how"] == How.IRET))
-        kernels = np.isin(rows["ss"] & _INDEX, list(self._kernel)) if self._kernel else np.zeros(len(rows), bool)
-        faults = (rows["kind"] == Kind.ENTRY) & ~is_user(rows) & np.isin(rows["vector"], _RETURN_FAULTS)
-        faults &= (rows["error"] & _SELECTOR) != 0
-        odd: Bools = (framed & (((rows["ss"] & 3) != 3) | kernels) & ((rows["rflags"] & rf.VM) == 0)) | faults
+        entry, user = rows["kind"] == Kind.ENTRY, is_user(rows)
+        framed = _framed_from_user(rows) | (~entry & user & (rows["how"] == How.IRET))
+        wrong = ((rows["ss"] & 3) != 3) | _any_of(rows["ss"] & _INDEX, self._kernel)
+        odd: Bools = framed & wrong & ((rows["rflags"] & rf.VM) == 0)
+        kernel = np.flatnonzero(entry & ~user)
+        faults = kernel[_any_of(rows["vector"][kernel], _RETURN_FAULTS)]
+        odd[faults] |= (rows["error"][faults] & _SELECTOR) != 0
         return odd
 
     def _judge(self, line: Batch) -> list[Judged]:
@@ -116,7 +123,7 @@ class SelectorJudge:
         named = [name for name in ("ss", "cs") if int(left[name][0]) & _SELECTOR == int(row["error"][0]) & _SELECTOR]
         if pair in self._told or not named or not bool(is_user(left)[0]):
             return []
-        loaded = self._sysrets.get((pair[0], pair[1] | 3), left[:0])
+        loaded = self._sysrets.get(pair[0] << 16 | pair[1] | 3, left[:0])
         shown = before[_framed_from_user(before)][-1:]
         if len(shown) and (int(shown["cs"][0]), int(shown["ss"][0])) == pair:
             last = _loader(before, shown)
@@ -126,6 +133,14 @@ class SelectorJudge:
         self._told.add(pair)
         why = f"the iret to this context faulted on {named[0].upper()}"
         return [(_draft(loaded, pair, why, named[0]), row, None)]
+
+
+def _any_of(values: npt.NDArray[Any], few: Collection[int]) -> Bools:
+    """Where each of `values` is one of a few: quicker than np.isin, which sorts."""
+    found = np.zeros(len(values), bool)
+    for value in few:
+        found |= values == value
+    return found
 
 
 def _worth_keeping(line: Batch) -> Batch:
