@@ -22,12 +22,19 @@ PROBE_ONLY = {
 }
 """Codes that the gdbstub source cannot lead to, with the reason."""
 
+OFTEN = ("nrk-rflags", "gpr-swapped", "callee-lost", "swapgs-missing", "sel4-idle", "triple-fault")
+"""Bugs looked for in every way each time; the others only through the probe, unless slow tests are asked for."""
+
 ENOUGH = 2000
 """Interrupts that a clean guest must be checked for."""
 
 
 def name(guest: Guest) -> str:
     return guest.name
+
+
+def _pace(guest: Guest) -> list[pytest.MarkDecorator]:
+    return [] if guest.name in OFTEN else [pytest.mark.slow]
 
 
 def expect_bug(guest: Guest, run: Watched, codes: Sequence[str]) -> None:
@@ -58,14 +65,14 @@ def test_bug_by_probe(guest: Guest) -> None:
     assert run.document["source"] == "probe"
 
 
-@pytest.mark.parametrize("guest", BUGGY, ids=name)
+@pytest.mark.parametrize("guest", [pytest.param(g, marks=_pace(g)) for g in BUGGY], ids=name)
 def test_bug_by_probe_without_symbols(guest: Guest) -> None:
     run = watch(guest.name, "--via", "probe", "--stripped", "--max-findings", str(4 + len(guest.codes)))
     expect_bug(guest, run, guest.codes)
     assert all(finding["interrupted"]["symbol"] is None for finding in run.document["findings"]), run.evidence
 
 
-@pytest.mark.parametrize("guest", BUGGY, ids=name)
+@pytest.mark.parametrize("guest", [pytest.param(g, marks=_pace(g)) for g in BUGGY], ids=name)
 def test_bug_by_gdbstub(guest: Guest) -> None:
     codes = [code for code in guest.codes if code not in PROBE_ONLY]
     if not codes:
