@@ -61,6 +61,8 @@ class Spanning:
 
     def may_lie_beside(self, rows: Columns) -> Bools:
         """False where no frame lies within REACH_BYTES of that of `rows`, but not at it."""
+        if not len(self._entries):
+            return np.zeros(len(rows), bool)
         frames, at = np.unique(self._rows["frame"]), rows["frame"]
         reach = np.uint64(REACH_BYTES - 1)
         first, last = np.maximum(at, reach) - reach, np.minimum(at, ~reach) + reach
@@ -71,6 +73,8 @@ class Spanning:
 
     def may_lie_on(self, rows: Columns) -> Bools:
         """False where no kernel code with the RSP of `rows` has its frame where theirs is."""
+        if not len(self._entries):
+            return np.zeros(len(rows), bool)
         kernel = self._rows.take(np.flatnonzero(~is_user(self._rows)))
         return np.isin(places(rows), places(kernel))
 
