@@ -42,7 +42,8 @@ def line(finding: Finding) -> str:
     more = f" and {len(finding.differences) - 3} more" if len(finding.differences) > 3 else ""
     return (
         f"{finding.code} {finding.name} at event {finding.event}, CPU {finding.cpu}: "
-        f"{vectors.name(finding.vector)} interrupted {place(finding.interrupted)}"
+        + (f"{vectors.name(finding.vector)} interrupted " if finding.vector is not None else "at ")
+        + place(finding.interrupted)
         + (f"; {changed}{more}" if changed else "")
     )
 
@@ -52,7 +53,8 @@ def whole(finding: Finding) -> list[str]:
     lines = [
         f"{finding.code} {finding.name} ({finding.severity}), event {finding.event}, CPU {finding.cpu}"
         + (f", seen {finding.count} times" if finding.count > 1 else ""),
-        f"  interrupted  {place(finding.interrupted)}, by {vectors.name(finding.vector)}",
+        f"  interrupted  {place(finding.interrupted)}"
+        + (f", by {vectors.name(finding.vector)}" if finding.vector is not None else ""),
     ]
     for found in finding.differences:
         lines.append(f"  expected     {_value(found.field, found.expected, finding.bits)}")

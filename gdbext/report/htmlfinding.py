@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from gdbext.arch import vectors
 from gdbext.errors import printable
 from gdbext.report.context import ContextRow, context_rows
-from gdbext.report.words import MATCHES, code_parts, elapsed
+from gdbext.report.words import MATCHES, by, code_parts, elapsed
 from gdbext.rules.codes import CODES
 from gdbext.rules.finding import CodeLine, Finding
 
@@ -31,8 +30,8 @@ def _summary(finding: Finding) -> str:
     place = finding.interrupted
     return (
         f'<summary><span class="code">{finding.code}</span> <strong>{_text(finding.name)}</strong> {field}'
-        f'<span class="quiet">{times}, first at event {finding.event}, CPU {finding.cpu}, '
-        f"{_text(vectors.name(finding.vector))}, {_text(place.symbol or hex(place.rip))}</span></summary>"
+        f'<span class="quiet">{times}, first at event {finding.event}, CPU {finding.cpu}'
+        f"{_text(by(finding))}, {_text(place.symbol or hex(place.rip))}</span></summary>"
     )
 
 

@@ -9,11 +9,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from gdbext.arch import vectors
 from gdbext.errors import printable
 from gdbext.report.context import ContextRow, context_rows
 from gdbext.report.document import RunReport
-from gdbext.report.words import MATCHES, code_parts, elapsed
+from gdbext.report.words import MATCHES, by, code_parts, elapsed
 from gdbext.rules.finding import CodeLine, Finding
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
@@ -26,7 +25,7 @@ def render_finding(finding: Finding, full: bool = False) -> RenderableType:
 
 def _headline(finding: Finding) -> Text:
     line = Text.assemble((f"{finding.code} {finding.name}", _STYLES.get(finding.severity, "bold")))
-    line.append(f"  event {finding.event}, CPU {finding.cpu}, {vectors.name(finding.vector)}", "dim")
+    line.append(f"  event {finding.event}, CPU {finding.cpu}{by(finding)}", "dim")
     return line
 
 

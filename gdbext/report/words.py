@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from gdbext.arch import vectors
 from gdbext.rules.finding import CodeLine, Finding
 
 MATCHES: Final = {
@@ -15,6 +16,11 @@ MATCHES: Final = {
 """How the ledger entry was chosen."""
 
 _UNITS: Final = ((1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "µs"))
+
+
+def by(finding: Finding) -> str:
+    """What interrupted, behind what else is said: ``, interrupt 0x20``; empty where it is about no entry."""
+    return f", {vectors.name(finding.vector)}" if finding.vector is not None else ""
 
 
 def elapsed(nanoseconds: int | None) -> str:

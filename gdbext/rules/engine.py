@@ -189,7 +189,7 @@ class Engine:
             severity=draft.severity,
             event=int(blamed["seq"][0]),
             cpu=int(blamed["cpu"][0]),
-            vector=int(origin["vector"][0]),
+            vector=int(origin["vector"][0]) if origin["kind"][0] == Kind.ENTRY else None,
             interrupted=Place(rip, self.guest.symbol(rip), 3 if user else int(origin["cs"][0]) & 3),
             pc=int(blamed["pc"][0]),
             pc_symbol=self.guest.symbol(int(blamed["pc"][0])),

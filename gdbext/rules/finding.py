@@ -78,7 +78,8 @@ class Finding:
     code: str
     event: int
     cpu: int
-    vector: int
+    vector: int | None
+    """None where what is judged has nothing to do with an entry."""
     interrupted: Place
     pc: int
     """The guilty instruction: the exit, the gs: access, the store ..."""
