@@ -147,11 +147,11 @@ class Live:
     def _take(self, timeout: float) -> int:
         """Judge what is there; how many events it was."""
         batch = self.source.read(timeout)
+        ending = self.machine.ending()  # asked first: what it printed before is then all there
         for line in self.machine.serial():
             self.lines.append(line.rstrip())
             if _COMPLAINT.search(line):
                 self.complaints.append(line.strip())
-        ending = self.machine.ending()
         if ending is not None:
             self.ended = ending.detail
         if batch is None:
