@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -64,23 +64,3 @@ class Apart(Columns):
             return np.stack([self._columns[register][index] for register in GPR64], axis=1)
         taken: Array = self._columns[name][index]
         return taken
-
-
-class _Joined(dict[str, Array]):
-    """The columns of several batches one behind the other, each made when it is asked for."""
-
-    def __init__(self, parts: Sequence[Columns]) -> None:
-        self._parts = parts
-
-    def __missing__(self, name: str) -> Array:
-        self[name] = np.concatenate([part[name] for part in self._parts])
-        return self[name]
-
-
-def joined(parts: Sequence[Columns]) -> Columns:
-    """The batches, of one dtype, as one."""
-    if len(parts) == 1:
-        return parts[0]
-    if all(isinstance(part, Apart) for part in parts):
-        return Apart(parts[0].dtype, _Joined(parts))
-    return Columns(np.concatenate([part.rows for part in parts]))

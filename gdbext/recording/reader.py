@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 import pyarrow as pa
 
@@ -14,7 +14,6 @@ from gdbext.errors import RecordingError
 from gdbext.events.columns import Columns
 from gdbext.events.row import Batch
 from gdbext.recording import leftover, parquet
-from gdbext.recording.apart import joined
 from gdbext.recording.header import Header
 from gdbext.recording.leftover import LeftoverFile
 from gdbext.recording.mark import Mark, Unit
@@ -23,8 +22,6 @@ from gdbext.recording.parquet import ParquetFile
 from gdbext.recording.stream import StreamFile
 
 _ARROW_FILE = b"ARROW1"
-_TOGETHER: Final = 1 << 15
-"""Events to judge at once: a batch costs something before its first event does."""
 
 
 class _File(Protocol):
@@ -88,31 +85,19 @@ class Recording:
 
     def batches(self) -> Iterator[Batch]:
         """Each batch of events, in order."""
-        for batch, _ in self._units():
-            if len(batch):
-                yield batch.rows
+        for batch in self.columns():
+            yield batch.rows
 
     def columns(self) -> Iterator[Columns]:
-        """The same, for whom columns will do: batches between which nothing was learnt of the guest come as one."""
-        parts: list[Columns] = []
-        for batch, mark in self._file.units():
-            if parts and (mark.memory or mark.names or sum(map(len, parts)) >= _TOGETHER):
-                yield joined(parts)
-                parts = []
-            self.guest.learn(mark)
+        """The same, for whom columns will do."""
+        for batch, _ in self._units():
             if len(batch):
-                parts.append(batch)
-        if parts:
-            yield joined(parts)
-        self._learn_end()
+                yield batch
 
     def _units(self) -> Iterator[tuple[Columns, Mark]]:
         for batch, mark in self._file.units():
             self.guest.learn(mark)
             yield batch, mark
-        self._learn_end()
-
-    def _learn_end(self) -> None:
         if self.end is not None:
             self.guest.learn(self.end)
 

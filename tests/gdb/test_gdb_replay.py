@@ -78,7 +78,7 @@ def test_what_a_recording_cannot_do_is_refused_by_name(path: Path, command: str,
         ("off", "no recording is open"),
         ("/nowhere/run.arrow", "No such file or directory"),
         ("/", "it is a directory"),
-        (str(Path(__file__)), "it is damaged"),
+        (str(Path(__file__)), "it is no recording"),
         ("next-finding", "no recording is open"),
     ],
 )

@@ -114,7 +114,7 @@ def test_signals_end_it_quietly(signum: int, status: int) -> None:
     assert child.stdout is not None
     assert child.stdout.readline() == "ready\n"
     child.send_signal(signum)
-    _, errors = child.communicate(timeout=10)
+    _, errors = child.communicate(timeout=60)
     assert (child.returncode, errors) == (status, "")
 
 
