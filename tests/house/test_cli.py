@@ -104,7 +104,7 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 def test_signals_end_it_quietly(signum: int, status: int) -> None:
     code = (
         "import signal, sys, time\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background inherits that it is ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in the background
         "from gdbext.cli.main import main\n"
         "from gdbext.qemu import guests\n"
         "def wait():\n    print('ready', flush=True); time.sleep(30)\n"
