@@ -13,7 +13,7 @@ from tests.gdb.sessions import Mi, Typed
 
 pytestmark = [pytest.mark.gdb, pytest.mark.guest]
 
-UP = ("tbreak tick if ticks == 10", "continue")
+UP = ("tbreak tick if ticks >= 10", "continue")
 IN_WINDOW = ("ctx safe override tbreak *(syscall_entry+3)", "continue")
 ABBREVIATED = (
     "s", "si", "si 3", "n", "ni", "u", "unt", "adv tick", "fin", "j *$pc", "rsi", "rn", "rs", "stepi&",
@@ -115,7 +115,7 @@ def test_switching_and_overriding_are_kept_in_a_recording(boot: Boot, tmp_path: 
     live = boot("clean-nrk")
     path = tmp_path / "session.arrow"
     text = run_gdb(
-        *live.connect, "ctx watch", f"ctx record {path}", "tbreak tick if ticks == 10", "continue",
+        *live.connect, "ctx watch", f"ctx record {path}", "tbreak tick if ticks >= 10", "continue",
         "ctx safe override stepi", "ctx safe off", "ctx watch off",
     )  # fmt: skip
     bug_free(text)
@@ -178,7 +178,7 @@ def test_the_step_flags_are_shown_and_set_only_when_asked(boot: Boot) -> None:
 @pytest.mark.parametrize("name", ["clean-smp", "clean-smp-osdev"])
 def test_skip_keeps_to_its_vcpu(boot: Boot, name: str) -> None:
     live = boot(name)
-    with Typed(*live.connect, "tbreak tick if ticks == 10", "continue") as gdb:
+    with Typed(*live.connect, "tbreak tick if ticks >= 10", "continue") as gdb:
         for _ in range(10):
             for command in ("ctx safe override tbreak *(syscall_entry+3)", "continue"):
                 gdb.type(command)
