@@ -80,9 +80,11 @@ class ParquetFile:
         self.path = path
         self.flaw: str | None = None
         self.end: Mark | None = None
-        self._source = os.fdopen(fd, "rb")
+        self._fd = fd
         try:
-            self._file = pq.ParquetFile(self._source, page_checksum_verification=True)
+            # The file object must not close it: where we raise, our caller does, and the number may be another's then.
+            source = os.fdopen(fd, "rb", closefd=False)
+            self._file = pq.ParquetFile(source, page_checksum_verification=True)
             self.schema = self._file.schema_arrow
             metadata: dict[bytes, bytes] = dict(self._file.metadata.metadata or {})
             groups = self._file.metadata.num_row_groups
@@ -137,7 +139,9 @@ class ParquetFile:
 
     def close(self) -> None:
         """Close the file; idempotent."""
-        self._source.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def _marks(metadata: dict[bytes, bytes]) -> list[Mark]:

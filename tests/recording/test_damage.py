@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -162,6 +163,23 @@ def test_files_that_are_no_recordings(tmp_path: Path) -> None:
     assert "no regular file" in refusal(Path("/dev/zero"))
     (tmp_path / "none.parquet").write_bytes(b"PAR1" * 9)
     assert "Parquet" in refusal(tmp_path / "none.parquet")
+
+
+def test_what_is_refused_is_closed_once(tmp_path: Path) -> None:
+    """A second time, some while later, would close whatever has the number then."""
+    (tmp_path / "none.parquet").write_bytes(b"PAR1" * 9)
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "foreign.parquet")
+    (tmp_path / "text").write_text("To be, or not to be\n")
+    for name in ("none.parquet", "foreign.parquet", "text"):
+        gc.disable()
+        try:
+            refusal(tmp_path / name)
+            files = [os.open(os.devnull, os.O_RDONLY) for _ in range(4)]
+        finally:
+            gc.enable()
+        gc.collect()
+        for file in files:
+            os.close(file)
 
 
 def test_other_peoples_arrow(tmp_path: Path) -> None:
