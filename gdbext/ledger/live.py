@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from gdbext.events.columns import Columns, Indices
+from gdbext.events.columns import GPRS, Columns, Indices
 from gdbext.events.row import Batch, concat, pick
 from gdbext.ledger.compare import gprs, is_call, is_user, space
 from gdbext.ledger.leftover import Left, Spanning
@@ -77,7 +77,7 @@ class Live:
         mine = gprs(self._left.row)[0]
         found = self._indices
         if len(found):
-            found = found[are_alike(self._batch.at("gprs", found), mine)]
+            found = found[are_alike(self._batch.at(GPRS, found), mine)]
         return _merged(self._pending.alike(mine, self._left.traits), self._batch.pick(found))
 
     @cached_property

@@ -50,6 +50,12 @@ class Expression:
         """Every name the expression uses."""
         return {token for token in self._tokens if token[0].isalpha() or token[0] in "_.$"}
 
+    @property
+    def below_pointer(self) -> int:
+        """N where the expression ends in ``[...] - N``: how far below a pointer in memory it lies; else 0."""
+        end = self._tokens[-3:]
+        return _number(end[2]) if end[:2] == ["]", "-"] and end[2][0].isdigit() else 0
+
     def _check(self) -> None:
         nothing = Scope({}, lambda _: 0, lambda _, length: bytes(length))
         _Parser(self._tokens, nothing, self.text).run()
@@ -66,6 +72,10 @@ def _tokens(text: str) -> list[str]:
         tokens.append(match.group(0).strip())
         at = match.end()
     return tokens
+
+
+def _number(token: str) -> int:
+    return int(token, 16 if token[:2].lower() == "0x" else 10)
 
 
 class _Parser:
@@ -125,7 +135,7 @@ class _Parser:
             self._expect(")")
             return value
         if token[:1].isdigit():
-            return int(token, 0)
+            return _number(token)
         if not token or not (token[0].isalpha() or token[0] in "_.$"):
             raise self._error(f"a value is missing before {token!r}" if token else "it ends too early")
         if self._peek() == ":" and token in ("gs", "fs"):

@@ -58,6 +58,11 @@ class Profile:
         """The expression for the interrupted context's area, "" if the profile has none."""
         return (self.data.area.current or "") if self.data.area is not None else ""
 
+    @property
+    def below_pointer(self) -> int:
+        """Bytes by which the current area lies below a pointer in memory; 0 if it is not found so."""
+        return Expression(self.current).below_pointer if self.current else 0
+
     def current_area(self, scope: Scope) -> int | None:
         """Address of the running thread's save area, or None if the profile does not say how to find it."""
         area = self.data.area

@@ -14,20 +14,19 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from gdbext.arch import flags as rf
 from gdbext.arch import vectors
 from gdbext.arch.frames import word_size, words_pushed
 from gdbext.arch.registers import GPR64, SEGMENTS
-from gdbext.events.columns import Columns
+from gdbext.events.columns import Columns, Indices
 from gdbext.events.row import SLOT_NAMES, Batch, Flag, Kind
-from gdbext.ledger.compare import is_user
+from gdbext.ledger.compare import U64, Bools, is_user
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
-from gdbext.rules.laststores import Indices, LastStores, Write
+from gdbext.rules.laststores import LastStores, Write
 from gdbext.rules.policy import Layout, Policy
-from gdbext.rules.pushes import NOWHERE, Numbers, Pushes
+from gdbext.rules.pushes import NOWHERE, Pushes
 
 MAX_AREAS: Final = 4096
 MAX_OFFSET: Final = 1 << 16
@@ -38,8 +37,6 @@ LIKE: Final = 4
 """Slots that must agree before an area is taken for a context's."""
 MAX_SHIFT: Final = 8
 """Words by which a context in an area can be moved and still be recognised."""
-
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +154,7 @@ class AreaJudge:
         found.sort(key=lambda item: item[0])
         return [(draft, batch.row(at), None) for at, draft in found]
 
-    def _owners(self, addresses: Numbers) -> Numbers:
+    def _owners(self, addresses: U64) -> U64:
         """The start of the area in which each address lies, or NOWHERE."""
         if not self._starts:
             return np.full(len(addresses), NOWHERE, np.uint64)
@@ -167,7 +164,7 @@ class AreaJudge:
         inside = (place >= 0) & (addresses - starts[place] < sizes[place])
         return np.where(inside, starts[place], np.uint64(NOWHERE))
 
-    def _doubtful(self, batch: Columns, stores: Indices, owner: Numbers) -> Bools:
+    def _doubtful(self, batch: Columns, stores: Indices, owner: U64) -> Bools:
         """True for each store into a slot that its register may not hold; :func:`implausible` has the last word."""
         layout = self._layout
         doubtful = np.zeros(len(stores), bool)
@@ -236,7 +233,7 @@ class AreaJudge:
         return Draft("CW403", cause, look, (Difference(name, 0, value),), slot=f"slot {name}", writer=pc)
 
 
-def _within(places: Numbers, ranges: Sequence[tuple[int, int]]) -> Bools:
+def _within(places: U64, ranges: Sequence[tuple[int, int]]) -> Bools:
     """True for each place that lies in one of the ranges, ends included."""
     inside = np.zeros(len(places), bool)
     for start, end in ranges:

@@ -9,11 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from gdbext.events.columns import Columns
-
-Indices = npt.NDArray[np.intp]
+from gdbext.events.columns import Columns, Indices
 
 
 class Write(NamedTuple):

@@ -11,18 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from gdbext.events.columns import Columns
+from gdbext.events.columns import Columns, Indices
 from gdbext.events.row import Kind
-from gdbext.ledger.compare import Bools
-from gdbext.rules.laststores import Indices
+from gdbext.ledger.compare import U64, Bools
 
 NOWHERE: Final = 0
 ANYWHERE: Final = 1
 """In place of an area's address."""
-
-Numbers = npt.NDArray[np.uint64]
 
 
 @dataclass(slots=True)
@@ -58,7 +54,7 @@ class Pushes:
     def __init__(self) -> None:
         self._saves: dict[int, _Save] = {}
 
-    def foreign(self, batch: Columns, turns: Indices, frames: Numbers, stores: Indices, owner: Numbers) -> Bools:
+    def foreign(self, batch: Columns, turns: Indices, frames: U64, stores: Indices, owner: U64) -> Bools:
         """True for each of `stores` (rows that lie in the areas `owner`) that is a push and not the save's own.
 
         turns: the entries and exits among which they lie, at which it changes what is.  frames: the areas in which
@@ -93,7 +89,7 @@ class Pushes:
         return foreign
 
     @staticmethod
-    def _follow(save: _Save, batch: Columns, stores: Indices, owner: Numbers, foreign: Bools, chosen: Indices) -> None:
+    def _follow(save: _Save, batch: Columns, stores: Indices, owner: U64, foreign: Bools, chosen: Indices) -> None:
         """Go through the stores made during a save whose frame lies elsewhere, and clear those that are its own."""
         places = stores[chosen]
         columns = chosen, owner[chosen], batch["addr"][places], batch["value"][places], foreign[chosen]

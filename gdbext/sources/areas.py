@@ -39,9 +39,6 @@ FXSAVE_WRITES: Final = 416
 _REGISTERS: Final = frozenset({*(ROW.names or ()), "gs", "fs"})
 """Names in expressions that are no symbols."""
 
-_FROM_TOP: Final = re.compile(r"\] - (0x[0-9a-f]+|\d+)$")
-"""The end of an expression that counts down from a pointer in memory."""
-
 _NUMBER: Final = re.compile(r"\b(0x[0-9a-f]+|\d+)\b")
 
 SymbolAddress = Callable[[str], int | None]
@@ -200,8 +197,7 @@ class AreaWatcher:
         a user context. What is interrupted in the kernel is saved further down, and the kernel's own threads use
         their stacks from the top. So it is looked for only while a vCPU waits on its way to user code: a moment later
         the pointer may be to a kernel thread's."""
-        found = _FROM_TOP.search(self._profile.current)
-        return found is not None and int(found[1], 0) >= self._size
+        return 0 < self._profile.below_pointer >= self._size
 
     @property
     def _profile(self) -> Profile:

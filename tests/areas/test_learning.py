@@ -22,6 +22,8 @@ from tests.rules.rows import KERNEL_BASE, How, batch, context, entry, exit_, sta
 AREA = 0xFFFFFFFF80500000
 WHOLE = "".join(COPY_WORD.format(word=w, slot=s) for w, s in ((4, 17), (6, 18), (3, 20)))
 
+SAVES_ALL = NRK_SAVE.format(more=WHOLE) + NRK_RESTORE.format(cs=20).replace("restore:", "", 1)
+
 
 def nowhere(_name: str) -> int | None:
     """Where a symbol is, of a kernel that has none."""
@@ -125,16 +127,9 @@ def test_areas_on_the_stack_are_not_watched() -> None:
 
 
 def test_layout_is_learnt_from_the_first_entry(assemble: Assemble) -> None:
-    snippet = assemble(NRK_SAVE.format(more=WHOLE) + NRK_RESTORE.format(cs=20).replace("restore:", "", 1))
-
-    def code(address: int, length: int) -> bytes:
-        offset = address - snippet.base
-        if not 0 <= offset < len(snippet.data):
-            raise OSError("unmapped")
-        return snippet.data[offset : offset + length]
-
+    snippet = assemble(SAVES_ALL)
     source = Memory({KERNEL_BASE + 8: AREA}, [range(AREA, AREA + 704)])
-    found, notes = watcher(None, source, code)
+    found, notes = watcher(None, source, snippet.read)
     rows = found.look(batch(entry(context(), pc=snippet["entry"])))
     slots = rows[rows["kind"] == Kind.SLOT]
     learnt = {SLOT_NAMES[int(row["value"])]: int(row["addr"]) for row in slots}
@@ -235,16 +230,9 @@ def test_what_the_rules_want_to_see_is_watched_too() -> None:
 
 
 def test_a_stripped_kernel_s_areas_are_learnt(assemble: Assemble) -> None:
-    snippet = assemble(NRK_SAVE.format(more=WHOLE) + NRK_RESTORE.format(cs=20).replace("restore:", "", 1))
-
-    def code(address: int, length: int) -> bytes:
-        offset = address - snippet.base
-        if not 0 <= offset < len(snippet.data):
-            raise OSError("unmapped")
-        return snippet.data[offset : offset + length]
-
+    snippet = assemble(SAVES_ALL)
     source = Memory({KERNEL_BASE + 8: AREA}, [range(AREA, AREA + 704)])
-    found, notes = watcher(find("sel4-ia32"), source, code)
+    found, notes = watcher(find("sel4-ia32"), source, snippet.read)
     (note,) = notes
     assert "profile sel4-ia32: ksCurThread is not a symbol of this kernel" in note
     rows = found.look(batch(entry(context(), pc=snippet["entry"])))
@@ -254,17 +242,10 @@ def test_a_stripped_kernel_s_areas_are_learnt(assemble: Assemble) -> None:
 
 def test_a_layout_is_learnt_where_no_stores_are_seen(assemble: Assemble) -> None:
     """As through GDB's breakpoints: an entry whose frame is shifted in its area is known by the layout alone."""
-    snippet = assemble(NRK_SAVE.format(more=WHOLE) + NRK_RESTORE.format(cs=20).replace("restore:", "", 1))
-
-    def code(address: int, length: int) -> bytes:
-        offset = address - snippet.base
-        if not 0 <= offset < len(snippet.data):
-            raise OSError("unmapped")
-        return snippet.data[offset : offset + length]
-
+    snippet = assemble(SAVES_ALL)
     source = Memory({KERNEL_BASE + 8: AREA}, [range(AREA, AREA + 704)])
     source.capabilities = Capability.MEMORY
-    found, notes = watcher(None, source, code)
+    found, notes = watcher(None, source, snippet.read)
     rows = found.look(batch(entry(context(), pc=snippet["entry"])))
     assert rows["addr"][rows["kind"] == Kind.AREA].tolist() == [AREA]
     assert np.count_nonzero(rows["kind"] == Kind.SLOT) > 16
@@ -284,17 +265,10 @@ def test_a_list_that_ends_elsewhere_each_time_is_told_once() -> None:
 
 
 def test_areas_that_a_profile_names_have_the_layout_that_is_learnt(assemble: Assemble) -> None:
-    snippet = assemble(NRK_SAVE.format(more=WHOLE) + NRK_RESTORE.format(cs=20).replace("restore:", "", 1))
-
-    def code(address: int, length: int) -> bytes:
-        offset = address - snippet.base
-        if not 0 <= offset < len(snippet.data):
-            raise OSError("unmapped")
-        return snippet.data[offset : offset + length]
-
+    snippet = assemble(SAVES_ALL)
     text = "name = 'idle'\ntitle = 'one area by name'\n[areas]\nkind = 'fixed'\naddresses = ['table + 0x1000']\n"
     source = Memory({KERNEL_BASE + 8: AREA}, [range(AREA, AREA + 704), range(AREA + 0x1000, AREA + 0x2000)])
-    found, notes = watcher(Profile(parse(text, "idle.toml")), source, code)
+    found, notes = watcher(Profile(parse(text, "idle.toml")), source, snippet.read)
     rows = found.look(batch(entry(context(), pc=snippet["entry"])))
     assert rows["addr"][rows["kind"] == Kind.AREA].tolist() == [AREA, AREA + 0x1000]
     assert notes == []

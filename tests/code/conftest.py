@@ -19,9 +19,10 @@ KERNEL_32 = 0xC010_0000
 
 @dataclass(frozen=True)
 class Snippet:
-    """Assembled code: its `code`, the addresses of its labels, its bytes at `base`."""
+    """Assembled code: its `code`, the addresses of its labels, its bytes at `base`, and how they are read there."""
 
     code: Code
+    read: Callable[[int, int], bytes]
     symbols: dict[str, int]
     base: int
     data: bytes
@@ -62,6 +63,6 @@ def assemble(tmp_path: Path) -> Assemble:
                 raise OSError("unmapped")
             return data[address - at : address - at + length]
 
-        return Snippet(Code(read, bits), symbols, at, data)
+        return Snippet(Code(read, bits), read, symbols, at, data)
 
     return run

@@ -65,6 +65,16 @@ def test_expressions() -> None:
         assert Expression(text).evaluate(scope(memory)) == value
 
 
+def test_numbers_are_decimal_or_hexadecimal() -> None:
+    nothing = Scope({}, lambda _: 0, lambda _, length: bytes(length))
+    assert [Expression(text).evaluate(nothing) for text in ("010", "0X1f", "0x10 - 6")] == [10, 31, 10]
+
+
+def test_how_far_below_a_pointer() -> None:
+    below = [Expression(text).below_pointer for text in ("[gs:8] - 0xa8", "[cpu + 4] - 168", "[gs:8]", "rsp - 8", "8")]
+    assert below == [168, 168, 0, 0, 0]
+
+
 @pytest.mark.parametrize("text", ["", "[gs:8", "1 +", "a b", "%rax", "[" * 40 + "1" + "]" * 40])
 def test_bad_expressions_are_told(text: str) -> None:
     with pytest.raises(UsageError, match="expression"):
