@@ -1,7 +1,6 @@
 """Linux guests: the distribution's kernels, fetched through apt and kept; an initial RAM file system of our workloads.
 
 Nothing of a kernel is committed: image, configuration and busybox lie in the user's cache, one directory a package.
-Run as a program, this fetches every kernel that the bundled guests name (what set-up does).
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import Final
 
 import platformdirs
 
-from gdbext.errors import CtxwatchError, EnvironmentUnusable
+from gdbext.errors import EnvironmentUnusable
 from gdbext.qemu import apt, cpio
 
 SOURCES: Final = Path(__file__).parents[2] / "tests" / "linux"
@@ -136,19 +134,3 @@ def install(ready: Path, directory: Path) -> None:
     except OSError:
         if not directory.is_dir():
             raise
-
-
-def main() -> int:
-    """Fetch and build what the bundled Linux guests need; tells each that cannot be had, and returns 0 all the same."""
-    from gdbext.qemu import guests
-
-    for kernel in dict.fromkeys(guest.linux for guest in map(guests.find, guests.names()) if guest.linux):
-        try:
-            build(kernel)
-        except CtxwatchError as error:
-            print(f"{kernel.package} ({kernel.arch}): {error}", file=sys.stderr)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
