@@ -12,6 +12,7 @@
 static ring shared;
 static bool simd_wanted, swapgs_seen, watch_allowed;
 static atomic_bool stores_seen; /* kernel code is translated with a callback at every store */
+static atomic_bool frame_was_changed; /* a reason to look at stores, unasked: see frames.h */
 static _Atomic uint64_t last_star;
 
 enum { MSR_STAR = 0xc0000081, MSR_LSTAR, MSR_CSTAR, MSR_FMASK, MSR_FS_BASE = 0xc0000100, MSR_GS_BASE,
@@ -165,10 +166,11 @@ static void await_pause(void)
 
 static void flush_translations(void);
 
-/* Stores are looked at from when the reader first wishes to see some: a callback at each costs time. */
+/* Stores are looked at from when there is a reason, as the reader's wish to see some: a callback at each costs time. */
 static inline void look_at_wishes(void)
 {
-    if (watch_allowed && !atomic_load_explicit(&stores_seen, memory_order_relaxed) && ring_wants_stores(&shared)) {
+    if (watch_allowed && !atomic_load_explicit(&stores_seen, memory_order_relaxed) &&
+        (ring_wants_stores(&shared) || atomic_load_explicit(&frame_was_changed, memory_order_relaxed))) {
         atomic_store(&stores_seen, true);
         flush_translations();
     }

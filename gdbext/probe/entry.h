@@ -7,7 +7,7 @@
  */
 #pragma once
 
-#include "emit.h"
+#include "frames.h"
 
 enum { FRAME_RIP, FRAME_CS, FRAME_RFLAGS, FRAME_RSP, FRAME_SS, FRAME_WORDS = 9 };
 enum { PAGE_OFFSET = 0xfff };
@@ -154,6 +154,9 @@ static void emit_entry(vcpu *v, ctx_row *row)
     memcpy(v->last.words, row->stack, sizeof(v->last.words));
     ring_number(&shared, row);
     ledger_add(row, simd_of(row));
+    if (row->frame) {
+        frame_pushed(row);
+    }
     publish(v, row, false, false);
 }
 

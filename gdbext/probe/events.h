@@ -215,7 +215,8 @@ static void on_gs_access(unsigned index, void *userdata)
     publish(v, row, shared.header->halt, false);
 }
 
-static void emit_store(vcpu *v, uint8_t kind, uint64_t pc, uint64_t address, uint64_t value, unsigned size)
+static void emit_store(vcpu *v, uint8_t kind, uint64_t pc, uint64_t address, uint64_t value, unsigned size,
+                       uint64_t frame)
 {
     ctx_row *row = begin(v, kind, 0, pc, 0);
 
@@ -227,8 +228,17 @@ static void emit_store(vcpu *v, uint8_t kind, uint64_t pc, uint64_t address, uin
     row->addr = address;
     row->value = value;
     row->size = (uint8_t)size;
+    row->frame = frame;
     row->flags |= CTX_FLAG_NO_BASES | CTX_FLAG_NO_KERNEL_GS;
     emit(v, row);
+}
+
+/* What a store stores: its lowest eight bytes. */
+static uint64_t stored(qemu_plugin_meminfo_t info)
+{
+    qemu_plugin_mem_value value = qemu_plugin_mem_get_value(info);
+    unsigned bits = 8u << value.type;
+    return bits < 64 ? value.data.u64 & ((1ull << bits) - 1) : value.data.u64;
 }
 
 static void on_store(unsigned index, qemu_plugin_meminfo_t info, uint64_t address, void *userdata)
@@ -236,18 +246,20 @@ static void on_store(unsigned index, qemu_plugin_meminfo_t info, uint64_t addres
     unsigned size = 1u << qemu_plugin_mem_size_shift(info);
     const ring_header *h = shared.header;
     vcpu *v = NULL;
+    uint64_t frame = 0;
 
-    if (ring_watches(&shared, address, size)) {
+    if (frame_may_lie(address)) {
+        frame = frame_changed_by(address, stored(info), size);
+    }
+    if (frame || ring_watches(&shared, address, size)) {
         v = vcpu_of(index);
-        qemu_plugin_mem_value value = qemu_plugin_mem_get_value(info);
-        emit_store(v, CTX_KIND_STORE, (uint64_t)userdata, address, value.data.u64, size);
+        emit_store(v, CTX_KIND_STORE, (uint64_t)userdata, address, stored(info), size, frame);
     }
     for (unsigned i = 0; i < h->tracked_count && i < RING_TRACKED_SLOTS; i++) {
         v = vcpu_of(index);
         uint64_t at = v->tracked_at[i];
         if (at && address < at + h->tracked_size[i] && at < address + size) {
-            qemu_plugin_mem_value value = qemu_plugin_mem_get_value(info);
-            emit_store(v, CTX_KIND_TRACKED, (uint64_t)userdata, address, value.data.u64, size);
+            emit_store(v, CTX_KIND_TRACKED, (uint64_t)userdata, address, stored(info), size, 0);
         }
     }
 }

@@ -49,6 +49,9 @@ static void emit_exit(vcpu *v, ctx_row *row)
         }
         v->score->switching = 0; /* a switch that ends in an iret, to a thread that was preempted */
     }
+    if (row->how == CTX_HOW_IRET && !(row->flags & (CTX_FLAG_UNREADABLE | CTX_FLAG_SELF)) && frame_popped(row)) {
+        atomic_store(&frame_was_changed, true);
+    }
     ring_number(&shared, row);
     bool wait = wants_verdict(row, &caught);
     publish(v, row, wait, caught);

@@ -50,7 +50,7 @@ class Explainer:
     def could_say_more(self, finding: Finding) -> bool:
         """True if a finding that comes again may now have a last writer, which was not yet watched the first time."""
         watched = finding.code in _CONTEXT_CODES and self._areas.known
-        if finding.writer is not None or not (watched or (finding.code == "CW302" and self._frames.spans)):
+        if finding.writer is not None or not (watched or (finding.code == "CW302" and self._frames.known)):
             return False
         tries = self._tries.get(finding.key(), 0)
         self._tries[finding.key()] = tries + 1

@@ -1,13 +1,14 @@
-"""Stores into hardware frames that are followed: who changed a word of a live one.
+"""Stores into live hardware frames: who changed a word of one.
 
-A frame is followed once one was found overwritten at its address: a thread's entries push theirs at one place, so
-that the next time it happens the store is seen. The source is asked to watch it (``AreaWatcher.follow``).
+Wherever the probe looks at stores it tells those that change a word of a live frame, and it begins to look when an
+iret pops a frame in place with other words than the CPU pushed. Where a kernel copies its frames before it pops them,
+the source is asked to watch those places once one was found overwritten (``AreaWatcher.follow``): a thread's entries
+push their frames at one place.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
 from typing import Final
 
 import numpy as np
@@ -15,10 +16,12 @@ import numpy as np
 from gdbext.arch.frames import FRAME_FIELDS, word_size, words_pushed
 from gdbext.events.columns import Columns
 from gdbext.events.row import Batch, Flag, Kind
+from gdbext.ledger.compare import U64, Bools
 from gdbext.rules.draft import Judged
 from gdbext.rules.laststores import Write
 
 MAX_FRAMES: Final = 64
+MAX_WORDS: Final = 4096
 KEPT: Final = 64
 """Stores kept for each word."""
 
@@ -31,7 +34,7 @@ def frame_span(entry: Batch) -> tuple[int, int]:
 
 
 class FrameStores:
-    """Keeps the last stores into each word of the frames followed."""
+    """Keeps the last stores into each word of a frame."""
 
     def __init__(self) -> None:
         self._words: dict[int, deque[Write]] = {}
@@ -43,27 +46,40 @@ class FrameStores:
     def feed(self, batch: Columns) -> list[Judged]:
         """Note the stores of a batch; nothing is judged."""
         self._now = batch
-        self._note(self._words)
+        stores = np.flatnonzero(batch["kind"] == Kind.STORE)
+        if len(stores):
+            told = (batch["frame"][stores] != 0) | self._inside(batch["addr"][stores])
+            self._note(stores[told].tolist())
         return []
 
-    def _note(self, words: Collection[int]) -> None:
-        """Take the stores of the batch at hand into `words`."""
-        if self._now is None or not words:
-            return
-        wanted = np.isin(self._now["addr"], np.array(list(words), np.uint64)) & (self._now["kind"] == Kind.STORE)
-        for index in np.flatnonzero(wanted):
-            row = self._now.row(int(index))
+    @property
+    def known(self) -> bool:
+        """True once any store into a frame was seen, or may be from now on."""
+        return bool(self._words or self.spans)
+
+    def _inside(self, addresses: U64) -> Bools:
+        """True for each address within a frame that is followed."""
+        inside: Bools = np.zeros(len(addresses), bool)
+        for start, end in self.spans.items():
+            inside |= (addresses >= np.uint64(start)) & (addresses < np.uint64(end))
+        return inside
+
+    def _note(self, places: list[int]) -> None:
+        """Take the stores of the batch at hand at `places`."""
+        assert self._now is not None
+        for at in places:
+            row = self._now.row(at)
+            address = int(row["addr"][0])
+            if address not in self._words and len(self._words) >= MAX_WORDS:
+                del self._words[next(iter(self._words))]
             write = Write(*(int(row[name][0]) for name in ("seq", "cpu", "pc", "value")))
-            self._words[int(row["addr"][0])].append(write)
+            self._words.setdefault(address, deque(maxlen=KEPT)).append(write)
 
     def follow(self, entry: Batch) -> None:
-        """Keep, from now on, the stores into the frame of the ENTRY row `entry` (a batch of one)."""
+        """Have all stores into the frame of the ENTRY row `entry` (a batch of one) told from now on."""
         start, end = frame_span(entry)
         if start and start not in self.spans and len(self.spans) < MAX_FRAMES:
             self.spans[start] = end
-            words = set(range(start, end, word_size(int(entry["mode"][0])))) - self._words.keys()
-            self._words |= {at: deque(maxlen=KEPT) for at in words}
-            self._note(words)
 
     def change(self, entry: Batch, leaving: Batch, field: str) -> Write | None:
         """The first store that put what `leaving` resumes as `field` into the frame of `entry`; None if unseen."""

@@ -2,7 +2,8 @@
 
 Which columns a row has beyond ``seq time pc kind how cpu mode cpl flags star``: entries and exits all; swapgs, base
 and idt events rsp, cs, ss and the bases; cr3 events rsp, cs and cr3; gs accesses the general registers too; switches
-the general registers, cs, cr3 and the stack; stores rsp, cs, cr3. What is not there is 0 and the NO_ flags say so.
+the general registers, cs, cr3 and the stack; stores rsp, cs, cr3, and frame where they
+change a word of a live hardware frame. What is not there is 0 and the NO_ flags say so.
 """
 
 from __future__ import annotations

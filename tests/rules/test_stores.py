@@ -42,7 +42,7 @@ def handler(assemble: Assemble) -> Snippet:
 def stores(frame: int, value: int) -> Batch:
     row = np.zeros(1, ROW)
     row["kind"], row["mode"], row["addr"], row["value"], row["size"] = Kind.STORE, 64, frame + RSP_WORD, value, 8
-    row["pc"], row["rsp"] = CULPRIT, 0xFFFFFFFF80600000
+    row["pc"], row["rsp"], row["frame"] = CULPRIT, 0xFFFFFFFF80600000, frame
     return row
 
 
