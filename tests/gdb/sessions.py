@@ -5,12 +5,14 @@ from __future__ import annotations
 import builtins
 import os
 import pty
+import re
 import select
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from pygdbmi.gdbcontroller import GdbController
 
@@ -68,35 +70,78 @@ class Typed:
 
 
 class Mi:
-    """GDB through the machine interface. ``with`` ends it."""
+    """GDB through the machine interface. ``with`` ends it.
+
+    Each command carries a token, by which its result is known. What else GDB says belongs to no command: a command that
+    ran the guest has its result before the guest runs, and what an event prints comes at any time.
+    """
 
     def __init__(self, *commands: str) -> None:
         self._gdb = GdbController(["gdb", *_OPTIONS, "--interpreter=mi3", "-ex", f"source {EXTENSION}"], 0.02)
+        self._token = 0
+        self._results: dict[int, str] = {}
+        self._running = False
+        self._said: list[str] = []
         for command in ("set confirm on", *commands):
             self.ask(f'-interpreter-exec console "{command}"')
 
     def ask(self, command: str, timeout: float = 30.0) -> str:
         """Everything GDB says until `command` is done and, if it ran the guest, until that stands still: a result as
         ``^done`` or ``^error MESSAGE``, streams as text, notifications as ``*stopped``."""
-        said: list[str] = []
-        running = done = False
-        deadline = time.monotonic() + timeout
-        self._gdb.write(command, read_response=False)
-        while not done or running:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{command!r} was not done within {timeout} s:\n" + "\n".join(said))
-            for part in self._gdb.get_gdb_response(timeout_sec=1, raise_error_on_timeout=False):
-                kind, message, payload = part["type"], part["message"], part["payload"]
-                if kind == "result":
-                    done = True
-                    running = running or message == "running"
-                    said.append(f"^{message} {payload.get('msg', payload) if payload else ''}")
-                elif kind == "notify":
-                    running = {"running": True, "stopped": False}.get(message, running)
-                    said.append(f"*{message} {payload}")
-                elif kind in ("console", "log", "target", "output"):
-                    said.append(str(payload))
+        self._ask(command, timeout)
+        said, self._said = self._said, []
         return "\n".join(said)
+
+    def answer(self, command: str, timeout: float = 30.0) -> str:
+        """The result alone."""
+        result = self._ask(command, timeout)
+        self._said = []
+        return result
+
+    def ask_until(self, pattern: str, command: str, timeout: float = 30.0) -> str:
+        """As :meth:`ask`, and on until `pattern` is found in something that GDB says."""
+        self._ask(command, timeout)
+        deadline = time.monotonic() + timeout
+        self._until(lambda: any(re.search(pattern, line) for line in self._said), pattern, deadline)
+        said, self._said = self._said, []
+        return "\n".join(said)
+
+    def _ask(self, command: str, timeout: float) -> str:
+        deadline = time.monotonic() + timeout
+        result = self._result(command, deadline)
+        if result.startswith("^running"):
+            self._until(lambda: not self._running, command, deadline)
+            self._result("-list-features", deadline)  # a command of the console may have gone on behind the stop
+        return result
+
+    def _result(self, command: str, deadline: float) -> str:
+        self._token += 1
+        token = self._token
+        self._gdb.write(f"{token}{command}", read_response=False)
+        self._until(lambda: token in self._results, command, deadline)
+        return self._results.pop(token)
+
+    def _until(self, so: Callable[[], bool], what: str, deadline: float) -> None:
+        """Take in what GDB says until it is `so`."""
+        while not so():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"waited too long for {what!r}; GDB said:\n" + "\n".join(self._said))
+            for part in self._gdb.get_gdb_response(timeout_sec=1, raise_error_on_timeout=False):
+                self._take(part)
+
+    def _take(self, part: dict[str, Any]) -> None:
+        kind, message, payload = part["type"], part["message"], part["payload"]
+        if kind == "result":
+            result = f"^{message} {payload.get('msg', payload) if payload else ''}"
+            self._results[part["token"]] = result
+            self._running = self._running or message == "running"
+            if "features" not in (payload or ()):
+                self._said.append(result)
+        elif kind == "notify":
+            self._running = {"running": True, "stopped": False}.get(message, self._running)
+            self._said.append(f"*{message} {payload}")
+        elif kind in ("console", "log", "target", "output"):
+            self._said.append(str(payload))
 
     def say(self, command: str, timeout: float = 30.0) -> str:
         """The same for a command of the console."""

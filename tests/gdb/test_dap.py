@@ -40,7 +40,7 @@ def up(boot: Boot, client: Client) -> Up:
         live = boot(name)
         client.attach(str(live.kernel), str(live.machine.gdb), breakpoints)
         if breakpoints is None:
-            client.console("tbreak tick if ticks == 10")
+            client.console("tbreak tick if ticks >= 10")
             client.run("continue")
         return live
 
