@@ -58,13 +58,14 @@ class How:
     IRET = 16
     SYSRET = 17
     SYSEXIT = 18
+    TASK = 19  # a hardware task switch: by iret with NT set, or a far jump or call to a TSS; also of switch-out/-in
     # base writes
     WRMSR = 32
     WRBASE = 33  # wrfsbase/wrgsbase
 
     NAMES: Final = {
         0: "unknown", 1: "interrupt", 2: "exception", 3: "nmi", 4: "int n", 5: "syscall", 6: "sysenter",
-        16: "iret", 17: "sysret", 18: "sysexit", 32: "wrmsr", 33: "wrbase",
+        16: "iret", 17: "sysret", 18: "sysexit", 19: "task switch", 32: "wrmsr", 33: "wrbase",
     }  # fmt: skip
 
 
@@ -168,7 +169,11 @@ FIELDS: Final[tuple[Field, ...]] = (
         STACK_WORDS,
     ),
     _u64("tracked", "tracked variables of the profile, in its order; all ones: could not be read", TRACKED_SLOTS),
-    _u64("addr", "store, tracked, gs-access: linear address; base: MSR number; idt: base"),
+    _u64(
+        "addr",
+        "store, tracked, gs-access: linear address; base: MSR number; idt: base; entry, exit and switches by which the "
+        "CPU changed tasks: the TSS that keeps the context, else 0",
+    ),
     _u64(
         "value",
         "store, tracked: value; base, cr3: new value; idt: limit; exit to user code that is not IDENTICAL: the four "

@@ -42,14 +42,14 @@ def gprs(batch: Rows) -> U64:
 
 
 def is_user(batch: Rows) -> Bools:
-    """True where the row's context runs at CPL 3 (a sysret or sysexit always resumes CPL 3)."""
+    """True where the row's context runs at CPL 3: by CS, in virtual-8086 mode, or behind a sysret or sysexit."""
     return batch.derived("is user", _is_user) if isinstance(batch, Columns) else _is_user(batch)
 
 
 def _is_user(batch: Rows) -> Bools:
     how = batch["how"]
     by_call = (how == How.SYSRET) | (how == How.SYSEXIT) | (how == How.SYSCALL) | (how == How.SYSENTER)
-    user: Bools = by_call | ((batch["cs"] & 3) == 3)
+    user: Bools = by_call | ((batch["cs"] & 3) == 3) | ((batch["rflags"] & np.uint64(rf.VM)) != 0)
     return user
 
 

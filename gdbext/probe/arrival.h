@@ -21,7 +21,7 @@ static void on_entry_point(unsigned index, void *userdata)
     vcpu *v = vcpu_of(index);
     uint64_t pc = here(v, (uint64_t)userdata), sp = vcpu_reg(v, REG_RSP);
 
-    if (!emit_call(v, pc, sp) && !told_of_entries && !deliver(v, pc, sp, false, 0)) {
+    if (!emit_call(v, pc, sp) && !told_of_entries && !deliver_task(v, pc) && !deliver(v, pc, sp, false, 0)) {
         ring_cpu(&shared, index)->stray++;
         v->score->jump_target = 0; /* this was that jump */
     }
@@ -38,7 +38,9 @@ static CB_DISCON(on_discontinuity, index, from, to)
         pthread_mutex_lock(&idt_lock);
         idt_refresh(v->idt, vcpu_bits(v), vcpu_read_idt, v);
         pthread_mutex_unlock(&idt_lock);
-        deliver(v, to, vcpu_reg(v, REG_RSP), true, 0);
+        if (!deliver_task(v, to)) {
+            deliver(v, to, vcpu_reg(v, REG_RSP), true, 0);
+        }
     }
 }
 

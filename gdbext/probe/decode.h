@@ -34,6 +34,9 @@ typedef enum {
     OP_JUMP_IF,
     OP_CALL,      /* direct */
     OP_JUMP_FAR,  /* indirect: target not in the instruction */
+    OP_LTR,       /* imm, reg or memory: the selector */
+    OP_FAR_JUMP,  /* of 32-bit code: imm, or memory behind size bytes: the selector */
+    OP_FAR_CALL,
 } op_kind;
 
 enum { NO_REG = 0xff };
@@ -49,6 +52,7 @@ typedef struct {
 typedef struct {
     op_kind kind;
     uint8_t length, size, reg;
+    bool memory;    /* OP_LTR, OP_FAR_*: the operand is in memory, see mem */
     bool gs_memory; /* a memory operand reached through GS, see mem */
     int64_t imm;
     mem_operand mem;
@@ -117,6 +121,13 @@ static void classify_two(insn *i, unsigned op, uint8_t modrm, uint8_t rex, bool 
     i->reg = (modrm & 7) | (rex & 1) << 3;
     i->size = rex & 8 ? 8 : 4;
     switch (op) {
+    case 0x00:
+        if (reg == 3) {
+            i->kind = OP_LTR;
+            i->memory = memory;
+            i->reg = memory ? NO_REG : i->reg;
+        }
+        break;
     case 0x05: i->kind = OP_SYSCALL; break;
     case 0x07: i->kind = OP_SYSRET; break;
     case 0x34: i->kind = OP_SYSENTER; break;
@@ -143,7 +154,7 @@ static void classify_two(insn *i, unsigned op, uint8_t modrm, uint8_t rex, bool 
 }
 
 /* Opcodes of the one-byte map. */
-static void classify_one(insn *i, unsigned op, uint8_t modrm, uint8_t rex)
+static void classify_one(insn *i, unsigned op, uint8_t modrm, uint8_t rex, bool code64)
 {
     unsigned reg = (modrm >> 3 & 7) | (rex & 4) << 1, rm = (modrm & 7) | (rex & 1) << 3;
     bool memory = modrm < 0xc0;
@@ -169,7 +180,13 @@ static void classify_one(insn *i, unsigned op, uint8_t modrm, uint8_t rex)
     case 0xff:
         reg &= 7;
         i->kind = reg == 4 || reg == 5 ? OP_JUMP_FAR : OP_OTHER;
+        if (!code64 && memory && (reg == 3 || reg == 5)) {
+            i->kind = reg == 3 ? OP_FAR_CALL : OP_FAR_JUMP;
+            i->memory = true;
+        }
         break;
+    case 0x9a: i->kind = code64 ? OP_OTHER : OP_FAR_CALL; break;
+    case 0xea: i->kind = code64 ? OP_OTHER : OP_FAR_JUMP; break;
     default:
         if ((op >= 0x70 && op <= 0x7f) || (op >= 0xe0 && op <= 0xe3)) {
             i->kind = OP_JUMP_IF;
@@ -202,8 +219,8 @@ static bool is_gs_memory(insn *i, unsigned op, bool two_byte, uint8_t modrm, boo
 static inline bool may_matter(const uint8_t *bytes, size_t length, unsigned bits)
 {
     /* By first byte behind REX, rows of sixteen: prefixes, 0F, and what classify_one knows. */
-    static const uint16_t first[16] = {0x8000, 0, 0x4040, 0x4040, 0, 0x1000, 0x00f0, 0xffff, 0x0080, 0x0010, 0, 0,
-                                       0xa00c, 0, 0x0b0f, 0x800d};
+    static const uint16_t first[16] = {0x8000, 0, 0x4040, 0x4040, 0, 0x1000, 0x00f0, 0xffff, 0x0080, 0x0410, 0, 0,
+                                       0xa00c, 0, 0x0f0f, 0x800d};
     const uint8_t *p = bytes;
     uint8_t rex = 0;
 
@@ -252,7 +269,7 @@ static insn decode(const uint8_t *bytes, size_t length, unsigned bits)
     if (two_byte) {
         classify_two(&i, op, modrm, rex, rep, code64);
     } else {
-        classify_one(&i, op, modrm, rex);
+        classify_one(&i, op, modrm, rex, code64);
         if (i.kind == OP_IRET) {
             i.size = rex & 8 ? 8 : op16 == (bits != 16) ? 2 : 4;
         }
@@ -261,6 +278,12 @@ static insn decode(const uint8_t *bytes, size_t length, unsigned bits)
         i.imm = (uint8_t)take(&c, 1);
     } else if (i.kind == OP_JUMP || i.kind == OP_JUMP_IF || i.kind == OP_CALL) {
         i.imm = take(&c, two_byte || op == 0xe8 || op == 0xe9 ? 4 : 1);
+    } else if (i.kind == OP_FAR_JUMP || i.kind == OP_FAR_CALL) {
+        i.size = op16 == (bits != 16) ? 2 : 4; /* of the offset; the selector is behind it */
+        if (!i.memory) {
+            take(&c, i.size);
+            i.imm = (uint16_t)take(&c, 2);
+        }
     }
     i.gs_memory = gs && bits != 16 && is_gs_memory(&i, op, two_byte, modrm, address_size, &c, code64);
     return i;

@@ -184,20 +184,6 @@ static void on_rsm(unsigned index, void *userdata)
     pthread_mutex_unlock(&idt_lock);
 }
 
-static uint64_t operand_address(vcpu *v, const site *s)
-{
-    const mem_operand *m = &s->insn.mem;
-    uint64_t address = (uint64_t)m->disp + (m->rip_relative ? s->pc + s->insn.length : 0);
-
-    if (m->base != NO_REG) {
-        address += vcpu_reg(v, m->base);
-    }
-    if (m->index != NO_REG) {
-        address += vcpu_reg(v, m->index) << m->scale;
-    }
-    return m->address32 ? (uint32_t)address : address;
-}
-
 /* Runs only while the alarm stands; once an episode is enough, so it is lowered until parity is looked at again. */
 static void on_gs_access(unsigned index, void *userdata)
 {

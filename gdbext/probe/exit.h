@@ -3,8 +3,8 @@
  */
 #pragma once
 
-#include "entry.h"
 #include "switch.h"
+#include "tasks.h"
 
 enum { SYSRET_FLAGS = 0x3c7fd7 };
 
@@ -44,7 +44,7 @@ static void emit_exit(vcpu *v, ctx_row *row)
         c->identical++;
     } else if (!(row->flags & CTX_FLAG_SELF)) {
         c->unmatched += !row->match;
-        if ((row->cs & 3) == 3 && !(row->flags & CTX_FLAG_UNREADABLE)) {
+        if (is_users(row) && !(row->flags & CTX_FLAG_UNREADABLE)) {
             fill_in_front(v, row);
         }
         v->score->switching = 0; /* a switch that ends in an iret, to a thread that was preempted */
@@ -109,6 +109,119 @@ static void fill_popped(vcpu *v, ctx_row *row, const site *s, const popped *p, u
     row->flags |= s->bits == 32 || !vcpu_is_code64(v, row->cs) ? CTX_FLAG_LINEAR32 : 0;
 }
 
+static uint64_t operand_address(vcpu *v, const site *s)
+{
+    const mem_operand *m = &s->insn.mem;
+    uint64_t address = (uint64_t)m->disp + (m->rip_relative ? s->pc + s->insn.length : 0);
+
+    if (m->base != NO_REG) {
+        address += vcpu_reg(v, m->base);
+    }
+    if (m->index != NO_REG) {
+        address += vcpu_reg(v, m->index) << m->scale;
+    }
+    return m->address32 ? (uint32_t)address : address;
+}
+
+/* The selector that a far jump or call, or ltr, names. */
+static uint64_t far_selector(vcpu *v, const site *s)
+{
+    if (s->insn.reg != NO_REG) {
+        return vcpu_reg(v, s->insn.reg);
+    }
+    if (!s->insn.memory) {
+        return (uint64_t)s->insn.imm;
+    }
+    unsigned behind = s->insn.kind == OP_LTR ? 0 : s->insn.size;
+    const uint8_t *bytes = vcpu_memory(v, operand_address(v, s) + behind, 2);
+    return bytes ? bytes[0] | (unsigned)bytes[1] << 8 : 0;
+}
+
+/* The task of the TSS `t` is about to run on. */
+static void emit_task_exit(vcpu *v, const site *s, const tss *t)
+{
+    ctx_row *row = begin(v, CTX_KIND_EXIT, CTX_HOW_TASK, s->pc, s->bits);
+
+    fill_context(v, row);
+    row->cpl = (uint16_t)vcpu_reg(v, REG_CS) & 3;
+    row->size = 4;
+    fill_from_tss(v, row, t);
+    emit_exit(v, row);
+}
+
+/* One end of a switch that code asked for: the context that is left, or taken up. */
+static void emit_task_switch(vcpu *v, uint8_t kind, const site *s, uint64_t at, const tss *t)
+{
+    ctx_row *row = begin(v, kind, CTX_HOW_TASK, s->pc, s->bits);
+
+    if (t) {
+        fill_from_tss(v, row, t);
+    } else {
+        fill_context(v, row);
+        row->cs = (uint16_t)vcpu_reg(v, REG_CS), row->ss = (uint16_t)vcpu_reg(v, REG_SS);
+        row->rip = s->pc + s->insn.length;
+        row->rflags = vcpu_reg(v, REG_RFLAGS);
+        row->flags |= CTX_FLAG_FLAGS_PARTIAL;
+    }
+    row->cpl = row->cs & 3;
+    row->addr = at;
+    emit(v, row);
+}
+
+static void on_ltr(unsigned index, void *userdata)
+{
+    const site *s = userdata;
+    vcpu *v = vcpu_of(index);
+
+    v->task = (uint16_t)far_selector(v, s) & ~7u;
+}
+
+/* A far jump or call: to a TSS, directly or through a task gate in the GDT, it switches tasks. */
+static void on_far(unsigned index, void *userdata)
+{
+    enum { TASK_GATE = 0x5 };
+    const site *s = userdata;
+    vcpu *v = vcpu_of(index);
+    uint16_t to = (uint16_t)far_selector(v, s) & ~3u;
+    uint64_t d = vcpu_descriptor(v, to);
+    tss own, next;
+
+    if ((d >> 40 & 0x1f) == TASK_GATE) {
+        to = (uint16_t)(d >> 16) & ~3u;
+        d = vcpu_descriptor(v, to);
+    }
+    if (!read_tss_of(v, d, &next)) {
+        return;
+    }
+    if (read_tss(v, v->task, &own)) {
+        emit_task_switch(v, CTX_KIND_SWITCH_OUT, s, own.base, NULL);
+    }
+    v->task = to;
+    v->task_called = s->insn.kind == OP_FAR_CALL;
+    if (is_user_task(&next)) {
+        emit_task_exit(v, s, &next);
+    } else {
+        emit_task_switch(v, CTX_KIND_SWITCH_IN, s, next.base, &next);
+    }
+}
+
+/* An iret with NT set: back to the task that the running one's TSS names. */
+static void on_task_return(vcpu *v, const site *s)
+{
+    tss own, next;
+    uint16_t to = read_tss(v, v->task, &own) ? own.word[TSS_BACKLINK] & 0xfffc : 0;
+
+    if (!read_tss(v, to, &next)) {
+        return;
+    }
+    v->task = to;
+    if (v->task_called && !is_user_task(&next)) {
+        emit_task_switch(v, CTX_KIND_SWITCH_IN, s, next.base, &next);
+    } else {
+        emit_task_exit(v, s, &next);
+    }
+}
+
 static bool self_wanted;
 
 static void on_iret(unsigned index, void *userdata)
@@ -118,6 +231,10 @@ static void on_iret(unsigned index, void *userdata)
     uint16_t live_cs = (uint16_t)vcpu_reg(v, REG_CS);
     popped p;
 
+    if (s->bits == 32 && (vcpu_reg(v, REG_RFLAGS) & RFLAGS_NT)) {
+        on_task_return(v, s);
+        return;
+    }
     read_popped(v, s, &p);
     bool self = p.words >= (s->bits == 64 ? 5 : 3) && is_self(s, &p, live_cs);
     if (self && !self_wanted) {

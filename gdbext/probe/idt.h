@@ -20,6 +20,7 @@ enum { IDT_TABLES = 1024, IDT_BYTES = 4096, IDT_GATES = 256, TARGET_SLOTS = 8192
 
 typedef struct {
     uint64_t target; /* 0: no usable gate */
+    uint16_t task;   /* a task gate's TSS, 0 for others */
     uint8_t ist, dpl;
     bool trap;
 } idt_gate;
@@ -29,6 +30,7 @@ typedef struct {
     uint32_t limit;
     unsigned loaded; /* by how many vCPUs */
     unsigned bits;   /* 32 or 64, 0 before it is read */
+    unsigned tasks;  /* task gates met */
     bool read;
     uint8_t bytes[IDT_BYTES];
     uint64_t target[IDT_GATES]; /* beside the gates: searched at every entry */
@@ -100,8 +102,11 @@ static bool idt_add_target(uint64_t address)
 
 static idt_gate idt_decode(const uint8_t *raw, unsigned bits)
 {
-    enum { PRESENT = 0x80, INTERRUPT_GATE = 0xe, TRAP_GATE = 0xf };
+    enum { PRESENT = 0x80, TASK_GATE = 0x5, INTERRUPT_GATE = 0xe, TRAP_GATE = 0xf };
     unsigned kind = raw[5] & 0x1f;
+    if ((raw[5] & PRESENT) && kind == TASK_GATE && bits == 32) {
+        return (idt_gate){.task = (uint16_t)(raw[2] | raw[3] << 8), .dpl = raw[5] >> 5 & 3};
+    }
     if (!(raw[5] & PRESENT) || (kind != INTERRUPT_GATE && kind != TRAP_GATE)) {
         return (idt_gate){0};
     }
@@ -111,7 +116,7 @@ static idt_gate idt_decode(const uint8_t *raw, unsigned bits)
         memcpy(&high, raw + 8, sizeof(high));
         target |= (uint64_t)high << 32;
     }
-    return (idt_gate){target, bits == 64 ? raw[4] & 7 : 0, raw[5] >> 5 & 3, kind == TRAP_GATE};
+    return (idt_gate){target, 0, bits == 64 ? raw[4] & 7 : 0, raw[5] >> 5 & 3, kind == TRAP_GATE};
 }
 
 /* Read the table again, on a vCPU that runs `bits`-bit code; true if a new target was translated before. A table may
@@ -138,6 +143,7 @@ static bool idt_refresh(idt_table *t, unsigned bits, idt_reader reader, void *co
         }
         t->gate[vector] = idt_decode(raw, t->bits);
         t->target[vector] = t->gate[vector].target;
+        t->tasks += t->gate[vector].task != 0;
         stale |= idt_add_target(t->target[vector]);
     }
     memcpy(t->bytes, now, gates * size);

@@ -49,9 +49,16 @@ static void ledger_init(void)
     }
 }
 
+/* Is it user code's context, at CPL 3? */
+static bool is_users(const ctx_row *row)
+{
+    enum { VM = 1 << 17 };
+    return (row->cs & 3) == 3 || (row->rflags & VM);
+}
+
 static uint64_t ledger_space(const ctx_row *row)
 {
-    return (row->cs & 3) == 3 ? row->cr3 & CR3_TABLES : 0;
+    return is_users(row) ? row->cr3 & CR3_TABLES : 0;
 }
 
 static uint16_t *ledger_bucket_of(uint64_t rip, uint64_t rsp, uint64_t space)
@@ -134,7 +141,7 @@ static bool ledger_same(const ledger_entry *e, const ctx_row *row, const ctx_sim
     enum { RAX, RCX, R11 = 11 };
     uint32_t may_change = 0;
     bool by_call = e->how == CTX_HOW_SYSCALL || e->how == CTX_HOW_SYSENTER;
-    bool user = (row->cs & 3) == 3, small = row->flags & CTX_FLAG_LINEAR32;
+    bool user = is_users(row), small = row->flags & CTX_FLAG_LINEAR32;
     const uint64_t *gpr = (const uint64_t *)((uintptr_t)row + offsetof(ctx_row, rax));
 
     if (by_call) {

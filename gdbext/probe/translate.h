@@ -107,6 +107,8 @@ static void instrument(block *b, struct qemu_plugin_insn *at, site *s)
 {
     switch (s->insn.kind) {
     case OP_IRET: call_at(at, on_iret, s); break;
+    case OP_LTR: call_at(at, on_ltr, s); break;
+    case OP_FAR_JUMP: case OP_FAR_CALL: call_at(at, on_far, s); break;
     case OP_SYSRET: call_at(at, on_sysret, s); break;
     case OP_SYSEXIT: call_at(at, on_sysexit, s); break;
     case OP_SWAPGS: call_at(at, on_swapgs, (void *)s->pc); break;
@@ -226,6 +228,9 @@ static void look_at_tables(vcpu *any, unsigned bits)
         if (idt_tables[i]->loaded) {
             stale |= idt_refresh(idt_tables[i], bits, vcpu_read_idt, any);
         }
+    }
+    for (unsigned i = 0; i < vcpu_most; i++) {
+        stale |= find_task_entries(any, vcpus[i]);
     }
     pthread_mutex_unlock(&idt_lock);
     if (stale) {

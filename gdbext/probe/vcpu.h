@@ -66,6 +66,8 @@ typedef struct {
         unsigned idt_bits;
     } outside; /* the tables outside system management mode: see on_smi */
     code_segment code_segment;
+    uint16_t task;    /* selector of the TSS it runs on, 0: not known */
+    bool task_called; /* by a far call: its iret resumes code that gave way by itself */
     uint16_t flat_ss; /* a stack selector known to have base 0 */
 
     uint64_t lstar, cstar, sysenter_eip, star;
@@ -192,18 +194,24 @@ static unsigned vcpu_words(vcpu *v, uint64_t address, unsigned size, unsigned mo
     return count;
 }
 
-/* The descriptor that `selector` names, 0 if it cannot be read or is in the LDT (Intel SDM vol. 3A, figure 3-8). */
-static uint64_t vcpu_descriptor(vcpu *v, uint16_t selector)
+/* The descriptor that `selector` names in the GDT at `gdt`, 0 if it cannot be read or is in the LDT (Intel SDM vol. 3A,
+ * figure 3-8). */
+static uint64_t descriptor_in(vcpu *v, uint64_t gdt, uint32_t limit, uint16_t selector)
 {
     uint64_t raw = 0;
 
-    if (!(selector & 4) && v->gdt && (selector | 7u) <= v->gdt_limit) {
-        const uint8_t *bytes = vcpu_memory(v, v->gdt + (selector & ~7u), 8);
+    if (!(selector & 4) && gdt && (selector | 7u) <= limit) {
+        const uint8_t *bytes = vcpu_memory(v, gdt + (selector & ~7u), 8);
         if (bytes) {
             memcpy(&raw, bytes, sizeof(raw));
         }
     }
     return raw;
+}
+
+static uint64_t vcpu_descriptor(vcpu *v, uint16_t selector)
+{
+    return descriptor_in(v, v->gdt, v->gdt_limit, selector);
 }
 
 /* Is `selector` a 64-bit code segment? Asked in long mode only, of user code: kernel code is 64-bit there. */

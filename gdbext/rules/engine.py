@@ -33,6 +33,7 @@ from gdbext.rules.state import StateJudge
 from gdbext.rules.stores import FrameStores
 from gdbext.rules.suspended import SuspendedStackJudge
 from gdbext.rules.switches import SwitchJudge
+from gdbext.rules.tasks import TaskJudge
 
 
 class Judge(Protocol):
@@ -86,6 +87,7 @@ class Engine:
             self._resume,
             SelectorJudge(),
             SwitchJudge(),
+            TaskJudge(),
             NestingJudge(self.policy),
             LandingJudge(),
             SuspendedStackJudge(),

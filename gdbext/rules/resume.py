@@ -20,7 +20,7 @@ from gdbext.ledger.leftover import Left, Spanning, leftover
 from gdbext.ledger.live import Live
 from gdbext.ledger.pairing import pair
 from gdbext.ledger.pending import UNLIKE, Pending
-from gdbext.rules import returns, stale, verdicts
+from gdbext.rules import emulation, returns, stale, verdicts
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.fastcalls import FastCalls
 from gdbext.rules.frames import judge_unbalanced, judge_unreadable, unbalanced_by
@@ -95,6 +95,11 @@ class ResumeJudge:
         owner = self._frames.take_owner(left, entry, live.resumed_later) if entry is None or mask else None
         if owner is not None:
             entry, mask, match = owner, self._frames.lost(owner, row, self._law), "nearest"
+        elif left.user and (entry is None or mask) and emulation.goes_on(row, live.newest, entry):
+            self._over(live.newest)
+            entry, mask, match = live.newest, emulation.lost(live.newest, row, self._law), "thread"
+            self.unmatched += 1
+            self.identical -= not mask
         if entry is None:
             yield from self._judge_unmatched(left, live, suspicious)
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from gdbext.arch import flags as rf
@@ -13,6 +15,9 @@ from gdbext.rules.draft import Draft
 from gdbext.rules.finding import Difference
 from gdbext.rules.linear import LinearWidth
 from gdbext.rules.policy import Policy
+
+REAL_MODE_TOP: Final = 0xFFFF
+"""The highest EIP in virtual-8086 mode: what begins below it may well be meant for that mode."""
 
 
 def suspicious(batch: Columns, policy: Policy, width: LinearWidth) -> Bools:
@@ -68,6 +73,8 @@ def judge_exit(row: Batch, entry: Batch | None, policy: Policy, width: int) -> l
             )
         )
     leaked = flags & int(forbidden_flags(policy))
+    if entry is None and rip <= REAL_MODE_TOP:
+        leaked &= ~rf.VM
     if leaked & ~had:
         drafts.append(
             Draft(

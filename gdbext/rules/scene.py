@@ -25,7 +25,7 @@ BEFORE: Final = 4
 AFTER: Final = 2
 """Instructions shown behind it."""
 
-_EXITS: Final = {How.IRET: "iret", How.SYSRET: "sysret", How.SYSEXIT: "sysexit"}
+_EXITS: Final = {How.IRET: "iret", How.SYSRET: "sysret", How.SYSEXIT: "sysexit", How.TASK: "task switch"}
 
 
 class Scenes:

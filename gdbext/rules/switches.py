@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from gdbext.arch.registers import CALLEE_SAVED_32, CALLEE_SAVED_64, GPR64
 from gdbext.events.columns import Array, Columns, Indices, grouped
-from gdbext.events.row import Batch, Kind
+from gdbext.events.row import Batch, How, Kind
 from gdbext.ledger.pairing import adjacent
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
@@ -30,7 +30,8 @@ class SwitchJudge:
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the switches of a batch in order."""
         kind = batch["kind"]
-        rows = batch.take(np.flatnonzero((kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN)))
+        switch = ((kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN)) & (batch["how"] != How.TASK)
+        rows = batch.take(np.flatnonzero(switch))
         if not len(rows):
             return []
         rows = rows.take(np.flatnonzero(_at_function(rows)))

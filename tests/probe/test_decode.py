@@ -29,6 +29,9 @@ KINDS = [
         "jump-if",
         "call",
         "jump-far",
+        "ltr",
+        "far-jump",
+        "far-call",
     ),
 ]
 NUMBER = {name: n for n, name in enumerate(GPR64)}
@@ -88,6 +91,9 @@ def decode(compiled: Callable[..., Path]) -> Callable[[int, list[bytes]], list[D
         (64, "4c94", "load-rsp", 0), (32, "89251000c000", "store-rsp", 0), (32, "8b2500000000", "load-rsp", 0),
         (64, "c3", "ret", 0), (64, "c20800", "ret", 0), (64, "ebfe", "jump", 0), (64, "e900010000", "jump", 0),
         (64, "74fe", "jump-if", 0), (64, "0f8400010000", "jump-if", 4), (64, "e800010000", "call", 0),
+        (32, "0f00d8", "ltr", 0), (64, "0f00d8", "ltr", 0), (32, "ea000000004000", "far-jump", 4),
+        (32, "66ea00004000", "far-jump", 2), (32, "9a000000004000", "far-call", 4), (32, "ff2d00100000", "far-jump", 4),
+        (32, "ff1c24", "far-call", 4), (64, "ff2d00100000", "jump-far", 0), (64, "48ff2c24", "jump-far", 0),
         (64, "ffe0", "jump-far", 0), (64, "ffd0", "other", 0),
     ],
 )  # fmt: skip
@@ -100,6 +106,7 @@ def test_kinds(decode: Callable[[int, list[bytes]], list[Decoded]], bits: int, c
 
 
 def test_immediates_and_registers(decode: Callable[[int, list[bytes]], list[Decoded]]) -> None:
+    assert decode(32, [bytes.fromhex("ea000000004880")])[0].imm == 0x8048
     codes = ["cd80", "ebfe", "e9fcffffff", "0f8400010000", "410f22df", "f3490faed7"]
     got = decode(64, [bytes.fromhex(code) for code in codes])
     assert [d.imm for d in got[:4]] == [0x80, -2, -4, 0x100]

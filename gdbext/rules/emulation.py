@@ -1,0 +1,46 @@
+"""Instructions of user code that the kernel carries out: an exception that is not resumed where it came.
+
+The context goes on behind the instruction, perhaps with a result; in virtual-8086 mode, whose monitor also stands in
+for INT and IRET (Intel SDM vol. 3B, 21.2), anywhere. What was interrupted is over then: where the same instruction faults
+again, or an interrupt comes there, it must not be taken for that.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from gdbext.arch import flags as rf
+from gdbext.arch import vectors
+from gdbext.events.row import Batch, How
+from gdbext.ledger.compare import BIT, GPR_BITS, Law, agreement, differences
+from gdbext.ledger.pending import UNLIKE
+
+INSTRUCTION_BYTES: Final = 15
+"""The longest instruction (Intel SDM vol. 2, 2.3.11)."""
+_FREE: Final = GPR_BITS | int(BIT["rip"] | BIT["rflags"] | BIT["cs"] | BIT["simd"] | BIT["fs_base"] | BIT["gs_base"])
+
+
+def goes_on(row: Batch, newest: Batch, exact: Batch | None) -> bool:
+    """True if the exit `row` (a batch of one) goes on behind the instruction that raised an exception.
+
+    newest: the last context of its thread that waits (a batch of one, or empty).  exact: the one that waits for the
+    same RIP and RSP, None if there is none; one that is newer is what the exit resumes.
+    """
+    if not len(newest) or row["how"][0] != How.IRET or not vectors.is_exception(int(newest["vector"][0])):
+        return False
+    if exact is not None and exact["seq"][0] >= newest["seq"][0]:
+        return False
+    equal = int(agreement(newest, row)[0][0])
+    if equal < 15 - UNLIKE:
+        return False
+    if newest["rflags"][0] & row["rflags"][0] & np.uint64(rf.VM):
+        return True
+    ahead = int(row["rip"][0]) - int(newest["rip"][0])
+    return bool(newest["rsp"][0] == row["rsp"][0]) and 0 < ahead <= INSTRUCTION_BYTES
+
+
+def lost(entry: Batch, row: Batch, law: Law) -> int:
+    """The mask of what no instruction changes and the exit `row` did not bring back of `entry`."""
+    return int(differences(entry, row, law)[0]) & ~_FREE
