@@ -1,8 +1,8 @@
 """Instructions of user code that the kernel carries out: an exception that is not resumed where it came.
 
 The context goes on behind the instruction, perhaps with a result; in virtual-8086 mode, whose monitor also stands in
-for INT and IRET (Intel SDM vol. 3B, 21.2), anywhere. What was interrupted is over then: where the same instruction faults
-again, or an interrupt comes there, it must not be taken for that.
+for INT and IRET (Intel SDM vol. 3B, 21.2), anywhere. What was interrupted is over then: where the same instruction
+faults again, or an interrupt comes there, it must not be taken for that.
 """
 
 from __future__ import annotations
