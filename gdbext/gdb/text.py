@@ -31,6 +31,8 @@ def place(where: Place) -> str:
 def difference(found: Difference, bits: int) -> str:
     """``rflags ZF lost`` or ``r9 0x1 -> 0x2``."""
     name = display_name(found.field, bits)
+    if found.expected is None:
+        return f"{name}: {found.actual:#x}"
     if found.field == "rflags":
         return f"{name}: {rf.difference(found.expected, found.actual)}"
     return f"{name}: {found.expected:#x} -> {found.actual:#x}"
@@ -57,7 +59,8 @@ def whole(finding: Finding) -> list[str]:
         + (f", by {vectors.name(finding.vector)}" if finding.vector is not None else ""),
     ]
     for found in finding.differences:
-        lines.append(f"  expected     {_value(found.field, found.expected, finding.bits)}")
+        if found.expected is not None:
+            lines.append(f"  expected     {_value(found.field, found.expected, finding.bits)}")
         lines.append(f"  actual       {_value(found.field, found.actual, finding.bits)}")
     if finding.differences:
         lines.append("  difference   " + "; ".join(difference(d, finding.bits) for d in finding.differences))

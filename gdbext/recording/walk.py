@@ -15,10 +15,10 @@ import numpy as np
 
 from gdbext.arch import flags as rf
 from gdbext.arch import vectors
-from gdbext.arch.frames import FRAME_FIELDS
-from gdbext.arch.registers import GPR32, GPR64, SEGMENTS, display_name
+from gdbext.arch.registers import GPR32, GPR64, display_name
 from gdbext.errors import NotCapable, RecordingError, UsageError
 from gdbext.events.columns import Columns, Rows
+from gdbext.events.held import REGISTERS, lacking
 from gdbext.events.row import SLOT_NAMES, Batch, Flag, How, Kind
 from gdbext.recording.header import Header
 from gdbext.recording.reader import Recording
@@ -30,9 +30,7 @@ from gdbext.rules.parity import ParityCount
 
 _CACHED: Final = 4
 """Batches kept decoded."""
-_BASES: Final = ("fs_base", "gs_base", "kernel_gs_base")
 _SAVES: Final = (Kind.AREA, Kind.SLOT, Kind.STORE)
-_CONTEXT: Final = frozenset({Kind.ENTRY, Kind.EXIT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +223,9 @@ class Walk:
         """The registers then; of which context, :meth:`whose` tells."""
         row = self.row
         bits = 32 if row["flags"][0] & Flag.LINEAR32 or row["mode"][0] in (16, 32) else 64
-        names = (*(GPR64 if bits == 64 else GPR64[: len(GPR32)]), "rip", "rflags", *SEGMENTS, *_BASES, "cr2", "cr3")
-        lacking = _lacking(row)
-        return [_register(name, int(row[name][0]), lacking.get(name), bits) for name in names]
+        names = REGISTERS if bits == 64 else (*REGISTERS[: len(GPR32)], *REGISTERS[len(GPR64) :])
+        missing = lacking(row)
+        return [_register(name, int(row[name][0]), missing.get(name), bits) for name in names]
 
     def areas(self) -> list[Area]:
         """The save areas known then, by the stores seen until then; it goes through the recording up to the event."""
@@ -332,23 +330,10 @@ def _counted(rows: Rows) -> tuple[int, int, int, int]:
     return int(entry.sum()), int(exits.sum()), int((entry & call).sum()), int(swaps.sum())
 
 
-def _lacking(row: Batch) -> dict[str, str]:
-    """The registers that `row` does not hold, with the reason."""
-    flags = int(row["flags"][0])
-    lacking: dict[str, str] = {}
-    if flags & Flag.UNREADABLE and int(row["kind"][0]) in _CONTEXT:
-        lacking |= dict.fromkeys(FRAME_FIELDS, "the frame could not be read")
-    if flags & Flag.NO_KERNEL_GS:
-        lacking["kernel_gs_base"] = "not captured"
-    if flags & Flag.NO_BASES:
-        lacking |= {"fs_base": "not captured", "gs_base": "not captured"}
-    return lacking
-
-
-def _register(name: str, value: int, lacking: str | None, bits: int) -> Register:
+def _register(name: str, value: int, missing: str | None, bits: int) -> Register:
     shown = display_name(name, bits)
-    if lacking is not None:
-        return Register(shown, None, lacking)
+    if missing is not None:
+        return Register(shown, None, missing)
     note = rf.describe(value) if name == "rflags" else f"CPL {value & 3}" if name == "cs" else ""
     return Register(shown, value, note)
 

@@ -63,7 +63,8 @@ class RunReport:
 
 
 def finding_document(finding: Finding) -> dict[str, Any]:
-    """One finding as a JSON object. Several differing fields are joined by commas, their values in the same order."""
+    """One finding as a JSON object. Several differing fields are joined by commas, their values in the same order;
+    ``expected`` is null where nothing tells what the field should be."""
     place, writer = finding.interrupted, finding.writer
     return {
         "code": finding.code,
@@ -101,5 +102,8 @@ def _hex(value: int | None) -> str | None:
     return None if value is None else hex(value)
 
 
-def _joined(values: Sequence[int]) -> str | None:
-    return ",".join(map(hex, values)) or None
+def _joined(values: Sequence[int | None]) -> str | None:
+    """The values in hexadecimal, an empty place for one that is not known; None where none is."""
+    if all(value is None for value in values):
+        return None
+    return ",".join(_hex(value) or "" for value in values)

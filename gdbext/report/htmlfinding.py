@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from html import escape
 
 from gdbext.errors import printable
-from gdbext.report.context import ContextRow, context_rows
+from gdbext.events.held import NOT_CAPTURED
+from gdbext.report.context import ContextRow, Fields, contexts
 from gdbext.report.words import MATCHES, by, code_parts, elapsed
 from gdbext.rules.codes import CODES
 from gdbext.rules.finding import CodeLine, Finding
@@ -15,11 +16,12 @@ from gdbext.rules.finding import CodeLine, Finding
 def article(number: int, finding: Finding) -> str:
     """The finding, closed but for the first; `number` from 1 names it in the page."""
     opened = " open" if number == 1 else ""
+    tables = "".join(map(_fields, contexts(finding)))
     return (
         f'<details class="finding {_text(finding.severity)}" id="finding-{number}"{opened}>{_summary(finding)}'
         f'<div class="body">{_sentences(finding)}'
         f'<p><button type="button" class="show" data-finding="{number}" hidden>Show in the timeline</button></p>'
-        f'{_places(finding)}<div class="picture"><div>{_contexts(finding)}{_area(finding)}</div>'
+        f'{_places(finding)}<div class="picture"><div>{tables}{_area(finding)}</div>'
         f"<div>{_steps(finding)}{_codes(finding)}</div></div></div></details>"
     )
 
@@ -36,7 +38,7 @@ def _summary(finding: Finding) -> str:
 
 
 def _sentences(finding: Finding) -> str:
-    cause = _text(finding.cause[:1].upper() + finding.cause[1:])
+    cause = _text(_capital(finding.cause))
     says = _text(CODES[finding.code].says)
     return (
         f'<p class="cause">{cause}.</p><p class="advice"><b>Look at</b> {_text(finding.look_at)}.</p>'
@@ -63,25 +65,23 @@ def _places(finding: Finding) -> str:
     )
 
 
-def _contexts(finding: Finding) -> str:
-    rows = [row for row in context_rows(finding) if row.before is not None or row.after is not None or row.differs]
-    if not rows:
-        return ""
-    body = "".join(_context(row) for row in rows)
+def _fields(fields: Fields) -> str:
+    head = "".join(f'<th scope="col">{_text(heading)}</th>' for heading in ("field", *filter(None, fields.headings)))
+    body = "".join(_context(row, both=bool(fields.headings[1])) for row in fields.rows)
     return (
-        '<h4>Contexts</h4><div class="scroll"><table class="context"><thead><tr><th scope="col">field</th>'
-        '<th scope="col">interrupted</th><th scope="col">resumed</th><th scope="col"><span class="hidden">difference'
-        f"</span></th></tr></thead><tbody>{body}</tbody></table></div>"
+        f'<h4>{_text(_capital(fields.title))}</h4><div class="scroll"><table class="context"><thead><tr>{head}'
+        f'<th scope="col"><span class="hidden">difference</span></th></tr></thead><tbody>{body}</tbody></table></div>'
     )
 
 
-def _context(row: ContextRow) -> str:
+def _context(row: ContextRow, both: bool) -> str:
     marked = ' class="differs"' if row.differs else ""
     mark = '<span class="hidden">differs: </span>' if row.differs else ""
-    before, after = (("not captured" if v is None else f"{v:0{row.digits}x}") for v in (row.before, row.after))
+    missing = "-" if row.differs else NOT_CAPTURED
+    values = (row.before, row.after) if both else (row.before,)
+    cells = "".join(f"<td>{missing if value is None else f'{value:0{row.digits}x}'}</td>" for value in values)
     return (
-        f'<tr{marked}><th scope="row">{mark}{_text(row.label)}</th><td>{before}</td><td>{after}</td>'
-        f'<td class="note">{_text(row.note)}</td></tr>'
+        f'<tr{marked}><th scope="row">{mark}{_text(row.label)}</th>{cells}<td class="note">{_text(row.note)}</td></tr>'
     )
 
 
@@ -122,11 +122,17 @@ def _code(title: str, lines: Sequence[CodeLine], at: int) -> str:
         f"<td>{_text(line.text)}</td></tr>"
         for line in lines
     )
-    return f'<h4>Code {_text(title)}</h4><div class="scroll"><table class="asm"><tbody>{body}</tbody></table></div>'
+    return (
+        f'<h4>{_text(_capital(title))}</h4><div class="scroll"><table class="asm"><tbody>{body}</tbody></table></div>'
+    )
 
 
 def _address(address: int, symbol: str | None) -> str:
     return f"<code>{_text(symbol)}</code> ({address:#x})" if symbol else f"<code>{address:#x}</code>"
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
 
 
 def _text(value: object) -> str:

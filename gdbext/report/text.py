@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gdbext.errors import printable
-from gdbext.report.context import ContextRow, context_rows
+from gdbext.events.held import NOT_CAPTURED
+from gdbext.report.context import ContextRow, Fields, contexts
 from gdbext.report.document import RunReport
 from gdbext.report.words import MATCHES, by, code_parts, elapsed
 from gdbext.rules.finding import CodeLine, Finding
@@ -31,9 +32,8 @@ def _headline(finding: Finding) -> Text:
 
 def _body(finding: Finding, full: bool) -> list[RenderableType]:
     parts: list[RenderableType] = [_places(finding)]
-    rows = context_rows(finding)
-    if any(row.before is not None or row.after is not None for row in rows):
-        parts.append(Padding(_contexts(rows, full), (1, 0), expand=False))
+    parts.append(Text())
+    parts += [Padding(_fields(table, full), (0, 0, 1, 0), expand=False) for table in contexts(finding)]
     if finding.table:
         parts.append(Padding(_area(finding), (0, 0, 1, 0), expand=False))
     if len(finding.steps) > 1:
@@ -59,24 +59,26 @@ def _places(finding: Finding) -> Table:
     return table
 
 
-def _contexts(rows: list[ContextRow], full: bool) -> RenderableType:
-    both = any(row.before is not None for row in rows) and any(row.after is not None for row in rows)
-    shown = [row for row in rows if full or row.differs or row.main]
+def _fields(fields: Fields, full: bool) -> RenderableType:
+    """Values are never cropped; what they mean goes on in the next line where the terminal is narrow."""
+    both = bool(fields.headings[1])
+    shown = [row for row in fields.rows if full or row.differs or row.main]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("", "", "interrupted", "resumed" if both else "", ""):
+    for heading in ("", "", *fields.headings):
         table.add_column(heading, no_wrap=True)
+    table.add_column(overflow="fold")
     for row in shown:
-        after = _hex(row.after, row) if row.differs or row.before is None else "=" if row.after is not None else ""
+        same = not row.differs and row.before is not None and row.after is not None
         style = "bold" if row.differs else "dim"
         changed = "bold red" if row.differs else "dim"
         table.add_row(
             Text("▶" if row.differs else " ", "red"),
             Text(row.label, style),
-            Text(_hex(row.before, row), style),
-            Text(after, changed),
+            Text(_hex(row.before, row), style if both else changed),
+            Text("=" if same else _hex(row.after, row) if both else "", changed),
             Text(row.note, changed),
         )
-    hidden = sum(1 for row in rows if row not in shown and row.before is not None)
+    hidden = len(fields.rows) - len(shown)
     if not both or not hidden:
         return table
     return Group(table, Text(f"  the other {hidden} fields are as they were or are not part of the verdict", "dim"))
@@ -143,7 +145,9 @@ def _columns() -> Table:
 
 
 def _hex(value: int | None, row: ContextRow) -> str:
-    return "not captured" if value is None else f"{value:0{row.digits}x}"
+    if value is None:
+        return "-" if row.differs else NOT_CAPTURED
+    return f"{value:0{row.digits}x}"
 
 
 def _address(address: int, symbol: str | None) -> str:

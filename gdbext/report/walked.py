@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from gdbext.arch.addresses import rpl
 from gdbext.arch.registers import GPR32
 from gdbext.errors import NotCapable, UsageError
+from gdbext.events.held import lacking
 from gdbext.recording.walk import Register, Walk
 from gdbext.report import examine
 from gdbext.report.refusal import refusal
@@ -67,7 +69,7 @@ class Walked:
             walk.path.name,
             f"event {moment.event} of {walk.last}",
             f"CPU {moment.cpu}",
-            f"CPL {int(walk.row['cs'][0]) & 3}",
+            *([] if "cs" in lacking(walk.row) else [f"CPL {rpl(int(walk.row['cs'][0]))}"]),
             f"GS {parity}",
             f"{len(moment.findings)} of {len(walk.findings)} findings",
         ]

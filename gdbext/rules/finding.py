@@ -29,10 +29,11 @@ class Writer:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One field of a context: its column name, the value at entry and the value at resume."""
+    """One field of a context: its column name, the value at entry (None where nothing tells what it should be) and the
+    value at resume."""
 
     field: str
-    expected: int
+    expected: int | None
     actual: int
 
 

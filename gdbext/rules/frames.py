@@ -51,7 +51,7 @@ def _nowhere(row: Batch) -> Draft:
     at = int(row["frame"][0])
     cause = f"RSP is {at:#x}, and the frame that iret is about to pop there is not in mapped memory"
     look = "what the exit dropped that was never pushed: RSP is at or beyond the end of its stack"
-    return Draft("CW301", cause, look, (Difference("rsp", 0, at),))
+    return Draft("CW301", cause, look, (Difference("rsp", None, at),))
 
 
 def _shifted(frame: list[int], popped: list[int], words: int, size: int) -> bool:

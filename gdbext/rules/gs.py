@@ -373,7 +373,7 @@ def _on_users_stack(entry: Batch, users_base: bool) -> Draft:
         "what lets this vector in between syscall and the stack switch (or between the switch back and sysret): "
         "interrupts on, a breakpoint, a fault; non-IST exceptions there are fatal"
     )
-    found = (Difference("rsp", 0, int(entry["rsp"][0])),)
+    found = (Difference("rsp", None, int(entry["rsp"][0])),)
     if not users_base:
         return Draft("CW501", cause, look, found)
     cause += "; the user's GS base was active, too, which CS does not tell the handler"

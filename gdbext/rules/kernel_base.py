@@ -154,7 +154,7 @@ class KernelBaseJudge:
             return [(_unswapped(first, base, why), first, None)]
         cause = f"the base that swapgs will make the kernel's is {base:#x}, {why}"
         look = "where KERNEL_GS_BASE (MSR C0000102h) is loaded for this CPU, and who cleared or leaked it"
-        return [(Draft("CW205", cause, look, (Difference("kernel_gs_base", 0, base),)), row, None)]
+        return [(Draft("CW205", cause, look, (Difference("kernel_gs_base", None, base),)), row, None)]
 
     def _implausible(self, base: int, row: Batch) -> str:
         """Why a kernel's base cannot be `base`; "" if it can."""
@@ -209,4 +209,4 @@ def _foreign(cpu: int, owner: int, base: int) -> Draft:
     look = (
         f"what loads KERNEL_GS_BASE when CPU {cpu} starts, and code that computes the per-CPU address from the wrong id"
     )
-    return Draft("CW205", cause, look, (Difference("kernel_gs_base", 0, base),))
+    return Draft("CW205", cause, look, (Difference("kernel_gs_base", None, base),))

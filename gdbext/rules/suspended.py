@@ -167,4 +167,4 @@ def _draft(thread: _Suspended, landed: Batch, goes_on: int) -> Draft:
         "overwritten"
     )
     look = "who writes RSP0 of the TSS (ESP0): on every switch, before the first return to user mode"
-    return Draft("CW303", cause, look, (Difference("frame", 0, frame),))
+    return Draft("CW303", cause, look, (Difference("frame", None, frame),))

@@ -160,8 +160,8 @@ def _tracked(variable: Tracked, slot: int, entry: Batch, row: Batch, match: str)
 def _selectors(entry: Batch, row: Batch, fields: list[str], match: str) -> Draft:
     found = _diffs(entry, row, fields)
     for d in found:
-        if d.field == "cs" and d.expected & 3 > d.actual & 3:
-            cause = f"user code (CS {d.expected:#x}) is resumed with CS {d.actual:#x}, privilege level {d.actual & 3}"
+        if d.field == "cs" and (was := int(entry["cs"][0])) & 3 > d.actual & 3:
+            cause = f"user code (CS {was:#x}) is resumed with CS {d.actual:#x}, privilege level {d.actual & 3}"
             return Draft("CW603", cause, "who writes the saved CS", (d,), ERROR, match)
     listed = ", ".join(d.field.upper() for d in found)
     cause = f"{listed} came back as {', '.join(f'{d.actual:#x}' for d in found)}"

@@ -8,12 +8,12 @@ import re
 import pytest
 from rich.console import Console
 
-from gdbext.report.context import context_rows
+from gdbext.report.context import contexts
 from gdbext.report.document import QemuFacts, RunReport
 from gdbext.report.text import render_finding, render_summary
 from gdbext.rules.engine import Counts, Engine
 from gdbext.rules.finding import Difference, Finding, Place, Writer
-from tests.rules.rows import batch, context, entry, exit_, stamp
+from tests.rules.rows import Kind, batch, context, entry, exit_, stamp
 
 
 def shown(renderable: object, width: int = 100) -> str:
@@ -54,7 +54,7 @@ def test_the_picture_of_a_finding(finding: Finding) -> None:
 
 def test_the_whole_context_on_request(finding: Finding) -> None:
     text = shown(render_finding(finding, full=True))
-    for row in context_rows(finding):
+    for row in contexts(finding)[-1].rows:
         assert row.label in text
     assert "the other" not in text
 
@@ -64,13 +64,53 @@ def test_nothing_is_wider_than_the_terminal(finding: Finding) -> None:
         assert max(map(len, shown(render_finding(finding), width).splitlines())) <= width
 
 
+def test_a_narrow_terminal_shows_the_values_whole(finding: Finding) -> None:
+    [lost] = finding.differences
+    every = sum(1 << bit for bit in (0, 2, 4, 6, 7, 10, 11)) | 0x202  # all that arithmetic sets, and DF
+    finding.differences = (Difference(lost.field, every, 0x202),)
+    text = shown(render_finding(finding), 60)
+    assert f"▶  rflags  {every:016x}  0000000000000202" in text
+    assert re.sub(r"\s+", " ", text).count(" lost") >= 7
+    assert "…" not in text
+
+
+def small(kind: int) -> Finding:
+    """A finding at an event of which the probe read little, with nothing to tell what was expected."""
+    row = batch(exit_(context(user=False)))
+    row["kind"], row["how"], row["rflags"] = kind, 0, 0
+    place = Place(int(row["rip"][0]), None, 0)
+    return Finding("CW401", 1, 0, None, place, 1, "c", "l", differences=(Difference("ss", None, 7),), row=row)
+
+
+def test_what_was_not_read_is_not_shown_as_zero() -> None:
+    found, running = contexts(small(Kind.STORE))
+    assert (found.headings, [row.before for row in found.rows]) == (("found", ""), [7])
+    assert (running.headings, [row.label for row in running.rows]) == (("running", ""), ["rip", "cs", "rsp"])
+    text = shown(render_finding(small(Kind.STORE), full=True))
+    assert re.search(r"▶ +ss +0007$", text, re.MULTILINE)
+    assert "rax" not in text
+    document = RunReport("g", "probe", findings=[small(Kind.STORE)]).document()["findings"][0]
+    assert (document["expected"], document["actual"]) == (None, "0x7")
+
+
+def test_expected_and_found_stand_apart_where_there_is_one_context() -> None:
+    finding = small(Kind.EXIT)
+    finding.differences = (Difference("rflags", 0x202, 0x3202), Difference("frame", None, 5))
+    apart, resumed = contexts(finding)
+    assert apart.headings == ("expected", "found")
+    assert [(row.before, row.after) for row in apart.rows] == [(0x202, 0x3202), (None, 5)]
+    assert resumed.headings == ("resumed", "")
+    document = RunReport("g", "probe", findings=[finding]).document()["findings"][0]
+    assert (document["expected"], document["actual"]) == ("0x202,", "0x3202,0x5")
+
+
 def test_registers_have_their_32_bit_names(finding: Finding) -> None:
     finding.bits = 32
-    labels = [row.label for row in context_rows(finding)]
+    labels = [row.label for row in contexts(finding)[-1].rows]
     assert "eflags" in labels
     assert "edi" in labels
     assert "r8" not in labels
-    assert {row.digits for row in context_rows(finding)} == {4, 8}
+    assert {row.digits for row in contexts(finding)[-1].rows} == {4, 8}
 
 
 @pytest.mark.parametrize("full", [False, True])

@@ -139,6 +139,35 @@ def test_what_was_not_captured_says_why(tmp_path: Path) -> None:
     assert registers["rax"].value is not None
 
 
+@pytest.mark.parametrize(
+    ("kind", "held"),
+    [
+        (Kind.SWAPGS, {"rsp", "rip", "cs", "ss", "fs_base", "gs_base", "kernel_gs_base"}),
+        (Kind.GS_ACCESS, {*GPR64, "rip", "cs", "ss", "fs_base", "gs_base", "kernel_gs_base", "cr3"}),
+        (Kind.SWITCH_OUT, {*GPR64, "rip", "cs", "cr3"}),
+        (Kind.STORE, {"rsp", "rip", "cs", "cr3"}),
+        (Kind.AREA, set()),
+    ],
+)
+def test_a_small_event_has_no_registers_but_those_it_carries(tmp_path: Path, kind: int, held: set[str]) -> None:
+    rows = busy(5)
+    rows["kind"], rows["how"] = kind, 0
+    rows["rflags"] = 0
+    if kind in (Kind.STORE, Kind.SWITCH_OUT):
+        rows["flags"] |= Flag.NO_BASES | Flag.NO_KERNEL_GS
+    record(tmp_path / "r", rows)
+    registers = Walk(tmp_path / "r").registers()
+    assert {register.name for register in registers if register.value is not None} == held
+    assert {register.note for register in registers if register.value is None} == {"not captured"}
+
+
+def test_an_event_made_with_every_live_register_has_them(tmp_path: Path) -> None:
+    rows = busy(5)
+    rows["kind"], rows["how"] = Kind.STORE, 0
+    record(tmp_path / "r", rows)
+    assert all(register.value is not None for register in Walk(tmp_path / "r").registers())
+
+
 def test_ia32_registers_have_their_names(tmp_path: Path) -> None:
     rows = busy(5)
     rows["mode"] = 32
