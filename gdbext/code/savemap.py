@@ -37,7 +37,8 @@ class SaveMap:
     that was stored there before another one; ``needed``: the fields such a path has to keep. ``origin``: ``user`` or
     ``kernel`` if the path decided on the saved CS; ``ended``: the address of the instruction it ended at (the call of
     compiled code), ``pointers``: RSP and the callee-saved registers there. ``stored_by``: place → the instruction that
-    stored there last. ``switch``: the path is a thread switch's, not an entry's.
+    stored there last. ``switch``: the path is a thread switch's, not an entry's. ``called_on``: the stacks on which it
+    called compiled code before its end.
     """
 
     entry: int
@@ -54,6 +55,7 @@ class SaveMap:
     pointers: dict[str, Value]
     stored_by: dict[Place, int]
     switch: bool = False
+    called_on: frozenset[AreaKey] = frozenset()
 
     @property
     def rsp(self) -> Value:
@@ -91,9 +93,10 @@ class SaveMap:
 
     @property
     def on_stack(self) -> bool:
-        """True if the area is the stack on which the path runs, or the one the frame was pushed on."""
+        """True if the area is a stack on which the path runs, or ran compiled code, or the one the frame was pushed
+        on."""
         area = self.area
-        return area is not None and (area in STACKS or area == ("", self.rsp.atom))
+        return area is not None and (area in STACKS or area == ("", self.rsp.atom) or area in self.called_on)
 
     @property
     def reached_by(self) -> str:
@@ -186,7 +189,7 @@ def at_entry(bits: int, gateway: Gateway, error_code: bool) -> State:
     if gateway is Gateway.SYSCALL:
         state.regs["rcx"], state.regs["r11"] = Value(Context("rip")), Value(Context("rflags"))
     elif gateway is Gateway.SYSENTER:
-        state.regs["rsp"] = Value(STACK)
+        state.regs["rsp"], state.regs["rflags"] = Value(STACK), Value(Context("rflags"))  # but for IF, VM and RF
     else:
         state.regs["rsp"] = Value(FRAME)
         for number, name in enumerate(FRAME_FIELDS):
@@ -219,6 +222,7 @@ def _save_map(entry: Entry, path: Path) -> SaveMap:
         end=path.end,
         pointers=_pointers(state),
         stored_by=state.stored_by,
+        called_on=frozenset(state.called_on),
     )
 
 

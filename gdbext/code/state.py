@@ -22,7 +22,8 @@ class State:
     ``origin``: ``user`` or ``kernel`` once a branch on the saved CS has told; ``if_zero``: what ZF set would tell, if
     the last test was one of the saved CS; ``zero``: ZF, if the last test was one of a constant; ``overwritten``:
     place → the interrupted field that another one replaced there, off the stack; ``at``: the instruction being
-    executed; ``stored_by``: place → the one that stored there last.
+    executed; ``stored_by``: place → the one that stored there last; ``called_on``: the stacks, as (segment, origin), on
+    which compiled code was called.
     """
 
     def __init__(self, bits: int) -> None:
@@ -34,6 +35,7 @@ class State:
         self.overwritten: dict[Place, str] = {}
         self.at = 0
         self.stored_by: dict[Place, int] = {}
+        self.called_on: set[tuple[str, Atom | None]] = set()
         self.origin = ""
         self.if_zero = ""
         self.zero: bool | None = None
@@ -45,7 +47,7 @@ class State:
         other.zero = self.zero
         other.regs = dict(self.regs)
         other.overwritten = dict(self.overwritten)
-        other.at, other.stored_by = self.at, dict(self.stored_by)
+        other.at, other.stored_by, other.called_on = self.at, dict(self.stored_by), set(self.called_on)
         other.memory = {key: dict(region) for key, region in self.memory.items()}
         return other
 

@@ -114,7 +114,7 @@ class Walker:
         flow = insn.flow
         if flow is Flow.EXIT:
             return End.EXIT, []
-        if flow is Flow.STOP:
+        if flow is Flow.STOP or _moves_the_stack_unseen(insn, state):
             return End.LOST, []
         if flow is Flow.NEXT:
             execute(state, insn, self.code)
@@ -144,6 +144,8 @@ class Walker:
         if self.through or helpers < _HELPER_DEPTH:  # the latter: compiled code called from within a helper
             forget_scratch(state, insn.address)
             if self.through:
+                top = state.stack_place()
+                state.called_on.add((top.segment, top.atom))
                 _forget_arguments(state, insn.address)
             return None, [(insn.end, state)]
         return End.CALL, []
@@ -212,6 +214,14 @@ def _branches(insn: Insn, state: State) -> list[tuple[int, State]]:
             copy.origin = origin
             result.append((side, copy))
     return result
+
+
+def _moves_the_stack_unseen(insn: Insn, state: State) -> bool:
+    """True for ``lss`` and for a copy of unknown length: 32-bit Linux leaves its 16-bit stacks by the one, and by the
+    other those on which it enters. What lies on the stack afterwards is not known."""
+    return insn.name == "lss" or (
+        insn.mnemonic.startswith("rep") and insn.name.startswith("movs") and state.regs["rcx"].constant is None
+    )
 
 
 def _target(code: Code, insn: Insn, state: State) -> int | None:

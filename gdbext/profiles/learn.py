@@ -144,8 +144,8 @@ def _take(learnt: Learnt, saves: Sequence[SaveMap]) -> SaveMap | None:
         layout = tuple((slot, at - _start(save)) for slot, at in save.layout.items() if slot in REGISTERS)
         if len(layout) >= FEW:
             votes[layout] += len(layout)
-            if layout not in examples or (examples[layout].on_stack and not save.on_stack):
-                examples[layout] = save  # the same order on the stack, from where it is copied, is the lesser example
+            if layout not in examples or _tells_more(save, examples[layout]):
+                examples[layout] = save
     if not votes:
         return None
     layout = max(
@@ -155,10 +155,19 @@ def _take(learnt: Learnt, saves: Sequence[SaveMap]) -> SaveMap | None:
     learnt.slots = dict(layout)
     learnt.simd = save.layout["simd"] - _start(save) if "simd" in save.layout else None
     learnt.on_stack = save.on_stack
-    if save.area is not None:
-        segment, atom = save.area
-        learnt.current = expression(Place(segment, atom, _start(save))) or ""
+    learnt.current = _found_by(save)
     return save
+
+
+def _tells_more(save: SaveMap, other: SaveMap) -> bool:
+    """Of two saves in the same order: one off the stack before one on it, from where it is copied; else one of which
+    the code shows the way to the area."""
+    return (not save.on_stack, bool(_found_by(save))) > (not other.on_stack, bool(_found_by(other)))
+
+
+def _found_by(save: SaveMap) -> str:
+    """The expression for the start of the area, "" if only the handler knows it."""
+    return (expression(Place(*save.area, _start(save))) or "") if save.area is not None else ""
 
 
 def _complete(learnt: Learnt, best: SaveMap, saves: Sequence[SaveMap], restores: Sequence[RestoreMap]) -> None:
@@ -173,9 +182,18 @@ def _complete(learnt: Learnt, best: SaveMap, saves: Sequence[SaveMap], restores:
             loaded = {name: at + shift for name, at in restore.layout.items()}
             _choose(learnt, best, loaded)
             _add(learnt, loaded)
-    if best.area is not None and best.area[1] == FRAME and "rip" in learnt.slots:
+    if best.on_stack and _holds_frame(learnt):
         _add(learnt, {"error": learnt.slots["rip"] - learnt.bits // 8})  # where the CPU pushes it, or a stub its like
     learnt.slots = dict(sorted(learnt.slots.items(), key=lambda item: item[1]))
+
+
+def _holds_frame(learnt: Learnt) -> bool:
+    """True if the slots of RIP, CS and RFLAGS follow one another as in the frame that the CPU pushes."""
+    start = learnt.slots.get("rip")
+    if start is None:
+        return False
+    word = learnt.bits // 8
+    return learnt.slots.get("cs") == start + word and learnt.slots.get("rflags") == start + 2 * word
 
 
 def _choose(learnt: Learnt, best: SaveMap, loaded: dict[str, int]) -> None:

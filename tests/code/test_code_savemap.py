@@ -13,6 +13,7 @@ from gdbext.code.compare import Kind, compare
 from gdbext.code.disasm import Code
 from gdbext.code.paths import Entry, Gateway, Limits, explore
 from gdbext.code.savemap import RestoreMap, SaveMap, restore_maps, save_maps, switch_maps
+from gdbext.profiles.learn import learn
 
 SLOTS = (
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
@@ -291,6 +292,57 @@ def test_ia32_pusha_and_segments(assemble: Any) -> None:
     assert {"ds", "fs"} <= restore.loaded.keys()
     # popa skips the ESP that pusha stored; the resumed one comes from the frame
     assert compare(save, restore) == []
+
+
+# The way of Linux on ia32: a 16-bit stack is left by lss, a context on the stack for entries is copied to the thread's,
+# as a whole or (from kernel code) as far as it reaches.
+ENTRY_STACK = """
+entry: push $0
+    push $0
+    push %fs
+    cmpw $0xd0, stack_selector
+    jne 1f
+    lss (%esp), %esp
+1:  push %es; push %ds; push %eax; push %ebp; push %edi; push %esi; push %edx; push %ecx; push %ebx
+    mov %esp, %esi
+    mov thread_stack, %edi
+    mov 0x34(%esp), %ecx
+    and $3, %ecx
+    cmp $3, %ecx
+    jb 3f
+    mov $0x44, %ecx
+2:  sub %ecx, %edi
+    mov %edi, %esp
+    shr $2, %ecx
+    rep movsl
+    jmp 4f
+3:  mov entry_stack, %ecx
+    sub %esi, %ecx
+    jmp 2b
+4:  movl $-1, 0x2c(%esp)
+    call handler
+    pop %ebx; pop %ecx; pop %edx; pop %esi; pop %edi; pop %ebp; pop %eax; pop %ds; pop %es; pop %fs
+    add $8, %esp
+    iret
+handler: ret
+stack_selector: .long 0
+thread_stack: .long 0
+entry_stack: .long 0
+"""
+
+
+def test_stacks_that_are_left_unseen_are_not_followed(assemble: Any) -> None:
+    snippet = assemble(ENTRY_STACK, bits=32)
+    entry = Entry(snippet["entry"])
+    for through in (False, True):
+        for save in save_maps(snippet.code, entry, through):
+            assert save.on_stack
+            assert {*save.layout} >= {"rip", "cs", "rflags", "rsp", "ss"}
+    learnt = learn(snippet.code, [entry])
+    assert learnt.on_stack
+    assert learnt.statements == []
+    names = ("rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rax", "ds", "es", "fs", "", "error", *FRAME_FIELDS)
+    assert learnt.slots == {name: 4 * at for at, name in enumerate(names) if name}
 
 
 # The way of seL4 on ia32: on entry ESP points behind the registers in the TCB, which are pushed; the way out sets ESP
