@@ -1,4 +1,4 @@
-"""Hardware task switches that code asked for: the task taken up again is the one that gave way (CW108).
+"""Hardware task switches that code asked for: the task taken up again is the one that gave way (CW108, CW107).
 
 The CPU keeps all of a task's registers in its TSS (Intel SDM vol. 3A, chapter 8), so that nothing of it may change but
 on purpose. A TSS that another task is put into goes on elsewhere, or with other registers altogether.
@@ -14,6 +14,7 @@ from gdbext.arch import flags as rf
 from gdbext.arch.registers import GPR64
 from gdbext.events.columns import Columns
 from gdbext.events.row import Batch, Flag, How, Kind
+from gdbext.ledger.compare import page_tables
 from gdbext.ledger.pending import UNLIKE
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
@@ -58,6 +59,13 @@ def _judge(left: Batch, back: Batch) -> list[Draft]:
     if (int(left["rflags"][0]) ^ int(back["rflags"][0])) & ~ignored:
         lost.append("rflags")
     lost += [name for name in _SELECTORS if left[name][0] != back[name][0]]
+    if not lost and (page_tables(left) != page_tables(back))[0]:
+        cause = (
+            f"the task that gave way at event {int(left['seq'][0])} under CR3 {int(left['cr3'][0]):#x} is taken up "
+            f"again under {int(back['cr3'][0]):#x}, which the TSS at {int(back['addr'][0]):#x} says"
+        )
+        found = (Difference("cr3", int(left["cr3"][0]), int(back["cr3"][0])),)
+        return [Draft("CW107", cause, "who writes CR3 into the TSS: a switch does not save it", found, match="exact")]
     if not lost:
         return []
     found = tuple(Difference(name, int(left[name][0]), int(back[name][0])) for name in lost)

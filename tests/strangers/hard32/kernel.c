@@ -83,8 +83,7 @@ static __attribute__((noinline)) void go(u32 n)
         tasks[n].esp0 = tasks[0].esp0;
 #endif
 #ifdef BUG_LDT
-    if (ticks > 300 && n == 1)
-        tasks[n].ldt = LDT(2);
+    tasks[1].ldt = ticks & 64 ? LDT(2) : LDT(1);
 #endif
     asm volatile("ljmp *%0" ::"m"(to) : "memory");
 }

@@ -56,6 +56,7 @@ static void spin(u32 seed)
 static void talk(u32 me)
 {
     static u32 blocks[4][4];
+    double sum = 0.25;
     for (u32 n = 0;; n++) {
         u32 *block = blocks[n % 4], seen;
         *block = (u32)block ^ me;
@@ -65,7 +66,9 @@ static void talk(u32 me)
         for (volatile int i = 0; i < 3000; i++)
             ;
         asm volatile("movl %%fs:0, %0" : "=r"(seen));
-        if (seen != ((u32)block ^ me))
+        sum += 1;
+        asm volatile("" : "+x"(sum));
+        if (seen != ((u32)block ^ me) || sum < 0.25)
             call(2, 0);
     }
 }
