@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Final
 
 import numpy as np
@@ -33,6 +33,8 @@ CLOSELY: Final = 400
 """Entries from the start during which the guest waits at every exit that resumes no context as it was."""
 INTERVAL: Final = 0.05
 """Seconds."""
+MAX_SPACES: Final = 64
+"""Loads of CR3 of a batch that are looked at: the last ones count."""
 FXSAVE_WRITES: Final = 416
 """Bytes that FXSAVE writes of its image; what follows is reserved or software's (Intel SDM vol. 1, 10.5.1)."""
 
@@ -53,7 +55,9 @@ class AreaWatcher:
     by default the source's memory.  still: holds the guest while its code is looked at, so that no save goes by
     unseen meanwhile.  wait: has each vCPU wait (True) at exits that resume no context as it was, or no longer
     (False); None where that is not ours to ask for. Each context's first run is such an exit, and shows its area
-    before anything is saved there.
+    before anything is saved there.  under: reads guest virtual memory (address, length) under any CR3; kernels with
+    page tables of their own map their areas, and the way to them, in those alone, and are entered and left under the
+    user's.
     """
 
     def __init__(
@@ -65,10 +69,14 @@ class AreaWatcher:
         code: Read | None = None,
         still: Callable[[], AbstractContextManager[object]] = nullcontext,
         wait: Callable[[bool], None] | None = None,
+        under: Callable[[int, int, int], bytes] | None = None,
     ) -> None:
         self.profile = profile
         self._still = still
         self._wait = wait
+        self._under = under
+        self._spaces: dict[int, tuple[int, int]] = {}
+        """By CPU: the CR3 it was given last, and the one before."""
         self._closely = CLOSELY
         """Entries still to come of those that are watched closely."""
         self._wanted: dict[int, int] = {}
@@ -106,6 +114,7 @@ class AreaWatcher:
         if not self._active:
             return batch[:0]
         rows = []
+        self._note_spaces(batch)
         if self.learner is not None and self.learner.ready(batch):
             rows += self._learn(self.learner, batch)
         if self._watchable:
@@ -117,6 +126,22 @@ class AreaWatcher:
         for row in rows:
             row["seq"] = int(batch["seq"][0]) - 1  # what the batch shows is judged with this knowledge
         return concat(rows) if rows else batch[:0]
+
+    def _note_spaces(self, batch: Batch) -> None:
+        if self._under is not None:
+            for row in batch[(batch["kind"] == Kind.CR3) & (batch["mode"] == 64)][-MAX_SPACES:]:
+                self._spaces[int(row["cpu"])] = int(row["value"]), int(row["cr3"])
+
+    def _read(self, address: int, length: int, cpu: int) -> bytes:
+        """Memory as vCPU `cpu` sees it, or saw it before it last loaded CR3; raises OSError or CtxwatchError."""
+        try:
+            return self._source.read_memory(address, length, cpu)
+        except OSError:
+            if self._under is not None:
+                for cr3 in self._spaces.get(cpu, ()):
+                    with suppress(OSError, CtxwatchError):
+                        return self._under(address, length, cr3)
+            raise
 
     def follow(self, wanted: Mapping[int, int]) -> None:
         """Watch these ranges (first byte of each, and the one behind it), too: the rules ask who writes there."""
@@ -166,8 +191,9 @@ class AreaWatcher:
         """New areas as the entry `row` (a batch of one) shows them, as rows."""
         profile = self._profile
         current = self._current(row)
-        found = [current] if current is not None and self._readable(current) else []
-        found += [a for a in profile.areas(self.scope(row, 0), self._say_once) if self._readable(a)]
+        cpu = int(row["cpu"][0])
+        found = [current] if current is not None and self._readable(current, cpu) else []
+        found += [a for a in profile.areas(self.scope(row, 0), self._say_once) if self._readable(a, cpu)]
         return self._watch([a for a in dict.fromkeys(found) if a not in self._areas], row)
 
     def _current(self, row: Batch) -> int | None:
@@ -209,9 +235,9 @@ class AreaWatcher:
 
         gs_base: the GS base to use in place of the row's; 0 keeps it.
         """
-        return scope_of(row, gs_base, self._symbol, self._source, self._profile.data.bits // 8)
+        return _scope_of(row, gs_base, self._symbol, self._read, self._profile.data.bits // 8)
 
-    def _readable(self, start: int) -> bool:
+    def _readable(self, start: int, cpu: int) -> bool:
         """True if the whole area is mapped; page 0 never holds one."""
         if start in self._areas:
             return True
@@ -219,7 +245,7 @@ class AreaWatcher:
             return False
         size = self._size
         try:
-            return len(self._source.read_memory(start, size)) == size
+            return len(self._read(start, size, cpu)) == size
         except (OSError, CtxwatchError) as error:
             self._say_once(f"profile {self._profile.name}: area at {start:#x} is not watched: {error}")
             return False
@@ -267,14 +293,16 @@ class AreaWatcher:
             self._note(text + detail)
 
 
-def scope_of(row: Batch, gs_base: int, symbol: SymbolAddress, source: Source, word: int) -> Scope:
-    """The scope of expressions at the event `row` (a batch of one)."""
+def _scope_of(
+    row: Batch, gs_base: int, symbol: SymbolAddress, read: Callable[[int, int, int], bytes], word: int
+) -> Scope:
+    """The scope of expressions at the event `row` (a batch of one); `read`: address, length and CPU to memory."""
     names = [name for name in row.dtype.names or () if row.dtype[name].shape == ()]
     registers = {name: int(row[name][0]) for name in names if name not in ("kind", "how", "size", "mode")}
     if gs_base:
         registers["gs_base"] = gs_base
     cpu = int(row["cpu"][0])
-    return Scope(registers, symbol, lambda at, n: source.read_memory(at, n, cpu), word)
+    return Scope(registers, symbol, lambda at, n: read(at, n, cpu), word)
 
 
 def _missing_name(profile: Profile, symbol: SymbolAddress) -> str | None:

@@ -48,7 +48,8 @@ class Knowledge:
         probe = source if isinstance(source, ProbeSource) else None
         still = probe.still if probe is not None else nullcontext
         wait = probe.set_halt if probe is not None and may_wait else None
-        self._areas = AreaWatcher(self._profile, source, self._symbols.address, self._note, code, still, wait)
+        under = probe.read_under if probe is not None else None
+        self._areas = AreaWatcher(self._profile, source, self._symbols.address, self._note, code, still, wait, under)
         if self._tracked:
             if isinstance(source, ProbeSource):
                 source.set_tracked(self._tracked)

@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
+from gdbext.arch import paging
 from gdbext.errors import CtxwatchError, GuestFailed, NotCapable, UsageError
 from gdbext.events.row import TRACKED_SLOTS, Batch, Flag
 from gdbext.ledger.compare import space
@@ -283,24 +284,41 @@ class ProbeSource:
         if self._monitor is None:
             raise NotCapable("reading memory", "there is no QMP connection", "give QEMU a -qmp socket")
         signed = address - (1 << 64) if address >> 63 else address  # QEMU before 9 takes a signed number
-        asked = {"val": signed, "size": length, "cpu-index": cpu}
+        return self._save("memsave", {"val": signed, "size": length, "cpu-index": cpu})
+
+    def read_under(self, address: int, length: int, cr3: int) -> bytes:
+        """Guest virtual memory as 64-bit code running under `cr3` sees it, wherever the vCPUs are; raises OSError."""
+        found = b""
+        while len(found) < length:
+            at = address + len(found)
+            here = paging.physical(self._read_physical, cr3, at)
+            if here is None:
+                raise OSError(f"{at:#x} is not mapped under CR3 {cr3:#x}")
+            found += self._read_physical(here, min(length - len(found), paging.PAGE - at % paging.PAGE))
+        return found
+
+    def _read_physical(self, address: int, length: int) -> bytes:
+        return self._save("pmemsave", {"val": address, "size": length})
+
+    def _save(self, command: str, asked: Mapping[str, int]) -> bytes:
+        """What QEMU's `command` saves of the guest's memory; raises OSError."""
         # Into a file without a name, which is gone with us however we end.
         handle = os.memfd_create("ctxwatch-memory", os.MFD_CLOEXEC)
         try:
-            self._execute("memsave", {**asked, "filename": f"/proc/{os.getpid()}/fd/{handle}"})
-            return os.pread(handle, length, 0)
+            self._execute(command, {**asked, "filename": f"/proc/{os.getpid()}/fd/{handle}"})
+            return os.pread(handle, asked["size"], 0)
         except CtxwatchError as error:
             if "open" not in error.what + error.why:
                 raise OSError(str(error)) from error
         finally:
             os.close(handle)
-        return self._read_through_file(asked)
+        return self._save_to_file(command, asked)
 
-    def _read_through_file(self, asked: Mapping[str, object]) -> bytes:
+    def _save_to_file(self, command: str, asked: Mapping[str, int]) -> bytes:
         """For a QEMU that does not see our process, as from inside a container."""
         dump = self._ring.path.with_suffix(".memory")
         try:
-            self._execute("memsave", {**asked, "filename": str(dump)})
+            self._execute(command, {**asked, "filename": str(dump)})
             return dump.read_bytes()
         except CtxwatchError as error:
             raise OSError(str(error)) from error
