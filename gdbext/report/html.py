@@ -26,6 +26,8 @@ from gdbext.rules.finding import Finding
 
 FINDINGS: Final = 500
 """Findings shown at most, the first ones."""
+HEADS: Final = 3
+"""Of these, how many are named above everything else."""
 _SCRIPTS: Final = ("data.js", "timeline.js", "main.js")
 """Parts of the page's one script, in order."""
 _SPARK: Final = (160, 28)
@@ -45,6 +47,7 @@ def page(report: RunReport, header: Header, gathered: Gatherer, symbol: Symbol) 
         "SCRIPT": script,
         "GUEST": _text(report.guest),
         "VERDICT": _verdict(report),
+        "HEADS": _heads(shown),
         "FACTS": _facts(report, header, gathered),
         "FINDINGS": _findings(report, shown),
         "VECTORS": _vectors(gathered),
@@ -72,7 +75,8 @@ def _verdict(report: RunReport) -> str:
     if report.findings:
         count = len(report.findings)
         kind = "error" if errors else "warning"
-        said = f"{count} finding{'s' * (count != 1)}, {errors} of severity error"
+        which = {0: "no error among them", count: "all errors" if count > 1 else "an error"}
+        said = f"{count} finding{'s' * (count != 1)}, {which.get(errors, f'{errors} of them errors')}"
         parts.append(f'<p class="verdict {kind}">{said}</p>')
     elif report.incomplete is None:
         parts.append('<p class="verdict clean">Nothing found.</p>')
@@ -81,6 +85,16 @@ def _verdict(report: RunReport) -> str:
     if report.incomplete is not None:
         parts.append(f'<p class="verdict warning">The recording is not whole: {_text(report.incomplete)}.</p>')
     return "".join(parts)
+
+
+def _heads(shown: list[Finding]) -> str:
+    """What was found, in a line each, and the cause of the first: the page's answer, above everything else."""
+    if not shown:
+        return ""
+    lines = [htmlfinding.head(number, finding) for number, finding in enumerate(shown[:HEADS], 1)]
+    if len(shown) > HEADS:
+        lines.append(f'<li class="quiet">and {len(shown) - HEADS} more, below</li>')
+    return f'<ul class="heads">{"".join(lines)}</ul>'
 
 
 def _facts(report: RunReport, header: Header, gathered: Gatherer) -> str:

@@ -26,15 +26,29 @@ def article(number: int, finding: Finding) -> str:
     )
 
 
+def head(number: int, finding: Finding) -> str:
+    """The finding as an item of the list at the top of the page, the first with the first sentence of its cause."""
+    cause = f'<p class="cause">{_text(_capital(finding.cause.split(". ")[0]))}.</p>' if number == 1 else ""
+    return (
+        f'<li class="{_text(finding.severity)}"><a href="#finding-{number}"><b>{finding.code} {_text(finding.name)}</b>'
+        f'</a> {_text(finding.field or "")} <span class="quiet">{_seen(finding)}</span>{cause}</li>'
+    )
+
+
 def _summary(finding: Finding) -> str:
-    times = "once" if finding.count == 1 else f"{finding.count:,} times"
     field = f"<span>{_text(finding.field)}</span>" if finding.field else ""
-    place = finding.interrupted
     return (
         f'<summary><span class="code">{finding.code}</span> <strong>{_text(finding.name)}</strong> {field}'
-        f'<span class="quiet">{times}, first at event {finding.event}, CPU {finding.cpu}'
-        f"{_text(by(finding))}, {_text(place.symbol or hex(place.rip))}</span></summary>"
+        f'<span class="quiet">{_seen(finding)}</span></summary>'
     )
+
+
+def _seen(finding: Finding) -> str:
+    """How often it was found, and where first."""
+    times = "once" if finding.count == 1 else f"{finding.count:,} times"
+    place = finding.interrupted
+    where = _text(place.symbol or hex(place.rip))
+    return f"{times}, first at event {finding.event}, CPU {finding.cpu}{_text(by(finding))}, {where}"
 
 
 def _sentences(finding: Finding) -> str:
@@ -132,6 +146,7 @@ def _address(address: int, symbol: str | None) -> str:
 
 
 def _capital(sentence: str) -> str:
+    """The sentence with its first letter a capital."""
     return sentence[:1].upper() + sentence[1:]
 
 

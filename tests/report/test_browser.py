@@ -117,6 +117,24 @@ def test_all_that_a_mouse_can_press_can_be_reached_by_tab(page: Page) -> None:
     assert reached >= {"theme", "in", "out", "all", "previous", "next", "canvas", "show", "SUMMARY"}
 
 
+def test_the_findings_are_named_first_and_their_links_open_them(page: Page, made: tuple[Path, list[str]]) -> None:
+    named = page.value("[...document.querySelectorAll('.heads a')].map(e => e.textContent.split(' ')[0])")
+    assert named == made[1][:3]
+    assert page.value("document.querySelector('.heads').getBoundingClientRect().bottom < innerHeight / 2")
+    page.value("document.querySelectorAll('.heads a')[1].focus()")
+    page.key("Enter")
+    assert page.value("document.activeElement.closest('details').id") == "finding-2"
+    assert page.value("document.getElementById('finding-2').open") is True
+
+
+def test_on_a_narrow_page_both_contexts_are_seen_whole(shown: Page, made: tuple[Path, list[str]]) -> None:
+    shown.open(made[0], 400)
+    shown.value("document.querySelectorAll('details').forEach(e => { e.open = true; })")
+    cells = "[...document.querySelectorAll('.context tr.differs td')]"
+    assert shown.value(f"{cells}.length > 0 && {cells}.every(e => e.scrollWidth <= e.clientWidth)")
+    assert shown.value(f"{cells}.every(e => e.getBoundingClientRect().right <= 400)")
+
+
 def test_buttons(page: Page) -> None:
     whole = view(page)
     page.value("document.querySelector('[data-do=in]').click()")
@@ -142,7 +160,7 @@ def test_light_and_dark(page: Page, made: tuple[Path, list[str]]) -> None:
     page.value("document.getElementById('theme').click()")
 
 
-@pytest.mark.parametrize("width", [700, 1400])
+@pytest.mark.parametrize("width", [400, 700, 1400])
 @pytest.mark.parametrize("dark", [False, True])
 def test_it_fits(shown: Page, made: tuple[Path, list[str]], width: int, dark: bool, tmp_path: Path) -> None:
     shown.open(made[0], width, dark=dark)

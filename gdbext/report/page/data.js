@@ -28,6 +28,25 @@ function setUpTheme(changed) {
   apply();
 }
 
+// ---- links
+
+/** A link to a finding opens it; the browser's own way there would leave it closed, and the focus nowhere. */
+function setUpLinks() {
+  for (const link of document.querySelectorAll(".heads a")) {
+    link.addEventListener("click", (event) => {
+      event.preventDefault();
+      openDetails(byId(link.hash.slice(1)));
+    });
+  }
+}
+
+function openDetails(details) {
+  if (!details) return;
+  details.open = true;
+  details.scrollIntoView({ block: "start" });
+  details.querySelector("summary").focus();
+}
+
 // ---- data
 
 const ARRAYS = { u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, f8: Float64Array };

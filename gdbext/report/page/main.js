@@ -1,4 +1,5 @@
 (async () => {
+  setUpLinks();
   let timeline = null;
   setUpTheme(() => {
     if (!timeline) return;

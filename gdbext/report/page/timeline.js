@@ -341,11 +341,7 @@ class Timeline {
 
   openFinding() {
     const finding = this.data.findings[this.finding];
-    const details = finding && byId(`finding-${finding.id}`);
-    if (!details) return;
-    details.open = true;
-    details.scrollIntoView({ block: "start" });
-    details.querySelector("summary").focus();
+    if (finding) openDetails(byId(`finding-${finding.id}`));
   }
 
   // -- pointer and keys
