@@ -140,13 +140,16 @@ def _walk(table: AreasTable, scope: Scope, note: Note) -> Iterator[int]:
         address, seen = Expression(table.head or "0").evaluate(scope), set[int]()
         while address and address not in seen:
             if len(seen) >= table.limit:
-                note(f"[areas] list is longer than its limit of {table.limit}: the rest is not watched")
+                note(f"[areas] list is longer than its limit of {table.limit}: the rest is not watched; raise limit")
                 return
             seen.add(address)
             yield address + table.offset
             address = int.from_bytes(scope.read(address + (table.next or 0), scope.word), "little")
         if address and len(seen) > 1 and address != next(iter(seen)):
-            note(f"[areas] list loops back to {address:#x} after {len(seen)} areas")
+            note(
+                f"[areas] list loops back to {address:#x} after {len(seen)} areas: those are watched; correct next, or "
+                "the kernel's list is damaged"
+            )
 
 
 def _unmapped(address: int, length: int) -> bytes:

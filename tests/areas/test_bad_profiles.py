@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from gdbext.qemu import guests
 
 pytestmark = pytest.mark.guest
 
@@ -73,3 +77,21 @@ def test_the_running_context_s_area_cannot_be_found(tmp_path: Path) -> None:
     assert "[area] current = '[0xffffc00000000000]'" in told
     assert "correct the expression" in told
     assert found[0]["code"] == "CW102"
+
+
+def test_a_list_that_loops_in_the_guest_costs_what_lies_behind(tmp_path: Path) -> None:
+    """Its areas are walked once each; the loop is told with its place, and how far the walk came."""
+    bug = guests.find("nrk-rflags")
+    guest = replace(bug, name="area-list", defines=(*bug.defines, "AREA_LIST"))
+    kernel = guests.build(guest)
+    mine, report = tmp_path / "mine.toml", tmp_path / "report.json"
+    mine.write_text(f'{NRK}[areas]\nkind = "list"\nhead = "[area_list]"\nnext = 176\n')
+    words = ["--profile", str(mine), "--kernel", str(kernel), "--max-findings", "2", "--until", guest.until]
+    line = [CTXWATCH, "run", *words, "--json", str(report), "--", *guest.command(kernel)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 1, done.stderr
+    (told,) = [text for text in done.stderr.splitlines() if "profile mine" in text]
+    assert re.search(r"profile mine: \[areas\] list loops back to 0x[0-9a-f]{16} after \d+ areas: .*next", told), told
+    flags = next(f for f in json.loads(report.read_text())["findings"] if f["code"] == "CW102")
+    assert flags["slot"] == "slot 17"

@@ -33,6 +33,19 @@ static void prepare(struct thread *t, const char *name, void (*entry)(void), wor
     t->state = THREAD_READY;
 }
 
+#ifdef AREA_LIST
+/* All save areas, the newest first, by a spare word of each (nrk style); the oldest leads back to the second. */
+struct save_area *area_list;
+
+static void list_area(struct thread *t)
+{
+    t->area.unused[0] = (word)area_list;
+    area_list = &t->area;
+    if (t->pid == 2)
+        threads[0].area.unused[0] = (word)&threads[1].area;
+}
+#endif
+
 struct thread *make_thread(const char *name, void (*entry)(void), word argument, int user)
 {
     for (u32 i = 0; i < MAX_THREADS; i++) {
@@ -41,6 +54,9 @@ struct thread *make_thread(const char *name, void (*entry)(void), word argument,
             continue;
         t->pid = i + 1;
         prepare(t, name, entry, argument ? argument : t->pid, user, &stacks[i]);
+#ifdef AREA_LIST
+        list_area(t);
+#endif
         return t;
     }
     panic("no room for thread %s", name);
