@@ -14,10 +14,12 @@ import numpy as np
 from gdbext.arch.registers import GPR64
 from gdbext.events.columns import Columns, Rows
 from gdbext.events.row import Batch, Flag, How, Kind
-from gdbext.ledger.compare import BIT, Bools, gprs, is_call, is_user, space
+from gdbext.ledger.compare import BIT, Bools, agreement, gprs, is_call, is_user, space
+from gdbext.ledger.pending import UNLIKE
 from gdbext.rules.fastcalls import INT_BYTES, is_fast
 from gdbext.rules.history import History
 from gdbext.rules.policy import Calls, Policy
+from gdbext.rules.stacklost import switched_since
 
 BEGINNINGS: Final = 1024
 """Addresses remembered at which contexts began; beyond it the oldest is forgotten."""
@@ -50,7 +52,7 @@ class Redirects:
             fourth = np.where(_by_ia32(calls), calls["rsi"], calls["r10"])
             self._signatures |= set((fourth[_made(calls, self._policy.names_aborts)] & 0xFFFF_FFFF).tolist())
 
-    def excused(self, entry: Batch, row: Batch, live: Batch) -> int:
+    def excused(self, entry: Batch, row: Batch, live: Batch, history: History) -> int:
         """The mask of the differences between `entry` and the exit `row` that a system call asked for.
 
         live: the pending contexts. Bases are not a part of what a 64-bit handler's return replaces.
@@ -60,7 +62,7 @@ class Redirects:
         first, last = np.searchsorted(self._edits, (entry["seq"][0], row["seq"][0]))
         if first < last:
             return 0xFFFF_FFFF & ~_TRACKED
-        if self.replaced(row, live, after=int(entry["seq"][0])):
+        if self.replaced(row, live, after=int(entry["seq"][0])) or _goes_back(entry, row, live, history):
             kept = _TRACKED if row["flags"][0] & Flag.LINEAR32 else _TRACKED | _BASES
             return 0xFFFF_FFFF & ~kept
         return 0
@@ -116,6 +118,18 @@ class Redirects:
     def begins(self, rip: int) -> bool:
         """True if contexts began before at `rip`."""
         return rip in self._beginnings
+
+
+def _goes_back(entry: Batch, row: Batch, newest: Batch, history: History) -> bool:
+    """True if the exit `row` is where the call `newest`, made by the same thread, ends: at the older `entry`.
+
+    It is if the CPU has not switched since that call. What comes back is not what the caller had, then it is what the
+    call was told to load: an older context of the caller's, kept in its own memory and perhaps changed there.
+    """
+    if not len(newest) or newest["seq"][0] <= entry["seq"][0] or not is_call(newest)[0]:
+        return False
+    alike = int(agreement(newest, row)[0][0]) >= len(GPR64) - 1 - UNLIKE
+    return not alike and not switched_since(newest, row, history)
 
 
 def _made(rows: Rows, calls: Calls) -> Bools:

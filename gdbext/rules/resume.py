@@ -21,6 +21,7 @@ from gdbext.ledger.live import Live
 from gdbext.ledger.pairing import pair
 from gdbext.ledger.pending import UNLIKE, Pending
 from gdbext.rules import emulation, returns, stale, verdicts
+from gdbext.rules.cpu_base import CpuBases
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.fastcalls import FastCalls
 from gdbext.rules.frames import judge_unbalanced, judge_unreadable, unbalanced_by
@@ -50,6 +51,7 @@ class ResumeJudge:
         self._pending = Pending()
         self._redirects = Redirects(policy)
         self._fast = FastCalls()
+        self._cpu_bases = CpuBases()
         self._frames = KernelFrames(self._pending, policy)
         self._lost: dict[tuple[int, int], int] = {}
         """The differences already known of pairs of this batch, by event numbers."""
@@ -61,6 +63,7 @@ class ResumeJudge:
         suspicious = returns.suspicious(batch, self._policy, self._width)
         pairs = self._fast.pair(batch, pair(batch, self._law, suspicious), self._law, suspicious)
         self._redirects.begin(batch)
+        self._cpu_bases.feed(batch)
         self.identical += len(pairs.exits)
         self.unmatched += int(((batch["kind"] == Kind.EXIT) & (batch["flags"] & Flag.SELF != 0)).sum())
         judged: list[Judged] = []
@@ -103,15 +106,23 @@ class ResumeJudge:
         if entry is None:
             yield from self._judge_unmatched(left, live, suspicious)
             return
+        if mask & BIT["gs_base"] and self._moved(entry, row):
+            mask &= ~int(BIT["gs_base"])
         if mask == 0:
             self.identical += 1
         else:
-            mask &= ~self._redirects.excused(entry, row, live.newest)
+            mask &= ~self._redirects.excused(entry, row, live.newest, self._history)
             for draft in verdicts.drafts(self._policy, entry, row, mask, match, live):
                 yield draft, row, entry
         if suspicious:
             for draft in returns.judge_exit(row, entry, self._policy, self._width.at(int(row["seq"][0]))):
                 yield draft, row, entry
+
+    def _moved(self, entry: Batch, row: Batch) -> bool:
+        """True if either GS base is the own one of the CPU that ran the context then."""
+        return all(
+            self._cpu_bases.owns(int(one["cpu"][0]), int(one["gs_base"][0]), int(one["seq"][0])) for one in (entry, row)
+        )
 
     def _take_exact(self, left: Left, key: int) -> tuple[Batch | None, int]:
         """The pending entry with this RIP, RSP and address space that differs least (newest first), consumed.
@@ -166,7 +177,7 @@ class ResumeJudge:
                 near = self._nearest(row, live, past)
         if near:
             entry, mask, match = near
-            mask &= ~self._redirects.excused(entry, row, live.newest)
+            mask &= ~self._redirects.excused(entry, row, live.newest, self._history)
             for draft in verdicts.drafts(self._policy, entry, row, mask, match, live, past):
                 yield draft, row, entry
         else:

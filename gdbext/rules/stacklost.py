@@ -33,7 +33,7 @@ def call_on_another_stack(
     call = thread[-1:]
     if not len(call) or not by_call(call)[0]:
         return None
-    if call["rsp"][0] == row["rsp"][0] or not _returns(call, row) or _switched_since(call, row, history):
+    if call["rsp"][0] == row["rsp"][0] or not _returns(call, row) or switched_since(call, row, history):
         return None
     landed = row.copy()
     landed["rip"] = call["rip"]
@@ -49,7 +49,7 @@ def _returns(call: Batch, row: Batch) -> bool:
     return ahead in (0, INT_BYTES)
 
 
-def _switched_since(call: Batch, row: Batch, history: History) -> bool:
+def switched_since(call: Batch, row: Batch, history: History) -> bool:
     """True unless the CPU of `row` made `call` and has not switched since, as it was seen to do before."""
     past = history.before(int(row["seq"][0]))
     switches = past["seq"][(past["cpu"] == row["cpu"]) & np.isin(past["kind"], _SWITCHES)]

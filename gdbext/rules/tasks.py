@@ -64,8 +64,8 @@ def _judge(left: Batch, back: Batch) -> list[Draft]:
             f"the task that gave way at event {int(left['seq'][0])} under CR3 {int(left['cr3'][0]):#x} is taken up "
             f"again under {int(back['cr3'][0]):#x}, which the TSS at {int(back['addr'][0]):#x} says"
         )
-        found = (Difference("cr3", int(left["cr3"][0]), int(back["cr3"][0])),)
-        return [Draft("CW107", cause, "who writes CR3 into the TSS: a switch does not save it", found, match="exact")]
+        wrong = (Difference("cr3", int(left["cr3"][0]), int(back["cr3"][0])),)
+        return [Draft("CW107", cause, "who writes CR3 into the TSS: a switch does not save it", wrong, match="exact")]
     if not lost:
         return []
     found = tuple(Difference(name, int(left[name][0]), int(back[name][0])) for name in lost)
