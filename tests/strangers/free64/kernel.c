@@ -372,8 +372,9 @@ int call(struct frame *f)
 {
     struct thread *t = me()->running;
     u64 value;
-    int whole = 0;
-    asm volatile("sti" ::: "memory");
+    int whole = f->rax == 6 || f->rax == 7;
+    if (!whole) /* a context is exchanged with interrupts off */
+        asm volatile("sti" ::: "memory");
     switch (f->rax) {
     case 0: yield(); f->rax = ticks; break;
     case 1: f->rax = fork(f); break;
@@ -398,7 +399,6 @@ int call(struct frame *f)
     case 6: /* the return of a signal's handler, and any other change of context */
     case 7:
         put_context(f, (struct frame *)f->rdi);
-        whole = 1;
         break;
     case 8: sleep_until(ticks + f->rdi); f->rax = ticks; break;
     case 9: sleep_until(~0ul); f->rax = 0; break;
