@@ -49,6 +49,8 @@ class Guest:
     append: str
     workload: str
     guilty: str
+    slot: str
+    writer: str
     field: str
     profile: str
     cpu: str
@@ -94,6 +96,8 @@ _KEYS: Final[dict[str, tuple[str, type, Any]]] = {
     "append": ("append", str, ""),
     "workload": ("workload", str, "default"),
     "guilty": ("guilty", str, ""),
+    "slot": ("slot", str, ""),
+    "writer": ("writer", str, ""),
     "field": ("field", str, ""),
     "profile": ("profile", str, ""),
     "qemu.cpu": ("cpu", str, "qemu64"),

@@ -50,6 +50,14 @@ def expect_bug(guest: Guest, run: Watched, codes: Sequence[str]) -> None:
     assert first["look_at"], run.evidence
 
 
+def expect_writer(guest: Guest, run: Watched) -> None:
+    """Wherever an expected finding has a slot and its last writer, they are those of the guest's file."""
+    named = [f for f in run.document["findings"] if f["code"] in guest.codes and f["slot"] and f["writer"]]
+    functions = {f["writer"]["symbol"].partition("+")[0].partition(".")[0] for f in named}
+    assert functions <= {guest.writer or guest.guilty}, run.evidence
+    assert not guest.slot or guest.slot in {f["slot"] for f in named}, run.evidence
+
+
 def expect_silence(run: Watched) -> None:
     assert run.status == 0, run.evidence
     assert run.document["findings"] == [], run.evidence
@@ -61,6 +69,7 @@ def expect_silence(run: Watched) -> None:
 def test_bug_by_probe(guest: Guest) -> None:
     run = watch(guest.name, "--via", "probe")
     expect_bug(guest, run, guest.codes)
+    expect_writer(guest, run)
     assert run.document["events"]["lost"] == 0, run.evidence
     assert run.document["source"] == "probe"
 
