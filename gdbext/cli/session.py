@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from gdbext.recording.header import Header
     from gdbext.recording.writer import Recorder
 
+_DYING: Final = 0.5
+"""Seconds QEMU may take to be gone after what it was asked has failed."""
 TICK: Final = 0.05
 """Seconds the source may keep us waiting while serial lines, deadlines and NMIs are due."""
 
@@ -150,7 +152,7 @@ def _open(feed: Feed, machine: Machine) -> Source:
     try:
         return feed.open(machine)
     except CtxwatchError:
-        ending = machine.ending()
+        ending = machine.ending(_DYING)
         if ending is None:
             raise
         raise GuestFailed(ending.detail) from None

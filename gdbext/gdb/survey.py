@@ -40,11 +40,9 @@ def learn(guest: Target, machine: Machine, kernel: list[Segment]) -> bool:
 
 
 def follow(guest: Target, machine: Machine, kernel: list[Segment]) -> None:
-    """Learn again if the selected vCPU has loaded another table, by code that nobody knew of: firmware moves itself."""
-    if machine.reach is None:
-        return
-    idtr, _ = _idtr(guest)
-    if idtr is not None and idtr.base != machine.tables.base_of(guest.cpu()):
+    """Learn if the selected vCPU has loaded a table, or another, by code that nobody knew of: firmware moves itself."""
+    idtr = _idtr(guest)[0] if machine.reach is not None else None
+    if machine.reach is None or (idtr is not None and idtr.base != machine.tables.base_of(guest.cpu())):
         learn(guest, machine, kernel)
 
 

@@ -105,8 +105,12 @@ class Watch:
         return lines
 
     def start(self) -> None:
-        """Arm with what the guest has now, or wait for its first ``lidt``; the target is stopped."""
-        if not survey.learn(self.target, self.machine, self._image) and not self._image:
+        """Arm with what the guest has now, or wait for its first ``lidt``; the target is stopped.
+
+        Without an image that lidt is not known: who reads a stream has the guest stopped now and then (see tidy), of a
+        person that cannot be asked.
+        """
+        if not survey.learn(self.target, self.machine, self._image) and not self._image and self.judging is not None:
             raise CtxwatchError(
                 "the guest has not loaded an interrupt table yet",
                 "no kernel image is known that would tell where it will",
@@ -161,7 +165,7 @@ class Watch:
         return False
 
     def tidy(self) -> None:
-        """The guest stands still for the user: drop the breakpoints that are no longer planned."""
+        """The guest stands still: look at its tables, and drop the breakpoints that are no longer planned."""
         self.sink.settle()
         with contextlib.suppress(CtxwatchError, OSError):  # it may have stopped for good
             survey.follow(self.target, self.machine, self._image)

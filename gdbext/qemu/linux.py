@@ -26,6 +26,11 @@ BACKPORTS: Final = "backports"
 """A release's name: the running release's backports."""
 
 KERNEL, INITRD, CONFIG, BUSYBOX, VERSION = "vmlinuz", "initrd", "config", "busybox", "version"
+_PARTS: Final = (
+    ("linux-binary-", r"\./(boot/vmlinuz-.*|usr/lib/modules/[^/]+/vmlinuz)", KERNEL),
+    ("linux-base-", r"\./(boot/config-.*|usr/lib/modules/[^/]+/config)", CONFIG),
+)
+"""Where the image's package is split: what begins the name of the one that holds a file, the file, and our name."""
 _PROGRAMS: Final = ("workloads", "workloads32")
 _DEBIAN_ARCH: Final = {"x86_64": "amd64", "i386": "i386"}
 
@@ -66,8 +71,11 @@ def _download(kernel: Kernel, scratch: Path, ready: Path) -> None:
     source = apt.Apt(scratch / "apt", _DEBIAN_ARCH[kernel.arch], release, backports=backports)
     package = source.candidate(kernel.package, backports=backports)
     image = source.dependency(package, "linux-image-") or package
-    kernel_files = {r"\./boot/vmlinuz-.*": ready / KERNEL, r"\./boot/config-.*": ready / CONFIG}
-    apt.extract(source.download(image, scratch), kernel_files)
+    wanted: dict[apt.Package, dict[str, Path]] = {}
+    for prefix, pattern, name in _PARTS:
+        wanted.setdefault(source.dependency(image, prefix) or image, {})[pattern] = ready / name
+    for part, files in wanted.items():
+        apt.extract(source.download(part, scratch), files)
     busybox = source.download(source.candidate("busybox-static"), scratch)
     apt.extract(busybox, {r"\./(usr/)?bin/busybox": ready / BUSYBOX})
     (ready / VERSION).write_text(f"{image.name} {image.version}\n", "utf-8")

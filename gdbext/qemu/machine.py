@@ -18,7 +18,7 @@ from gdbext.qemu import child, command
 from gdbext.qemu.command import Launch, SerialAt
 from gdbext.qemu.console import Console
 from gdbext.qemu.private import PrivateDirectory
-from gdbext.qemu.qmp import Qmp, QmpError
+from gdbext.qemu.qmp import Qmp, QmpClosed, QmpError
 
 ARCHITECTURES: Final = {"x86_64": 64, "i386": 32}
 """QEMU targets that can be watched, with the widest code they run, in bits."""
@@ -94,15 +94,15 @@ class Machine:
         self._output = Console(self._process)
         try:
             self.qmp = Qmp(self.launch.qmp, alive=self._process_runs)
-        except CtxwatchError:
+            stack.callback(self.qmp.close)
+            self.arch = str(self.qmp.execute("query-target")["arch"])
+            self.version = _version(self.qmp)
+            self.accelerator = "kvm" if self.qmp.execute("query-kvm")["enabled"] else "tcg"
+        except (EnvironmentUnusable, QmpClosed):
             raise self._not_started() from None
-        stack.callback(self.qmp.close)
-        self.console = self._output if self.launch.serial is SerialAt.STDOUT else Console(_accept(listener))
-        self.arch = str(self.qmp.execute("query-target")["arch"])
         if self.arch not in ARCHITECTURES:
             raise UsageError(f"{self.program.name} emulates {self.arch}", "only x86 guests can be watched")
-        self.version = _version(self.qmp)
-        self.accelerator = "kvm" if self.qmp.execute("query-kvm")["enabled"] else "tcg"
+        self.console = self._output if self.launch.serial is SerialAt.STDOUT else Console(_accept(listener))
         # What comes of the machine now is ours to hear; a leftover file would only be in the way.
         self.launch.serial_socket.unlink(missing_ok=True)
 
@@ -160,13 +160,20 @@ class Machine:
             self._chatter = (self._chatter + self._output.lines())[-20:]
         return lines
 
-    def ending(self) -> Ending | None:
-        """How the machine ended, or None while it lives. A guest that died is paused and can be looked at."""
-        while self._ending is None and (event := self.qmp.event(0)) is not None:
-            self._note(event)
-        if self._ending is None and not self._process_runs():
-            self._ending = self._exit()
-        return self._ending
+    def ending(self, patience: float = 0.0) -> Ending | None:
+        """How the machine ended, or None while it lives. A guest that died is paused and can be looked at.
+
+        patience: seconds to wait for the end of a QEMU whose sockets have closed: the process goes after them.
+        """
+        deadline = time.monotonic() + patience
+        while True:
+            while self._ending is None and (event := self.qmp.event(0)) is not None:
+                self._note(event)
+            if self._ending is None and not self._process_runs():
+                self._ending = self._exit()
+            if self._ending is not None or time.monotonic() >= deadline:
+                return self._ending
+            time.sleep(0.01)
 
     def _note(self, event: dict[str, Any]) -> None:
         match event["event"]:

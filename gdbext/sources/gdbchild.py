@@ -56,6 +56,8 @@ class GdbChild:
         """``*stopped`` records since last cleared."""
         self.running = False
         """The guest runs, as far as GDB has said."""
+        self.connected = False
+        """GDB has a guest, as far as it has said."""
         try:
             self._load()
         except BaseException:
@@ -100,14 +102,21 @@ class GdbChild:
             return True
         self.stops.clear()
         deadline = time.monotonic() + timeout
-        while not self.stops and time.monotonic() < deadline:
+        while not self.stops and self.connected and time.monotonic() < deadline:
             self.command("-exec-interrupt", timeout)
             again = time.monotonic() + _ASK_AGAIN
-            while not self.stops and time.monotonic() < again:
+            while not self.stops and self.connected and time.monotonic() < again:
                 if not self.poll():
                     return False
                 time.sleep(_POLL / 4)
         return bool(self.stops)
+
+    def ask_to_stop(self) -> None:
+        """Like :meth:`interrupt`, without waiting for anything; raises GdbDied."""
+        try:
+            self._io.write("-exec-interrupt", read_response=False)
+        except (OSError, ValueError) as error:
+            raise self._died() from error
 
     @property
     def pid(self) -> int:
@@ -181,6 +190,8 @@ class GdbChild:
         elif kind == "notify" and record.get("message") == "stopped":
             self.running = False
             self.stops.append(payload if isinstance(payload, dict) else {})
+        elif kind == "notify" and record.get("message") in ("thread-group-started", "thread-group-exited"):
+            self.connected = record["message"] == "thread-group-started"
         elif record.get("message") == "running":  # the answer to a command, or a notification
             self.running = True
 

@@ -30,14 +30,14 @@ _POLL: Final = 0.02
 _LEAVE: Final = 10.0
 """Seconds GDB may take for each step of leaving the guest: it is killed at last, and a guest then stays stopped."""
 _LOOK_EVERY: Final = 0.3
-"""Seconds between two looks whether the guest has loaded an interrupt table."""
+"""Seconds between two looks whether the guest has loaded an interrupt table, until it has been interrupted once."""
 _SILENCE: Final = 1.0
 """Seconds without a row after which it may have loaded another that nobody saw it load; doubled each time..."""
 _LONGEST: Final = 8.0
 """...up to this."""
-_NO_TABLE: Final = "has not loaded an interrupt table"
-"""What `ctx watch` says of a guest that nobody knows yet where to watch."""
-_NO_GUEST: Final = "GDB is not connected"
+_PASSING: Final = 10.0
+"""Seconds to wait for GDB to stop the guest for a look, where events are asked for."""
+_ASK_AGAIN: Final = 0.1
 _MEMORY_WAIT: Final = 2.0
 """Seconds to wait for a stop at which memory can be read."""
 _MEMORY_POLL: Final = 0.05
@@ -74,11 +74,16 @@ class GdbstubSource:
         self._ended = False
         self._told = False
         self._waiting = False
+        self._unanswered = False
+        """The guest stands in a row that was or will be read, and goes on by :meth:`release`."""
+        self._halted = False
         self._closed = False
         self._peer: socket.socket | None = None
-        """The collector; None until the guest has a table to watch."""
+        """The collector."""
+        self._silence = _LOOK_EVERY
         self._next_look = 0.0
-        self._silence = _SILENCE
+        self._passing = 0.0
+        """Since when the guest is being stopped for a look; 0.0 while it is not."""
         self._child: GdbChild | None = None
         self._listener = _listen()
         name = self._listener.getsockname()[1:].decode()
@@ -95,18 +100,18 @@ class GdbstubSource:
         None when the guest or GDB is gone. Raises GdbDied if GDB ended of itself.
         """
         deadline = time.monotonic() + timeout
-        if self._peer is None:
-            self._look(deadline)
-        elif time.monotonic() > self._next_look and Capability.HALT not in self.capabilities:
-            self._pass_by()
         with self._ready:
-            while not self._ended and not self._waiting and len(self._rows) < _BATCH:
+            while not self._ended and not self._waiting:
+                if not self._alive():
+                    self._ended = True
+                    break
+                self._look()
                 left = deadline - time.monotonic()
-                if left <= 0 or not self._ready.wait(min(left, 0.5)):
-                    if not self._alive():
-                        self._ended = True
-                    elif left <= 0:
-                        break
+                # Who stops the guest later shall not be taken for us: a look is brought to its end first.
+                looks = not self._unanswered and time.monotonic() < self._passing + _PASSING
+                if not looks and (left <= 0 or len(self._rows) >= _BATCH):
+                    break
+                self._ready.wait(_POLL / 4 if looks else min(left, _LOOK_EVERY))
             rows, self._rows, self._waiting = self._rows, [], False
             ended = self._ended
         if rows:
@@ -120,6 +125,8 @@ class GdbstubSource:
 
     def release(self, cpu: int, halt: bool) -> None:
         """Answer the row with Flag.WAITING of vCPU `cpu`: go on, or stop for good before the exit runs."""
+        self._halted = self._halted or halt
+        self._unanswered = False
         self._send(HALT if halt else CONTINUE)
 
     def read_memory(self, address: int, length: int, cpu: int = 0) -> bytes:
@@ -178,28 +185,17 @@ class GdbstubSource:
                 child.command(f"-file-exec-and-symbols {_quoted(str(kernel))}", 60)
         child.cli(f"set architecture {ARCHITECTURES[arch]}")
         _connect(child, endpoint)
-        if self._begin():
-            self._go_on()
-
-    def _begin(self) -> bool:
-        """Watch from here on, if the standing guest has a table, or an image that tells where it will load one.
-
-        False if the guest is gone.
-        """
-        assert self._child is not None
-        self._next_look = time.monotonic() + _LOOK_EVERY
         try:
-            self._child.cli(self._command, 60)
+            child.cli(self._command, 60)
         except GdbError as error:
-            if _NO_GUEST in error.what:  # QEMU died meanwhile
-                return False
-            if _NO_TABLE not in error.what:
+            if child.connected:
                 raise CtxwatchError("the guest cannot be watched through gdbstub", error.what) from error
-            self._accept().close()  # the collector had come already
-            return True
+            self._ended = True  # QEMU died meanwhile
+            return
         self._peer = self._accept()
         threading.Thread(target=self._receive, name="gdbstub rows", daemon=True).start()
-        return True
+        self._next_look = time.monotonic() + _LOOK_EVERY
+        self._go_on()
 
     def _accept(self) -> socket.socket:
         """The collector's connection. Nobody else gets one, though anybody may knock at a socket without a file."""
@@ -211,28 +207,20 @@ class GdbstubSource:
                 return peer
             peer.close()
 
-    def _look(self, deadline: float) -> None:
-        """Until the guest is watched: stop it now and then and try. Firmware boots whatever it likes."""
-        assert self._child is not None
-        while self._peer is None and not self._ended and time.monotonic() < deadline:
-            if time.monotonic() >= self._next_look and self._alive():
-                self._child.interrupt()
-                if not self._alive():
-                    return
-                if not self._begin():
-                    self._ended = True
-                    return
-                self._go_on()
-            time.sleep(max(0.0, min(_POLL, deadline - time.monotonic())))
+    def _look(self) -> None:
+        """Where no rows come, have GDB stop the guest for a moment: the collector then looks at its tables.
 
-    def _pass_by(self) -> None:
-        """Stop the guest for a moment: the collector looks at its tables then. (Not where rows wait for an answer from
-        here: GDB would not hear of it.)"""
+        GDB is asked and not waited for. It may be in a stop that ends with an answer from here, and stops the guest
+        after that. QEMU ignores a request that crosses a stop on its way: it is asked again.
+        """
         assert self._child is not None
-        self._silence = min(2 * self._silence, _LONGEST)
-        self._next_look = time.monotonic() + self._silence
-        if self._alive() and self._child.running and self._child.interrupt() and self._alive():
-            self._go_on()
+        now = time.monotonic()
+        if now < self._next_look or self._unanswered or self._halted or not self._child.running:
+            return
+        self._passing = self._passing or now
+        self._next_look = now + _ASK_AGAIN
+        with contextlib.suppress(GdbDied):  # told by the next poll
+            self._child.ask_to_stop()
 
     def _go_on(self) -> None:
         assert self._child is not None
@@ -240,13 +228,22 @@ class GdbstubSource:
         self._child.command("-exec-continue")
 
     def _alive(self) -> bool:
-        """Take what GDB says; False once it is gone or the guest has stopped for good."""
+        """Take what GDB says, and let the guest go on where it was stopped for a look; False once GDB is gone or the
+        guest has stopped for good."""
         assert self._child is not None
         try:
             self._child.poll()
-        except GdbDied:
+            if any(_final(stop) for stop in self._child.stops):
+                return False
+            if self._passing and not self._child.running and not self._halted:
+                self._passing = 0.0
+                self._next_look = time.monotonic() + self._silence
+                if self._silence >= _SILENCE:
+                    self._silence = min(2 * self._silence, _LONGEST)
+                self._go_on()
+        except (GdbDied, GdbError):
             return False
-        return not any(_final(stop) for stop in self._child.stops)
+        return True
 
     def _runs(self) -> bool:
         return self._alive() and self._child is not None and self._child.running
@@ -274,7 +271,8 @@ class GdbstubSource:
                     row = np.frombuffer(raw, ROW)
                     with self._ready:
                         self._rows.append(raw)
-                        self._waiting = self._waiting or bool(row["flags"][0] & Flag.WAITING)
+                        if row["flags"][0] & Flag.WAITING:
+                            self._waiting = self._unanswered = True
                         if self._waiting or len(self._rows) >= _BATCH:
                             self._ready.notify_all()
                 elif kind == BYTES:

@@ -111,14 +111,15 @@ Boot = Callable[..., Live]
 
 @pytest.fixture
 def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
-    """Boot bundled guests by name; they end with the test. A failing test keeps what they printed."""
+    """Boot bundled guests by name, with more words for QEMU; they end with the test. A failing test keeps what they
+    printed."""
     with contextlib.ExitStack() as stack:
         alive: list[Live] = []
 
-        def start(name: str, *, running: bool = False) -> Live:
+        def start(name: str, *words: str, running: bool = False) -> Live:
             guest = guests.find(name)
             kernel = guests.build(guest)
-            machine = stack.enter_context(Machine(tuple(guest.command(kernel)), gdbstub=True))
+            machine = stack.enter_context(Machine((*guest.command(kernel), *words), gdbstub=True))
             live = Live(machine, kernel, guests.build(guest, stripped=True))
             alive.append(live)
             listener = threading.Thread(target=live.listen, daemon=True)

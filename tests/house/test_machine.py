@@ -9,15 +9,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gdbext.errors import EnvironmentUnusable, GuestFailed, UsageError
-from gdbext.qemu import guests, images
+from gdbext.qemu import child, guests, images
 from gdbext.qemu.machine import Ending, Machine
 from gdbext.qemu.private import PrivateDirectory
+from gdbext.qemu.qmp import Qmp
 
 pytestmark = pytest.mark.guest
 
@@ -118,6 +120,27 @@ def test_qemu_killed_from_outside() -> None:
         assert machine.ending() == Ending("killed", "QEMU was killed by signal 9")
         directory = machine.directory
     assert not directory.exists()
+
+
+@pytest.mark.parametrize("command", ["query-target", "query-version", "query-kvm"])
+def test_qemu_killed_before_it_has_told_what_it_is(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    started: list[Any] = []
+    spawn, execute = child.spawn, Qmp.execute
+
+    def note(argv: Sequence[str]) -> Any:
+        started.append(spawn(argv))
+        return started[-1]
+
+    def kill(self: Qmp, asked: str, *rest: Any, **options: Any) -> Any:
+        if asked == command:
+            started[0].proc.kill()
+        return execute(self, asked, *rest, **options)
+
+    monkeypatch.setattr(child, "spawn", note)
+    monkeypatch.setattr(Qmp, "execute", kill)
+    with pytest.raises(GuestFailed, match="QEMU did not start: it was killed by signal 9"):
+        Machine(EMPTY)
+    assert gone(started[0].pid)
 
 
 def test_the_private_directory_is_private() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from gdbext.errors import EnvironmentUnusable
-from gdbext.qemu import apt
-from gdbext.qemu.apt import Origin
+from gdbext.qemu import apt, linux
+from gdbext.qemu.apt import Origin, Package
 
 DEB822 = """
 # a comment
@@ -138,3 +138,38 @@ def test_a_damaged_package(tmp_path: Path) -> None:
     deb.write_bytes(b"!<arch>\n" + b"x" * 500)
     with pytest.raises(EnvironmentUnusable, match="damaged"):
         apt.extract(deb, {r"\./boot/vmlinuz-.*": tmp_path / "kernel"})
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_kernel_s_files_are_found_in_one_package_or_in_several(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, split: bool
+) -> None:
+    modules = "./usr/lib/modules/7.3-cloud-amd64"
+    held = {"busybox-static": ["./usr/bin/busybox"], "linux-image-7.3": ["./boot/vmlinuz-6.1", "./boot/config-6.1"]}
+    if split:
+        held["linux-image-7.3"] = ["./usr/share/doc/linux-image"]
+        held["linux-binary-7.3"] = [f"{modules}/vmlinuz"]
+        held["linux-base-7.3"] = [f"{modules}/System.map", f"{modules}/config"]
+
+    class Archive:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def candidate(self, name: str, backports: bool = False) -> Package:
+            return Package(name, "1")
+
+        def dependency(self, package: Package, prefix: str) -> Package | None:
+            return next((Package(name, "1") for name in held if name.startswith(prefix)), None)
+
+        def download(self, package: Package, directory: Path) -> Path:
+            made = directory / package.name
+            made.mkdir()
+            return a_package(made, held[package.name])
+
+    monkeypatch.setattr(apt, "Apt", Archive)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    fetched = linux.fetch(linux.Kernel("linux-image-cloud", "x86_64", "bookworm"))
+    names = {"vmlinuz": "boot/vmlinuz-6.1", "config": "boot/config-6.1"}
+    for name, was in names.items():
+        assert (fetched / name).read_text() == (f"{modules}/{name}" if split else f"./{was}")
+    assert (fetched / "busybox").read_text() == "./usr/bin/busybox"
+    assert (fetched / "version").read_text() == "linux-image-7.3 1\n"
