@@ -141,7 +141,7 @@ def differences(entries: Rows, exits: Rows, law: Law) -> Mask:
     partial = ((entries["flags"] | exits["flags"]) & Flag.FLAGS_PARTIAL) != 0
     ignored[partial] |= np.uint64(rf.STATUS | rf.DF)
     mark("rflags", ((entries["rflags"] ^ exits["rflags"]) & ~ignored) != 0)
-    framed = ~by_call(entries) & (exits["how"] == How.IRET)
+    framed = ~by_call(entries) & ((exits["how"] == How.IRET) | (exits["how"] == How.TASK))
     own = {name: user | (small & ((entries[name] & 3) == 0)) for name in ("fs", "gs")}
     for name, judged in {"cs": framed, "ss": framed, "ds": small, "es": small, **own}.items():
         lost = judged & (_selector(entries, name) != _selector(exits, name))

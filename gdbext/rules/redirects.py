@@ -7,6 +7,7 @@ its first instruction: at such an address a context alike is no proof of anythin
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 import numpy as np
@@ -14,8 +15,7 @@ import numpy as np
 from gdbext.arch.registers import GPR64
 from gdbext.events.columns import Columns, Rows
 from gdbext.events.row import Batch, Flag, How, Kind
-from gdbext.ledger.compare import BIT, Bools, agreement, gprs, is_call, is_user, space
-from gdbext.ledger.pending import UNLIKE
+from gdbext.ledger.compare import BIT, Bools, gprs, is_call, is_user, space
 from gdbext.rules.fastcalls import INT_BYTES, is_fast
 from gdbext.rules.history import History
 from gdbext.rules.policy import Calls, Policy
@@ -62,7 +62,9 @@ class Redirects:
         first, last = np.searchsorted(self._edits, (entry["seq"][0], row["seq"][0]))
         if first < last:
             return 0xFFFF_FFFF & ~_TRACKED
-        if self.replaced(row, live, after=int(entry["seq"][0])) or _goes_back(entry, row, live, history):
+        if self.replaced(row, live, after=int(entry["seq"][0])) or (
+            not self._policy.replaces_own and _goes_back(entry, row, live, history, self._policy.syscall_returns)
+        ):
             kept = _TRACKED if row["flags"][0] & Flag.LINEAR32 else _TRACKED | _BASES
             return 0xFFFF_FFFF & ~kept
         return 0
@@ -120,16 +122,19 @@ class Redirects:
         return rip in self._beginnings
 
 
-def _goes_back(entry: Batch, row: Batch, newest: Batch, history: History) -> bool:
+def _goes_back(entry: Batch, row: Batch, newest: Batch, history: History, returns: Collection[str]) -> bool:
     """True if the exit `row` is where the call `newest`, made by the same thread, ends: at the older `entry`.
 
-    It is if the CPU has not switched since that call. What comes back is not what the caller had, then it is what the
+    It is if the CPU has not switched since that call. If what comes back is not what the caller had, it is what the
     call was told to load: an older context of the caller's, kept in its own memory and perhaps changed there.
+
+    returns: the registers that a call may change.
     """
     if not len(newest) or newest["seq"][0] <= entry["seq"][0] or not is_call(newest)[0]:
         return False
-    alike = int(agreement(newest, row)[0][0]) >= len(GPR64) - 1 - UNLIKE
-    return not alike and not switched_since(newest, row, history)
+    changed = gprs(newest) != gprs(row)
+    changed[:, [GPR64.index(name) for name in (*returns, "rsp")]] = False
+    return bool(changed.any()) and not switched_since(newest, row, history)
 
 
 def _made(rows: Rows, calls: Calls) -> Bools:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from gdbext.events.row import Batch
+from gdbext.arch.registers import GPR64
+from gdbext.events.row import Batch, Kind
 from gdbext.rules.engine import Engine
 from gdbext.rules.policy import Calls, Policy
 from tests.rules.rows import Flag, How, batch, context, entry, exit_
@@ -130,3 +131,27 @@ def test_a_clone_s_new_thread_is_not_its_maker_interrupted_at_the_same_place() -
     assert codes(*made, thread) == []
     assert codes(*made[2:], thread) == [("CW101", "rax,rsp")]
     assert codes(*made, exit_(maker | {"rsp": 0x600000, "rax": 0, "rbx": 5})) == [("CW101", "rax,rbx,rsp")]
+
+
+def switched(**changes: Any) -> list[Batch]:
+    """A thread without FS base calls, is sent elsewhere, calls from there and is sent back, with `changes`."""
+    ctx = context(fs_base=0)
+    other = context(7, fs_base=0, cr3=ctx["cr3"])
+    moved = entry(ctx, how=How.INTERRUPT)
+    moved["kind"] = Kind.CR3  # this CPU is seen to switch, before
+    return [moved, call(ctx, 39), exit_(other), call(other, 39), exit_(ctx | {"rip": 0x500000} | _above(ctx) | changes)]
+
+
+def _above(ctx: dict[str, Any]) -> dict[str, Any]:
+    return {"rsp": ctx["rsp"] - 0x400}
+
+
+def test_a_call_may_go_back_to_an_older_context_of_its_caller() -> None:
+    assert codes(*switched(rdx=0xBEEF, rflags=0x202)) == []
+    assert codes(*switched(rdx=0xBEEF), policy=LINUX) == [("CW106", "rdx")]
+
+
+def test_a_call_that_returns_its_caller_s_registers_on_another_stack_does_not_go_back() -> None:
+    other = context(7)
+    wrong = {name: other[name] for name in GPR64 if name != "rsp"}
+    assert [code for code, _ in codes(*switched(**wrong))] != []
