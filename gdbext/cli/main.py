@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from gdbext import __version__
 from gdbext.cli.command import Command, discover
+from gdbext.cli.output import reader_left
 from gdbext.errors import CtxwatchError, UsageError, printable
 
 
@@ -46,9 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Terminated as error:
         status = 128 + error.signum
     except BrokenPipeError:
-        # The reader left; what is still buffered must not raise a second time at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 128 + signal.SIGPIPE
+        status = reader_left()
     except Exception as error:
         status = _refuse(
             CtxwatchError(

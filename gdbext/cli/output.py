@@ -1,9 +1,12 @@
-"""Where a command's machine output goes."""
+"""Where a command's output goes."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -21,3 +24,20 @@ def document(name: str) -> contextlib.AbstractContextManager[IO[str]]:
         return Path(name).open("w", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write {name}", error.strerror or str(error)) from error
+
+
+def reader_left() -> int:
+    """The reader of standard output is gone: what is still buffered does not raise a second time at exit. Returns the
+    exit status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
+
+
+def told(main: Callable[[], int]) -> int:
+    """Do `main` and return its exit status, or that of a reader who left (``| head``)."""
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return reader_left()
+    return status

@@ -205,4 +205,4 @@ def _document(facts: dict[str, str], chosen: Sequence[Way], measures: Sequence[M
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(output.told(main))

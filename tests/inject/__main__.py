@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from gdbext.cli import output
 from gdbext.errors import CtxwatchError, UsageError, printable
 from gdbext.qemu import guests
 from tests.inject import table
@@ -123,4 +124,4 @@ def _load(path: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(output.told(main))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -202,3 +204,15 @@ def test_a_change_without_effect_is_told_as_such() -> None:
     """RF is no part of the law: the very machinery that finds the others must then find nothing."""
     done = inject(guests.find("clean-nrk"), FAULTS["user-flag-rf"])
     assert done.verdict == NO_EFFECT, done.document()
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    """``scripts/inject --list | head -1``, where it has left before anything is written."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.inject", "--list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
