@@ -66,22 +66,26 @@ class CodeJudge:
         return judged
 
     def _red_zones(self, rows: Columns) -> list[Judged]:
-        """Judge each interrupted place once; a draft for every event at it would only be counted."""
+        """Judge each interrupted place once, and every event at a guilty one, so that counts do not hang on batches."""
         if not len(rows):
             return []
         alias = (rows["rbp"] == rows["rsp"]).astype(np.uint64)
         places = rows["rip"] ^ (alias << np.uint64(60)) ^ ((rows["rsp"] & np.uint64(15)) << np.uint64(52))
-        judged: list[Judged] = []
         distinct, first = np.unique(places, return_index=True)
+        guilty: list[int] = []
         for place, index in sorted(zip(distinct.tolist(), first.tolist(), strict=True), key=itemgetter(1)):
             if place in self._spotless:
                 continue
+            if self._red_zone(rows.row(index)) is not None:
+                guilty.append(place)
+            elif len(self._spotless) < MANY:
+                self._spotless.add(place)
+        judged: list[Judged] = []
+        for index in np.flatnonzero(np.isin(places, np.array(guilty, np.uint64))).tolist():
             row = rows.row(index)
             draft = self._red_zone(row)
             if draft is not None:
                 judged.append((draft, row, None))
-            elif len(self._spotless) < MANY:
-                self._spotless.add(place)
         return judged
 
     def _flags(self, row: Batch, fmask: int | None) -> Draft | None:

@@ -43,9 +43,9 @@ def found(*rows: Batch, policy: Policy | None = None, guest: Bytes | None = None
         engine = Engine(policy, guest=guest)
         for feed in feeds:
             engine.feed(feed)
-        results.append([finding.code for finding in engine.findings])
+        results.append([(finding.code, finding.count) for finding in engine.findings])
     assert results[0] == results[1]
-    return results[0]
+    return [code for code, _ in results[0]]
 
 
 USES_RED_ZONE = "mov %rdi,-8(%rsp)\n add $1,%rax\n add -8(%rsp),%rax\n ret"
@@ -61,6 +61,13 @@ def test_red_zone_is_live_between_store_and_load(tmp_path: Path) -> None:
     assert found(in_kernel(5), guest=guest) == ["CW305"]
     assert found(in_kernel(0), guest=guest) == []  # not stored yet
     assert found(in_kernel(14), guest=guest) == []  # at the ret, after the last use
+
+
+def test_red_zones_are_counted_by_event(tmp_path: Path) -> None:
+    """Not by batch: a replay has other batches than the live run. ``found`` compares the counts."""
+    ctx = context(2, user=False, rip=KERNEL_RIP + 5)
+    pair = [in_kernel(5), exit_(ctx, frame=ctx["rsp"] - 40)]
+    assert found(*pair * 3, guest=Bytes(USES_RED_ZONE, tmp_path)) == ["CW305"]
 
 
 def test_red_zone_through_rbp(tmp_path: Path) -> None:
