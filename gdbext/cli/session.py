@@ -245,6 +245,9 @@ class _Run:
         tell = self.view.note if self.subject.unknown else self.view.detail
         for line in self.discoveries.lines(self.knowledge.learnt):
             tell(f"found out: {line}")
+        counts = self.engine.counts
+        if not (self.interrupted or self.engine.findings or counts.entries or counts.exits):
+            self.view.note("no interrupt, exception or system call was seen: nothing was checked")
         report = self._report()
         if self.recorder is not None:
             self.recorder.close(report.document())

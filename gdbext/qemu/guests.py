@@ -233,9 +233,10 @@ def _make(guest: Guest, out: Path) -> None:
     except OSError as error:
         raise EnvironmentUnusable("no make here", error.strerror or "", "run scripts/bootstrap") from error
     if done.returncode:
-        said = next((line for line in done.stderr.splitlines() if "rror" in line), done.stderr.strip()[-200:])
         raise EnvironmentUnusable(
-            f"the guest {guest.name} cannot be built", said, "`ctxwatch doctor` shows what is missing"
+            f"the guest {guest.name} cannot be built",
+            linux.first_trouble(done.stderr),
+            "`ctxwatch doctor` shows what is missing",
         )
 
 

@@ -129,10 +129,21 @@ def _make(arch: str, out: Path) -> None:
     except OSError as error:
         raise EnvironmentUnusable("no make here", error.strerror or "", "run scripts/bootstrap") from error
     if done.returncode:
-        said = next((line for line in done.stderr.splitlines() if "rror" in line), done.stderr.strip()[-200:])
         raise EnvironmentUnusable(
-            "the Linux guests' workloads cannot be built", said, "`ctxwatch doctor` shows what is missing"
+            "the Linux guests' workloads cannot be built",
+            first_trouble(done.stderr),
+            "`ctxwatch doctor` shows what is missing",
         )
+
+
+def first_trouble(said: str) -> str:
+    """The line of make's standard error that tells why it failed: a program is missing, or the first error."""
+    lines = [line for line in said.splitlines() if line.strip()]
+    for signs in (("not found", "No such file"), ("rror",), ("",)):
+        found = next((line for line in lines if any(sign in line for sign in signs)), "")
+        if found:
+            return found
+    return ""
 
 
 def install(ready: Path, directory: Path) -> None:

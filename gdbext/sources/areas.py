@@ -297,7 +297,7 @@ def _scope_of(
     row: Batch, gs_base: int, symbol: SymbolAddress, read: Callable[[int, int, int], bytes], word: int
 ) -> Scope:
     """The scope of expressions at the event `row` (a batch of one); `read`: address, length and CPU to memory."""
-    names = [name for name in row.dtype.names or () if row.dtype[name].shape == ()]
+    names = [name for name in row.dtype.names or () if row.dtype[name].shape == () and row.dtype[name].names is None]
     registers = {name: int(row[name][0]) for name in names if name not in ("kind", "how", "size", "mode")}
     if gs_base:
         registers["gs_base"] = gs_base

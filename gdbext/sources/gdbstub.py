@@ -35,7 +35,7 @@ _SILENCE: Final = 1.0
 """Seconds without a row after which it may have loaded another that nobody saw it load; doubled each time..."""
 _LONGEST: Final = 8.0
 """...up to this."""
-_PASSING: Final = 10.0
+_PASSING: Final = 3.0
 """Seconds to wait for GDB to stop the guest for a look, where events are asked for."""
 _ASK_AGAIN: Final = 0.1
 _MEMORY_WAIT: Final = 2.0

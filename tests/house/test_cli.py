@@ -161,3 +161,29 @@ def test_no_colour_when_asked() -> None:
 def test_missing_configs_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(guests, "CONFIGS", tmp_path / "none")
     assert main(["guests"]) == 2
+
+
+LOADING = """
+import sys
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == "gdbext.cli.main":
+            print(sorted(known for known in sys.modules if known.startswith("gdbext")))
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+from gdbext.cli.entry import run
+sys.exit(run())
+"""
+
+
+def test_a_ctrl_c_while_the_command_is_loaded_ends_it_without_a_word() -> None:
+    done = subprocess.run([sys.executable, "-c", LOADING], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
+    assert done.stdout == "['gdbext', 'gdbext.cli', 'gdbext.cli.entry']\n"
+
+
+@pytest.mark.guest
+def test_a_guest_that_does_nothing_is_not_called_checked() -> None:
+    done = ctxwatch("run", "--timeout", "1", "--", "qemu-system-x86_64", "-display", "none", "-net", "none")
+    assert done.returncode == 0
+    assert one_line(done.stderr) == "ctxwatch: no interrupt, exception or system call was seen: nothing was checked\n"

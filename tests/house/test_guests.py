@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gdbext.errors import EnvironmentUnusable, UsageError
-from gdbext.qemu import guests, images
+from gdbext.qemu import guests, images, linux
 
 GOOD = """
 title = "a guest"
@@ -97,3 +97,17 @@ def test_a_compiler_that_fails_is_told(cache: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(EnvironmentUnusable, match="cannot be built"):
         guests.build(guests.find("clean-nrk"))
     assert not [path for path in cache.rglob("*") if path.name != "guests"]
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("make: gcc: No such file or directory\nmake: *** [Makefile:54: a.o] Error 127\n", "make: gcc: No such file"),
+        ("/bin/sh: 1: objcopy: not found\nmake: *** [Makefile:46: a] Error 127\n", "/bin/sh: 1: objcopy: not found"),
+        ("a.c: In function 'f':\na.c:3: error: 'x' undeclared\nmake: *** [a.o] Error 1\n", "a.c:3: error: 'x'"),
+        ("\nmake was killed\n", "make was killed"),
+        ("", ""),
+    ],
+)
+def test_a_failed_build_is_told_by_its_cause(said: str, told: str) -> None:
+    assert linux.first_trouble(said).startswith(told)
