@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import os
 import signal
 import sys
@@ -48,15 +49,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = 128 + error.signum
     except BrokenPipeError:
         status = reader_left()
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if full:
+            reader_left()  # what it could not take must not be tried again
+        status = _refuse(UsageError("cannot write the output", error.strerror or "") if full else _failed(error))
     except Exception as error:
-        status = _refuse(
-            CtxwatchError(
-                "ctxwatch failed",
-                f"{type(error).__name__}: {error}",
-                "CTXWATCH_TRACEBACK=1 shows where; please report it",
-            )
-        )
+        status = _refuse(_failed(error))
     return status
+
+
+def _failed(error: Exception) -> CtxwatchError:
+    return CtxwatchError(
+        "ctxwatch failed",
+        f"{type(error).__name__}: {error}",
+        "CTXWATCH_TRACEBACK=1 shows where; please report it",
+    )
 
 
 def _run(words: list[str]) -> int:

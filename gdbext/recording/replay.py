@@ -35,12 +35,18 @@ class Replay:
         )
         self.stopped = False
         """Whether `max_findings` ended it before the recording did."""
+        self.seconds = 0.0
+        """From the first event to the last."""
         self._max = max_findings
 
     def steps(self) -> Iterator[tuple[Columns, list[Finding]]]:
         """Each batch, judged, with the findings that are the first of their kind; a last, empty one may add some."""
         batch: Columns | None = None
+        start: int | None = None
         for batch in self.recording.columns():
+            if len(batch):
+                start = int(batch["time"][0]) if start is None else start
+                self.seconds = max(self.seconds, (int(batch["time"][-1]) - start) / 1e9)
             yield batch, self.engine.feed(batch)
             if 0 < self._max <= len(self.engine.findings):
                 self.stopped = True

@@ -19,7 +19,7 @@ def report(replay: Replay) -> RunReport:
         qemu=_qemu(recording),
         counts=replay.engine.counts,
         lost=_number(end.get("events", {}), "lost"),
-        seconds=float(_number(end, "seconds")),
+        seconds=float(_number(end, "seconds")) if end else replay.seconds,
         findings=replay.engine.findings,
         incomplete=recording.flaw,
     )

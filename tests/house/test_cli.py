@@ -187,3 +187,11 @@ def test_a_guest_that_does_nothing_is_not_called_checked() -> None:
     done = ctxwatch("run", "--timeout", "1", "--", "qemu-system-x86_64", "-display", "none", "-net", "none")
     assert done.returncode == 0
     assert one_line(done.stderr) == "ctxwatch: no interrupt, exception or system call was seen: nothing was checked\n"
+
+
+@pytest.mark.parametrize("words", [["guests"], ["guests", "--json"]])
+def test_an_output_that_is_full_is_one_line(words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*CTXWATCH, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert "No space left on device" in one_line(done.stderr)

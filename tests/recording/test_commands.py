@@ -103,6 +103,7 @@ def test_a_clean_recording_that_is_not_whole_is_not_called_clean(
     assert re.fullmatch(r"ctxwatch: .*cut is not whole: it is cut off at byte \d+.*\n", err)
     status, out, _ = run(capsys, "replay", tmp_path / "cut", "--json", "-")
     assert (status, "cut off" in json.loads(out)["incomplete"]) == (2, True)
+    assert json.loads(out)["seconds"] > 0, "that of its events, where nothing tells how long the run was"
     status, _, err = run(capsys, "export", tmp_path / "cut", "--format", "csv")
     assert status == 2
     assert "is not whole" in err
