@@ -6,7 +6,7 @@ packed rows costs a cache miss a row, so each is copied out once per batch and s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,8 @@ from gdbext.events.row import ROW, Batch, concat, pick
 
 FEW = 8
 """Of so many rows one that is asked for does not make the whole column worth copying."""
+MANY = 16
+"""Values from which on sorting them is quicker than comparing with each."""
 NO_ROWS = np.zeros(0, ROW)
 GPRS = "gprs"
 """A name like a column's for the sixteen general registers."""
@@ -61,7 +63,7 @@ class Columns:
     def at(self, name: str, index: Indices) -> Array:
         """The column at `index` (positions in this object); of few rows it is read where it lies."""
         if name in self._made or FEW * len(index) > len(self):
-            return self[name][index]
+            return self[name].take(index, axis=0)
         return self._gather(name, index)
 
     def take(self, index: Indices) -> Columns:
@@ -128,14 +130,14 @@ class _Taken(Columns):
 
     def derived(self, name: str, make: Callable[[Columns], Array]) -> Array:
         if FEW * len(self) > len(self._parent):
-            return self.memo(name, lambda: self._parent.derived(name, make)[self._index])
+            return self.memo(name, lambda: self._parent.derived(name, make).take(self._index, axis=0))
         return self.memo(name, lambda: make(self))
 
     def _make(self, name: str) -> Array:
         return self._parent.at(name, self._index)
 
     def _gather(self, name: str, index: Indices) -> Array:
-        return self._parent.at(name, self._index[index])
+        return self._parent.at(name, self._index.take(index))
 
 
 class Joined(Columns):
@@ -169,8 +171,7 @@ class Joined(Columns):
         return np.concatenate((_column(self._rows, name), self._back[name]))
 
     def _gather(self, name: str, index: Indices) -> Array:
-        taken: Array = self[name][index]
-        return taken
+        return self[name].take(index, axis=0)
 
 
 def _column(rows: Batch, name: str) -> Array:
@@ -199,6 +200,33 @@ def grouped(values: Array) -> Groups:
     first = np.zeros(len(distinct), np.intp)
     first[which[::-1]] = np.arange(len(values) - 1, -1, -1)  # the one assigned last stays
     return Groups(distinct, first, which, np.bincount(which, minlength=len(distinct)))
+
+
+def together(values: Array) -> Indices:
+    """Positions that bring equal `values` (64 bits each) side by side, those of a group in order; the groups come in
+    any order.
+
+    Sorting numbers that end in their positions is ten times faster than a stable sort of positions.
+    """
+    count = len(values)
+    ends = np.uint64((1 << count.bit_length()) - 1)
+    spread = values * np.uint64(0x9E3779B97F4A7C15)  # odd, so that no two values become equal
+    order = (np.sort(spread & ~ends | np.arange(count, dtype=np.uint64)) & ends).astype(np.intp)
+    spread = spread.take(order)
+    beside = spread[1:] ^ spread[:-1]
+    if ((beside <= ends) & (beside != 0)).any():  # two groups may have been mixed
+        return np.argsort(values, kind="stable")
+    return order
+
+
+def any_of(values: Array, few: Collection[int]) -> npt.NDArray[np.bool_]:
+    """Where each of `values` is one of a few: quicker than np.isin, which sorts."""
+    if len(few) > MANY:
+        return np.isin(values, np.array(list(few), values.dtype))
+    found = np.zeros(len(values), bool)
+    for value in few:
+        found |= values == value
+    return found
 
 
 def by_cpu(rows: Columns) -> dict[int, tuple[Indices, Columns]]:

@@ -38,7 +38,7 @@ LOW_BITS: Final = 0xFF
 
 def gprs(batch: Rows) -> U64:
     """The sixteen general registers as an (n, 16) array."""
-    return (batch if isinstance(batch, Columns) else Columns(batch)).gprs()
+    return _columns(batch).gprs()
 
 
 def is_user(batch: Rows) -> Bools:
@@ -125,51 +125,96 @@ def differences(entries: Rows, exits: Rows, law: Law) -> Mask:
     selectors belong to the user context and are judged at its next resume; a system call may set a base or a selector
     to one of its arguments; FPU registers are the context's only at a resume of user code with CR0.TS clear.
     """
-    call = is_call(entries)
-    user = is_user(exits)
-    changed = gprs(entries) != gprs(exits)
-    mask: Mask = np.packbits(changed, axis=1, bitorder="little").view("<u2")[:, 0].astype(np.uint32)
-    mask[call] &= np.uint32(~law.call_returns & 0xFFFF_FFFF)
-    small = (exits["flags"] & Flag.LINEAR32) != 0
-    mask[small] &= np.uint32(LOW_BITS)
-
-    def mark(name: str, where: Bools) -> None:
-        mask[where] |= BIT[name]
-
-    mark("rip", entries["rip"] != exits["rip"])
-    ignored = np.where(call, np.uint64(rf.RF | rf.CF), np.uint64(rf.RF))
-    partial = ((entries["flags"] | exits["flags"]) & Flag.FLAGS_PARTIAL) != 0
-    ignored[partial] |= np.uint64(rf.STATUS | rf.DF)
-    mark("rflags", ((entries["rflags"] ^ exits["rflags"]) & ~ignored) != 0)
-    framed = ~by_call(entries) & ((exits["how"] == How.IRET) | (exits["how"] == How.TASK))
-    own = {name: user | (small & ((entries[name] & 3) == 0)) for name in ("fs", "gs")}
-    for name, judged in {"cs": framed, "ss": framed, "ds": small, "es": small, **own}.items():
-        lost = judged & (_selector(entries, name) != _selector(exits, name))
-        mark(name, _unless_asked(name, lost, entries, exits, call))
-    have_bases = ((entries["flags"] | exits["flags"]) & Flag.NO_BASES) == 0
-    for name in ("fs_base", "gs_base"):
-        lost = have_bases & user & (entries[name] != exits[name]) & ~(call & small)
-        mark(name, _unless_asked(name, lost, entries, exits, call))
+    entries, exits = _columns(entries), _columns(exits)
+    mask = _changed_registers(entries, exits)
+    mask[is_call(entries)] &= np.uint32(~law.call_returns & 0xFFFF_FFFF)
+    mask[_small(exits)] &= np.uint32(LOW_BITS)
+    for name, had_to in _HAD_TO_COME_BACK.items():
+        at = np.flatnonzero(entries[name] != exits[name])
+        if len(at):
+            mask[at[had_to(name, entries.take(at), exits.take(at))]] |= BIT[name]
     for slot, bits in law.preserved:
         before, after = entries["tracked"][:, slot], exits["tracked"][:, slot]
         read = (before != np.uint64(NOT_READ)) & (after != np.uint64(NOT_READ))
-        mark(f"tracked{slot}", read & (((before ^ after) & np.uint64(bits)) != 0))
-    _mark_simd(entries, exits, user, mask)
+        mask[read & (((before ^ after) & np.uint64(bits)) != 0)] |= BIT[f"tracked{slot}"]
+    _mark_simd(entries, exits, mask)
     return mask
 
 
-def _selector(batch: Rows, name: str) -> npt.NDArray[np.uint16]:
-    """The selectors in the column `name`; 0 to 3 all are the null selector (Intel SDM vol. 3A, 3.4.2)."""
-    selectors = batch[name]
-    return np.where(selectors < 4, np.uint16(0), selectors)
+def _columns(batch: Rows) -> Columns:
+    return batch if isinstance(batch, Columns) else Columns(batch)
 
 
-def _unless_asked(name: str, lost: Bools, entries: Rows, exits: Rows, call: Bools) -> Bools:
-    """`lost` without the system calls whose caller passed the new value in a register."""
-    if not lost.any():
-        return lost
-    asked: Bools = call & (gprs(entries) == exits[name].astype(np.uint64)[:, None]).any(axis=1)
-    return lost & ~asked
+def _changed_registers(entries: Columns, exits: Columns) -> Mask:
+    """One bit for each of the sixteen general registers that differs."""
+    changed = gprs(entries) != gprs(exits)
+    bits: Mask = np.packbits(changed.reshape(-1), bitorder="little").view("<u2").astype(np.uint32)
+    return bits
+
+
+def _small(exits: Columns) -> Bools:
+    """True where the context is 32-bit code's."""
+    small: Bools = (exits["flags"] & Flag.LINEAR32) != 0
+    return small
+
+
+def _lost_rip(name: str, entries: Columns, exits: Columns) -> Bools:
+    return np.ones(len(exits), bool)
+
+
+def _lost_flags(name: str, entries: Columns, exits: Columns) -> Bools:
+    ignored = np.where(is_call(entries), np.uint64(rf.RF | rf.CF), np.uint64(rf.RF))
+    partial = ((entries["flags"] | exits["flags"]) & Flag.FLAGS_PARTIAL) != 0
+    ignored[partial] |= np.uint64(rf.STATUS | rf.DF)
+    lost: Bools = ((entries[name] ^ exits[name]) & ~ignored) != 0
+    return lost
+
+
+def _lost_code_selector(name: str, entries: Columns, exits: Columns) -> Bools:
+    framed: Bools = ~by_call(entries) & ((exits["how"] == How.IRET) | (exits["how"] == How.TASK))
+    return framed & _lost_selector(name, entries, exits)
+
+
+def _lost_small_selector(name: str, entries: Columns, exits: Columns) -> Bools:
+    return _small(exits) & _lost_selector(name, entries, exits)
+
+
+def _lost_thread_selector(name: str, entries: Columns, exits: Columns) -> Bools:
+    own: Bools = is_user(exits) | (_small(exits) & ((entries[name] & 3) == 0))
+    return own & _lost_selector(name, entries, exits)
+
+
+def _lost_selector(name: str, entries: Columns, exits: Columns) -> Bools:
+    """0 to 3 all are the null selector (Intel SDM vol. 3A, 3.4.2)."""
+    null: Bools = (entries[name] < 4) & (exits[name] < 4)
+    return ~null & ~_asked(name, entries, exits)
+
+
+def _lost_base(name: str, entries: Columns, exits: Columns) -> Bools:
+    have_bases = ((entries["flags"] | exits["flags"]) & Flag.NO_BASES) == 0
+    lost: Bools = have_bases & is_user(exits) & ~(is_call(entries) & _small(exits))
+    return lost & ~_asked(name, entries, exits)
+
+
+def _asked(name: str, entries: Columns, exits: Columns) -> Bools:
+    """True for system calls whose caller passed the new value in a register."""
+    asked: Bools = is_call(entries) & (gprs(entries) == exits[name].astype(np.uint64)[:, None]).any(axis=1)
+    return asked
+
+
+_HAD_TO_COME_BACK: Final = {
+    "rip": _lost_rip,
+    "rflags": _lost_flags,
+    "cs": _lost_code_selector,
+    "ss": _lost_code_selector,
+    "ds": _lost_small_selector,
+    "es": _lost_small_selector,
+    "fs": _lost_thread_selector,
+    "gs": _lost_thread_selector,
+    "fs_base": _lost_base,
+    "gs_base": _lost_base,
+}
+"""For each field, where a value that differs is one that was lost."""
 
 
 def by_call(entries: Rows) -> Bools:
@@ -179,21 +224,17 @@ def by_call(entries: Rows) -> Bools:
     return calls
 
 
-def _mark_simd(entries: Rows, exits: Rows, user: Bools, mask: Mask) -> None:
+def _mark_simd(entries: Columns, exits: Columns, mask: Mask) -> None:
     """Compare XMM, MXCSR and the x87 registers where both rows hold them."""
-    if "simd" not in _names(entries) or "simd" not in _names(exits):
+    if "simd" not in entries.names or "simd" not in exits.names:
         return
-    valid = user & (entries["flags"] & exits["flags"] & Flag.SIMD != 0)
+    valid = is_user(exits) & (entries["flags"] & exits["flags"] & Flag.SIMD != 0)
     valid &= (entries["flags"] | exits["flags"]) & Flag.FPU_OFF == 0
     if valid.any():
         before, after = entries["simd"], exits["simd"]
         lost = (before["xmm"] != after["xmm"]).any(axis=(1, 2)) | (before["x87"] != after["x87"]).any(axis=(1, 2))
         lost |= entries["mxcsr"] != exits["mxcsr"]
         mask[valid & lost] |= BIT["simd"]
-
-
-def _names(rows: Rows) -> tuple[str, ...]:
-    return rows.names if isinstance(rows, Columns) else rows.dtype.names or ()
 
 
 def names(mask: int) -> list[str]:

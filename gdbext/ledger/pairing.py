@@ -1,6 +1,6 @@
 """Pair, in one batch, every exit that resumes a context bit for bit with the entry that interrupted it.
 
-A stable sort on the key (RIP, RSP, address space) brings an exit behind the entry it resumes. What does not pair
+Sorting by the key (RIP, RSP, address space) brings an exit behind the entry it resumes. What does not pair
 this way, or not identically, is left for the slow look at single events (:mod:`gdbext.rules.resume`), which takes the
 same decisions one event at a time: the result does not depend on where batches are cut.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gdbext.events.columns import Columns, Indices
+from gdbext.events.columns import Columns, Indices, together
 from gdbext.events.row import Flag, Kind
 from gdbext.ledger.compare import U64, Bools, Law, differences, keys
 
@@ -69,7 +69,7 @@ def pair(batch: Columns, law: Law, hold_back: Bools) -> Pairs:
 
 def adjacent(key: U64, is_exit: Bools) -> tuple[Indices, Indices]:
     """The positions of entries and of the exits that come next among the events with the same `key`."""
-    order = np.argsort(key, kind="stable")
-    key, is_exit = key[order], is_exit[order]
+    order = together(key)
+    key, is_exit = key.take(order), is_exit.take(order)
     behind = np.flatnonzero((key[1:] == key[:-1]) & is_exit[1:] & ~is_exit[:-1]) + 1
     return order[behind - 1], order[behind]

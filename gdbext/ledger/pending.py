@@ -29,8 +29,6 @@ _THIRDS: Final = ((0, 1, 2, 8, 9), (3, 5, 10, 11, 12), (6, 7, 13, 14, 15))
 """The registers besides RSP in UNLIKE + 1 groups: of two contexts that are alike, one group is the same. Each has
 registers that 32-bit code uses."""
 _RSP: Final = 4
-_STEPS: Final = {size: tuple(step for step in range(size - REACH_BYTES, REACH_BYTES, size) if step) for size in (4, 8)}
-"""Distances of the frames that are near, by the bytes of a word."""
 _WEIGHTS: Final = np.zeros((16, UNLIKE + 1), np.uint64)
 """What each register counts for in the hash of its group."""
 for _group, _third in enumerate(_THIRDS):
@@ -40,17 +38,18 @@ for _group, _third in enumerate(_THIRDS):
 
 class Traits(NamedTuple):
     """What a context is found by. key: see :func:`gdbext.ledger.compare.keys`.  thread: a hash of address space, FS
-    base, and whether it is user code.  stack: one of thread and RSP, of 32-bit code.  frame: bits of the handler,
+    base, and whether it is user code.  stack: one of thread and RSP, of 32-bit code.  frame: CPU, bits of the handler,
     address.  place: a hash of frame and RSP, of kernel code.  registers: one of each group of the general registers.
-    cpu: on which it was interrupted, or is resumed."""
+    rsp: the stack pointer.  call: RIP of a system call, else 0."""
 
     key: int
     thread: int
     stack: int
-    frame: tuple[int, int]
+    frame: tuple[int, int, int]
     place: int
     registers: list[int]
-    cpu: int
+    rsp: int
+    call: int
 
 
 def traits(rows: Columns) -> list[Traits]:
@@ -58,10 +57,11 @@ def traits(rows: Columns) -> list[Traits]:
     thread = threads(rows)
     small = (rows["flags"] & Flag.LINEAR32) != 0
     stacks = np.where(small, mixed(thread, rows["rsp"], np.uint64(0)), np.uint64(0))
-    frames = zip(rows["mode"].tolist(), rows["frame"].tolist(), strict=True)
-    columns = keys(rows), thread, stacks, places(rows), rows.gprs() @ _WEIGHTS, rows["cpu"]
-    key, own, stack, place, groups, cpus = (column.tolist() for column in columns)
-    return list(map(Traits, key, own, stack, frames, place, groups, cpus))
+    calls = np.where(is_call(rows), rows["rip"], np.uint64(0))
+    frames = zip(*(rows[name].tolist() for name in ("cpu", "mode", "frame")), strict=True)
+    columns = keys(rows), thread, stacks, places(rows), rows.gprs() @ _WEIGHTS, rows["rsp"], calls
+    key, own, stack, place, groups, rsp, call = (column.tolist() for column in columns)
+    return list(map(Traits, key, own, stack, frames, place, groups, rsp, call))
 
 
 def places(rows: Columns) -> U64:
@@ -85,6 +85,7 @@ class Pending:
     def __init__(self, capacity: int = CAPACITY) -> None:
         self._capacity = capacity
         self._rows: Batch = np.zeros(0, ROW)
+        self._dtype: np.dtype[np.void] | None = None
         self._words = words(self._rows)
         self._traits: dict[int, Traits] = {}  # by number, oldest first
         self._keys: _Index = {}
@@ -106,25 +107,26 @@ class Pending:
 
     def add(self, row: Batch, found_by: Traits) -> None:
         """Remember the entry `row` (a batch of one)."""
-        if self._rows.dtype != row.dtype or not len(self._rows):
+        if row.dtype is not self._dtype:
             self._begin(row)
         number = self._next
         self._next += 1
         self.take(number - self._capacity)
         slot = number % self._capacity
-        self._words[slot] = words(row)[0]
+        self._words[slot] = row.view("<u8")
         self._groups[slot] = found_by.registers
         self._numbers[slot] = number
         self._waits[slot] = True
-        self._rsp[slot] = row["rsp"][0]
-        self._calls[slot] = row["rip"][0] if is_call(row)[0] else 0
+        self._rsp[slot] = found_by.rsp
+        self._calls[slot] = found_by.call
         self._traits[number] = found_by
         for index, trait in self._entries(found_by):
             index.setdefault(trait, {})[number] = None
 
     def find(self, key: int) -> list[int]:
         """Numbers of the contexts with this key, newest first."""
-        return list(self._keys.get(key, ()))[::-1]
+        found = self._keys.get(key)
+        return list(found)[::-1] if found else []
 
     def rows(self, numbers: Sequence[int] | npt.NDArray[np.intp]) -> Batch:
         """The rows of these numbers."""
@@ -170,11 +172,15 @@ class Pending:
         return list(self._stacks.get(found_by.stack, ()))
 
     def near(self, found_by: Traits) -> Batch:
-        """The contexts whose frame lies within REACH_BYTES of this one's, but not at it, oldest first."""
-        mode, frame = found_by.frame
-        places = [(mode, frame + step) for step in _STEPS[word_size(mode)]]
-        numbers = sorted(number for place in places if place in self._frames for number in self._frames[place])
-        return self.rows([number for number in numbers if self._traits[number].cpu == found_by.cpu])
+        """The contexts of its CPU and mode whose frame lies within REACH_BYTES of this one's, words away, but not at
+        it, oldest first."""
+        cpu, mode, frame = found_by.frame
+        numbers: list[int] = []
+        for cell in range(frame // REACH_BYTES - 1, frame // REACH_BYTES + 2):
+            numbers += self._frames.get((cpu, mode, cell), ())
+        away = ((number, abs(self._traits[number].frame[2] - frame)) for number in numbers)
+        size = word_size(mode)
+        return self.rows(sorted(number for number, by in away if 0 < by < REACH_BYTES and by % size == 0))
 
     def at_place(self, found_by: Traits) -> list[int]:
         """Numbers of the kernel's contexts with the frame and the RSP of this one, on whatever CPU, newest first."""
@@ -194,7 +200,8 @@ class Pending:
         """Where a context is entered, and under what."""
         yield self._keys, found_by.key
         yield self._threads, found_by.thread
-        yield self._frames, found_by.frame
+        cpu, mode, frame = found_by.frame
+        yield self._frames, (cpu, mode, frame // REACH_BYTES)
         if found_by.place:
             yield self._places, found_by.place
         if found_by.stack:
@@ -202,6 +209,9 @@ class Pending:
 
     def _begin(self, row: Batch) -> None:
         """Allocate for this dtype; a source never changes its row in mid-stream."""
+        self._dtype = row.dtype
+        if self._rows.dtype == row.dtype and len(self._rows):
+            return
         self._rows = np.zeros(self._capacity, row.dtype)
         self._words = words(self._rows)
         self._groups = np.zeros((self._capacity, len(_THIRDS)), np.uint64)

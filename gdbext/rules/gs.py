@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from gdbext.arch import vectors
 from gdbext.arch.registers import MSR_GS_BASE
-from gdbext.events.columns import Array, Columns, Joined, by_cpu
+from gdbext.events.columns import Array, Columns, Joined, any_of, by_cpu
 from gdbext.events.row import Batch, Flag, How, Kind
-from gdbext.ledger.compare import Bools, is_user
+from gdbext.ledger.compare import Bools, is_user, mixed
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 from gdbext.rules.parity import KERNEL, UNKNOWN, USER, Parity, ParityCount
@@ -64,7 +64,8 @@ class GsJudge:
         in the bases that user code was then seen with."""
         self._exit_swaps: dict[int, int] = {}
         self._entry_swaps: dict[int, int] = {}
-        self._pairs: dict[tuple[int, int], int] = {}
+        self._pairs: dict[int, int] = {}
+        """By a hash of both their addresses."""
 
     @property
     def swaps_since(self) -> int | None:
@@ -127,17 +128,16 @@ class GsJudge:
         if len(hits):
             first_swap = int(rows["seq"][hits[0]])
             self._swaps_since = min(self._swaps_since or first_swap, first_swap)
-        _note_first(self._entry_swaps, rows["pc"][hits], rows["seq"][hits])
+        _note_first(self._entry_swaps, rows.at("pc", hits), rows.at("seq", hits))
         good = (before["kind"] == Kind.SWAPGS) & (before_parity == KERNEL) & (parity == USER)
         hits = np.flatnonzero(good & (rows["kind"] == Kind.EXIT) & is_user(rows) & line.fresh)
-        _note_first(self._exit_swaps, before["pc"][hits], rows["seq"][hits])
+        _note_first(self._exit_swaps, before.at("pc", hits), rows.at("seq", hits))
         two, two_parity = line.back(2)
         pair = (two["kind"] == Kind.SWAPGS) & (two_parity == KERNEL) & (before["kind"] == Kind.SWAPGS)
         pair &= (parity == KERNEL) & ~((rows["kind"] == Kind.EXIT) & is_user(rows)) & line.fresh
         hits = np.flatnonzero(pair)
-        columns = (two["pc"][hits], before["pc"][hits], rows["seq"][hits])
-        for one, other, seq in zip(*(column.tolist() for column in columns), strict=True):
-            self._pairs.setdefault((one, other), seq)
+        places = mixed(two.at("pc", hits), before.at("pc", hits), np.uint64(0))
+        _note_first(self._pairs, places, rows.at("seq", hits))
 
     def _odd(self, line: _Line) -> Bools:
         """Events that need a look: anything but the regular entry, swap, swap, exit."""
@@ -230,7 +230,7 @@ class GsJudge:
         two = line.rows.row(index - 2) if index > 1 else None
         if last["kind"][0] == Kind.SWAPGS and two is not None:
             if two["kind"][0] == Kind.SWAPGS:
-                pair = self._pairs.get((int(two["pc"][0]), int(last["pc"][0])))
+                pair = self._pairs.get(int(mixed(two["pc"], last["pc"], np.uint64(0))[0]))
                 deliberate = pair is not None and pair < int(row["seq"][0])  # the exit itself has not swapped
                 return [(_wrong_at_exit(row, "user") if deliberate else _swapped_twice(two), row, None)]
             serves_exits = self._exit_swaps.get(int(last["pc"][0]))
@@ -268,7 +268,7 @@ class GsJudge:
 
 def _note_first(known: dict[int, int], places: Array, seqs: Array) -> None:
     """Enter each of `places` that is not known with the first of its events."""
-    new = np.flatnonzero(~np.isin(places, np.array(list(known), np.uint64)))
+    new = np.flatnonzero(~any_of(places, known))
     for place, seq in zip(places[new].tolist(), seqs[new].tolist(), strict=True):
         known.setdefault(place, seq)
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from gdbext.arch.addresses import CR3_TABLES, is_canonical, is_high_half
 from gdbext.arch.registers import MSR_GS_BASE, MSR_KERNEL_GS_BASE
-from gdbext.events.columns import Columns, grouped
+from gdbext.events.columns import Columns, Groups, any_of, by_cpu, grouped
 from gdbext.events.row import ROW, Batch, Flag, How, Kind
 from gdbext.ledger.compare import is_user
 from gdbext.rules.draft import Draft, Judged
@@ -28,7 +28,7 @@ STEADY: Final = 4
 
 
 Triples = npt.NDArray[Any]
-"""(CPU, base, address space), one a line."""
+"""CPU, base and address space, a column each."""
 
 
 @dataclass(slots=True)
@@ -52,32 +52,33 @@ class KernelBaseJudge:
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the events of the batch that the GS rules have just seen."""
         writes = batch.take(np.flatnonzero(batch["kind"] == Kind.BASE))
-        writes = writes.take(np.flatnonzero(np.isin(writes["addr"], (MSR_GS_BASE, MSR_KERNEL_GS_BASE))))
+        writes = writes.take(np.flatnonzero(any_of(writes["addr"], (MSR_GS_BASE, MSR_KERNEL_GS_BASE))))
         rows, triples = self._crossings()
-        unique, first, counts = _distinct(triples)
+        groups = _distinct(triples)
+        unique = triples[:, groups.first].T
         if self._is_shared(unique):
             return self._in_order(writes, rows, triples)
         judged: list[Judged] = []
-        for at in np.argsort(first):
-            judged += self._see(unique[at], int(counts[at]), rows.row(int(first[at])))
+        for at in np.argsort(groups.first):
+            judged += self._see(unique[at], int(groups.counts[at]), rows.row(int(groups.first[at])))
         self._remember(writes, rows, triples)
         return judged
 
     def _crossings(self) -> tuple[Columns, Triples]:
         """The events at which a CPU's kernel base is known, in order."""
         since = self._gs.swaps_since
-        parts, positions = [np.zeros((0, 3), np.uint64)], [np.zeros(0, np.intp)]
+        parts, positions = [np.zeros((3, 0), np.uint64)], [np.zeros(0, np.intp)]
         rows = Columns(np.zeros(0, ROW))
         for rows, index, column in self._gs.kernel_bases if since is not None else ():
             missing = Flag.NO_KERNEL_GS if column == "kernel_gs_base" else Flag.NO_BASES
             fit = (rows["seq"] > since) & ((rows["flags"] & missing) == 0) & (rows["mode"] == 64)
             index = index[fit[index]]
             part = rows.take(index)
-            parts.append(np.stack((part["cpu"].astype(np.uint64), part[column], _page_tables(part)), axis=1))
+            parts.append(np.stack((part["cpu"].astype(np.uint64), part[column], _page_tables(part))))
             positions.append(index)
         at_rows = np.concatenate(positions)
         order = np.argsort(at_rows, kind="stable")
-        return rows.take(at_rows[order]), np.concatenate(parts)[order]
+        return rows.take(at_rows[order]), np.concatenate(parts, axis=1).take(order, axis=1)
 
     def _is_shared(self, unique: Triples) -> bool:
         """True if two CPUs were seen with one base: then the order of single events matters."""
@@ -94,23 +95,22 @@ class KernelBaseJudge:
             if write:
                 self._shared.wrote(writes.row(at))
                 continue
-            cpu, base = int(triples[at][0]), int(triples[at][1])
+            cpu, base = int(triples[0, at]), int(triples[1, at])
             shared = self._shared.sighted(cpu, base)
             if shared is not None:
                 judged += self._tell(*shared, base)
-            judged += self._see(triples[at], 1, rows.row(at))
+            judged += self._see(triples[:, at], 1, rows.row(at))
         return judged
 
     def _remember(self, writes: Columns, rows: Columns, triples: Triples) -> None:
         """The last write and sight of a base on each CPU."""
-        last = dict(zip(writes["cpu"].tolist(), range(len(writes)), strict=True))
+        last = _last_by_cpu(writes)
         for at in last.values():
             self._shared.wrote(writes.row(at))
         ends = {cpu: int(writes["seq"][at]) for cpu, at in last.items()}
-        seen = dict(zip(rows["cpu"].tolist(), range(len(rows)), strict=True))
-        for cpu, at in seen.items():
+        for cpu, at in _last_by_cpu(rows).items():
             if int(rows["seq"][at]) > ends.get(cpu, 0):
-                self._shared.sighted(cpu, int(triples[at][1]))
+                self._shared.sighted(cpu, int(triples[1, at]))
 
     def _see(self, triple: Triples, count: int, row: Batch) -> list[Judged]:
         cpu, base, cr3 = (int(value) for value in triple)
@@ -193,15 +193,16 @@ def _page_tables(rows: Columns) -> npt.NDArray[np.uint64]:
     return tables
 
 
-def _distinct(triples: Triples) -> tuple[Triples, Triples, Triples]:
-    """The distinct rows of `triples`, where each is first, and how often it is there."""
-    key = (
-        triples[:, 0]
-        ^ (triples[:, 1] * np.uint64(0x9E3779B97F4A7C15))
-        ^ (triples[:, 2] * np.uint64(0xC2B2AE3D27D4EB4F))
-    )
-    groups = grouped(key)
-    return triples[groups.first], groups.first, groups.counts
+def _last_by_cpu(rows: Columns) -> dict[int, int]:
+    """The position of each CPU's last row; the CPU that comes first among the rows is first."""
+    mine = sorted(((places, cpu) for cpu, (places, _) in by_cpu(rows).items()), key=lambda item: int(item[0][0]))
+    return {cpu: int(places[-1]) for places, cpu in mine}
+
+
+def _distinct(triples: Triples) -> Groups:
+    """The groups of equal `triples`."""
+    cpu, base, tables = triples
+    return grouped(cpu ^ (base * np.uint64(0x9E3779B97F4A7C15)) ^ (tables * np.uint64(0xC2B2AE3D27D4EB4F)))
 
 
 def _foreign(cpu: int, owner: int, base: int) -> Draft:

@@ -192,7 +192,8 @@ class ResumeJudge:
         """Judge an iret that pops what lies beside a pending context's frame, or just below a copy of one."""
         if left.how != How.IRET:
             return None
-        found = judge_unbalanced(left.row, live.near)
+        near = live.near
+        found = judge_unbalanced(left.row, near) if len(near) else None
         for words, key in enumerate(left.below if not found else (), 1):
             for number in self._pending.find(key):
                 entry = self._pending.rows([number])

@@ -8,16 +8,13 @@ names it: Intel SDM vol. 2, IRET).
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from gdbext.arch import flags as rf
 from gdbext.arch import vectors
 from gdbext.arch.registers import MSR_STAR
-from gdbext.events.columns import Columns, Rows, by_cpu
+from gdbext.events.columns import Columns, Rows, any_of, by_cpu
 from gdbext.events.row import Batch, Flag, How, Kind, concat
 from gdbext.ledger.compare import Bools, is_user
 from gdbext.rules.draft import Draft, Judged
@@ -71,20 +68,20 @@ class SelectorJudge:
         """Descriptors that kernel code runs on, with the event that showed each."""
         own = np.flatnonzero((rows["kind"] == Kind.ENTRY) & ~is_user(rows) & ((rows["ss"] & _INDEX) != 0))
         index = rows["ss"][own] & _INDEX
-        for at in np.flatnonzero(~_any_of(index, self._kernel)).tolist():
+        for at in np.flatnonzero(~any_of(index, self._kernel)).tolist():
             self._kernel.setdefault(int(index[at]), int(rows["seq"][own[at]]))
         loads = np.flatnonzero((rows["kind"] == Kind.EXIT) & (rows["how"] == How.SYSRET))
         pairs = rows["cs"][loads].astype(np.uint32) << np.uint32(16) | rows["ss"][loads] | 3
-        for at in np.flatnonzero(~_any_of(pairs, self._sysrets)).tolist():
+        for at in np.flatnonzero(~any_of(pairs, self._sysrets)).tolist():
             self._sysrets.setdefault(int(pairs[at]), rows.row(loads[at]).copy())
 
     def _odd(self, rows: Columns) -> Bools:
         entry, user = rows["kind"] == Kind.ENTRY, is_user(rows)
         framed = _framed_from_user(rows) | (~entry & user & (rows["how"] == How.IRET))
-        wrong = ((rows["ss"] & 3) != 3) | _any_of(rows["ss"] & _INDEX, self._kernel)
+        wrong = ((rows["ss"] & 3) != 3) | any_of(rows["ss"] & _INDEX, self._kernel)
         odd: Bools = framed & wrong & ((rows["rflags"] & rf.VM) == 0)
         kernel = np.flatnonzero(entry & ~user)
-        faults = kernel[_any_of(rows["vector"][kernel], _RETURN_FAULTS)]
+        faults = kernel[any_of(rows["vector"][kernel], _RETURN_FAULTS)]
         odd[faults] |= (rows["error"][faults] & _SELECTOR) != 0
         return odd
 
@@ -133,14 +130,6 @@ class SelectorJudge:
         self._told.add(pair)
         why = f"the iret to this context faulted on {named[0].upper()}"
         return [(_draft(loaded, pair, why, named[0]), row, None)]
-
-
-def _any_of(values: npt.NDArray[Any], few: Collection[int]) -> Bools:
-    """Where each of `values` is one of a few: quicker than np.isin, which sorts."""
-    found = np.zeros(len(values), bool)
-    for value in few:
-        found |= values == value
-    return found
 
 
 def _worth_keeping(line: Batch) -> Batch:

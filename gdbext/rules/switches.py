@@ -8,15 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from gdbext.arch.registers import CALLEE_SAVED_32, CALLEE_SAVED_64, GPR64
-from gdbext.events.columns import Array, Columns, Indices, grouped
+from gdbext.events.columns import GPRS, Array, Columns, Indices, grouped
 from gdbext.events.row import Batch, How, Kind
 from gdbext.ledger.pairing import adjacent
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 
 CAPACITY: Final = 4096
-_SAVED_64: Final = [GPR64.index(name) for name in CALLEE_SAVED_64]
-_SAVED_32: Final = [GPR64.index(name) for name in CALLEE_SAVED_32]
+_SAVED_64: Final = np.array([name in CALLEE_SAVED_64 for name in GPR64])
+_SAVED_32: Final = np.array([name in CALLEE_SAVED_32 for name in GPR64])
 CODE_REACH: Final = 1 << 31
 """Bytes a near call reaches: a caller is no further from its function."""
 
@@ -64,11 +64,10 @@ def _at_function(rows: Columns) -> npt.NDArray[np.bool_]:
     (Code that changes to another stack within a function, as for an interrupt stack, looks like a switch too; it
     finds there what the function pushed.)
     """
-    stack, pc, reach, top = rows["stack"], rows["pc"], np.uint64(CODE_REACH), np.uint64(63)
-    back = stack[:, 0]
-    not_captured = ~stack.any(axis=1)
-    in_reach = (back - pc + reach < 2 * reach) & (back >> top == pc >> top)
-    border: npt.NDArray[np.bool_] = not_captured | in_reach
+    back, pc, reach, top = rows["stack"][:, 0], rows["pc"], np.uint64(CODE_REACH), np.uint64(63)
+    border: npt.NDArray[np.bool_] = (back - pc + reach < 2 * reach) & (back >> top == pc >> top)
+    empty = np.flatnonzero(back == 0)
+    border[empty] |= ~rows["stack"].take(empty, axis=0).any(axis=1)  # not captured
     return border
 
 
@@ -82,9 +81,9 @@ def _ends(stacks: Array) -> tuple[Indices, Indices]:
 
 def _changed(rows: Columns, left: Indices, back: Indices) -> tuple[list[int], list[int]]:
     """The pairs of which a callee-saved register differs."""
-    registers = rows.gprs()
-    differ = registers[left] != registers[back]
-    lost = np.where(rows["mode"][back] == 64, differ[:, _SAVED_64].any(axis=1), differ[:, _SAVED_32].any(axis=1))
+    differ = rows.at(GPRS, left) != rows.at(GPRS, back)
+    saved = np.where((rows["mode"].take(back) == 64)[:, None], _SAVED_64, _SAVED_32)
+    lost = (differ & saved).view("<u8").any(axis=1)
     return left[lost].tolist(), back[lost].tolist()
 
 
