@@ -180,6 +180,7 @@ static void classify_one(insn *i, unsigned op, uint8_t modrm, uint8_t rex, bool 
     case 0xff:
         reg &= 7;
         i->kind = reg == 4 || reg == 5 ? OP_JUMP_FAR : OP_OTHER;
+        i->reg = reg == 4 && !memory ? rm : NO_REG;
         if (!code64 && memory && (reg == 3 || reg == 5)) {
             i->kind = reg == 3 ? OP_FAR_CALL : OP_FAR_JUMP;
             i->memory = true;
@@ -287,6 +288,30 @@ static insn decode(const uint8_t *bytes, size_t length, unsigned bits)
     }
     i.gs_memory = gs && bits != 16 && is_gs_memory(&i, op, two_byte, modrm, address_size, &c, code64);
     return i;
+}
+
+/* The register that the instruction (lea) sets to RSP as it is behind the return of a function; NO_REG: none. */
+static inline uint8_t takes_rsp(const uint8_t *bytes, size_t length, unsigned bits)
+{
+    unsigned rex = bits == 64 ? bytes[0] : 0, at = bits == 64;
+
+    if (length != at + 4 || (bits == 64 && (rex & 0xfb) != 0x48) || bytes[at] != 0x8d ||
+        (bytes[at + 1] & 0xc7) != 0x44 || bytes[at + 2] != 0x24 || bytes[at + 3] != bits / 8) {
+        return NO_REG;
+    }
+    return (bytes[at + 1] >> 3 & 7) | (rex & 4) << 1;
+}
+
+/* Does the instruction store the register `reg` in memory that is not on the stack? */
+static inline bool stores(const uint8_t *bytes, size_t length, uint8_t reg, unsigned bits)
+{
+    unsigned rex = bits == 64 ? bytes[0] : 0, at = bits == 64;
+
+    if (length < at + 2 || (bits == 64 && (rex & 0xf8) != 0x48) || bytes[at] != 0x89 || bytes[at + 1] >= 0xc0) {
+        return false;
+    }
+    unsigned base = bytes[at + 1] & 7;
+    return ((bytes[at + 1] >> 3 & 7) | (rex & 4) << 1) == reg && base != 4 && (base != 5 || (rex & 1));
 }
 
 /* Does the instruction read CS (mov from CS; push CS, which 64-bit code lacks)? */

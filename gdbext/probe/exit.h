@@ -109,20 +109,6 @@ static void fill_popped(vcpu *v, ctx_row *row, const site *s, const popped *p, u
     row->flags |= s->bits == 32 || !vcpu_is_code64(v, row->cs) ? CTX_FLAG_LINEAR32 : 0;
 }
 
-static uint64_t operand_address(vcpu *v, const site *s)
-{
-    const mem_operand *m = &s->insn.mem;
-    uint64_t address = (uint64_t)m->disp + (m->rip_relative ? s->pc + s->insn.length : 0);
-
-    if (m->base != NO_REG) {
-        address += vcpu_reg(v, m->base);
-    }
-    if (m->index != NO_REG) {
-        address += vcpu_reg(v, m->index) << m->scale;
-    }
-    return m->address32 ? (uint32_t)address : address;
-}
-
 /* The selector that a far jump or call, or ltr, names. */
 static uint64_t far_selector(vcpu *v, const site *s)
 {

@@ -1,7 +1,8 @@
 /*
- * Voluntary stack switches: a block stores RSP to memory, and that or one nearby loads it. Seen as two events: the
- * function's first instruction on the way out, with the callee-saved registers still in place, and the return (tail
- * jump, or iret to the return address) that ends it on the way in, which finds RSP as the thread's own way out left it.
+ * Voluntary stack switches: a block stores RSP to memory (or, as setjmp does, RSP as it is behind its return), and that
+ * or one nearby loads it. Seen as two events: the function's first instruction on the way out, with the callee-saved
+ * registers still in place, and the return (tail jump, jump to the return address, or iret there) that ends it on the
+ * way in, which finds RSP as the thread's own way out left it.
  */
 #pragma once
 
@@ -16,6 +17,20 @@ typedef struct site {
     uint8_t bytes[16];
     insn insn;
 } site;
+
+static uint64_t operand_address(vcpu *v, const site *s)
+{
+    const mem_operand *m = &s->insn.mem;
+    uint64_t address = (uint64_t)m->disp + (m->rip_relative ? s->pc + s->insn.length : 0);
+
+    if (m->base != NO_REG) {
+        address += vcpu_reg(v, m->base);
+    }
+    if (m->index != NO_REG) {
+        address += vcpu_reg(v, m->index) << m->scale;
+    }
+    return m->address32 ? (uint32_t)address : address;
+}
 
 enum { AWAY_SLOTS = 16384, NEAR_BYTES = 256 };
 
@@ -99,24 +114,51 @@ static void on_switch(unsigned index, void *userdata)
     publish(v, row, false, false);
 }
 
-/* A thread that went away by a switch function is about to return from it: RSP is or will be `rsp` at its return. */
-static void arrive(vcpu *v, const site *s, uint64_t rsp, uint64_t back)
+/* A thread that went away by a switch function is about to return from it: RSP is or will be `rsp` at its return.
+ * `back`: the return address, 0: it is on the stack. False: it runs for the first time. */
+static bool arrive(vcpu *v, const site *s, uint64_t rsp, uint64_t back)
 {
     uint64_t match = take_away(rsp, back);
 
-    if (match) { /* else it runs for the first time */
-        v->score->switching = 0;
-        ctx_row *row = begin(v, CTX_KIND_SWITCH_IN, 0, s->pc, s->bits);
-        fill_switch(v, row, s->pc, s->bits);
-        row->rsp = rsp;
-        row->match = match;
-        emit(v, row);
+    if (!match) {
+        return false;
     }
+    v->score->switching = 0;
+    ctx_row *row = begin(v, CTX_KIND_SWITCH_IN, 0, s->pc, s->bits);
+    fill_switch(v, row, s->pc, s->bits);
+    row->rsp = rsp;
+    row->stack[0] = back ? back : row->stack[0];
+    row->match = match;
+    emit(v, row);
+    return true;
 }
 
-/* The end of a switch function, on a vCPU that has switched. */
+/* Where an indirect jump goes; 0 if that cannot be read. */
+static uint64_t far_target(vcpu *v, const site *s)
+{
+    if (s->insn.reg != NO_REG) {
+        return vcpu_reg(v, s->insn.reg);
+    }
+    const uint8_t *bytes = vcpu_memory(v, operand_address(v, s), s->bits / 8);
+    uint64_t target = 0;
+    if (bytes) {
+        memcpy(&target, bytes, s->bits / 8);
+    }
+    return target;
+}
+
+/* The end of a switch function, on a vCPU that has switched. It may jump to the return address of another one, which
+ * has kept RSP as it is behind its own return (setjmp and longjmp). */
 static void on_arriving(unsigned index, void *userdata)
 {
+    const site *s = userdata;
     vcpu *v = vcpu_of(index);
-    arrive(v, userdata, vcpu_reg(v, REG_RSP), 0);
+    uint64_t rsp = vcpu_reg(v, REG_RSP);
+
+    if (!arrive(v, s, rsp, 0) && s->insn.kind == OP_JUMP_FAR) {
+        uint64_t target = far_target(v, s);
+        if (target) {
+            arrive(v, s, rsp - s->bits / 8, target);
+        }
+    }
 }

@@ -189,7 +189,8 @@ static void instrument_block(block *b)
 {
     size_t count = qemu_plugin_tb_n_insns(b->tb), length = 0, length_before = 0;
     uint8_t both[2][16];
-    bool cs_read = false, stores = atomic_load(&stores_seen);
+    uint8_t rsp_in = NO_REG;
+    bool cs_read = false, told_stores = atomic_load(&stores_seen);
 
     for (size_t n = 0; n < count; n++, length_before = length) {
         struct qemu_plugin_insn *at = qemu_plugin_tb_get_insn(b->tb, n);
@@ -198,7 +199,7 @@ static void instrument_block(block *b)
         insn i = {.kind = OP_OTHER};
 
         length = qemu_plugin_insn_data(at, bytes, sizeof(both[0]));
-        if (stores && b->bits != 16) {
+        if (told_stores && b->bits != 16) {
             qemu_plugin_register_vcpu_mem_cb(at, on_store, QEMU_PLUGIN_CB_R_REGS, QEMU_PLUGIN_MEM_W, (void *)pc);
         }
         if (may_matter(bytes, length, b->bits)) {
@@ -208,6 +209,11 @@ static void instrument_block(block *b)
             return; /* it ends its block */
         }
         cs_read |= reads_cs(bytes, length, b->bits);
+        if (rsp_in != NO_REG && stores(bytes, length, rsp_in, b->bits)) {
+            i = (insn){.kind = OP_STORE_RSP, .length = (uint8_t)length, .reg = NO_REG};
+        }
+        uint8_t taken = takes_rsp(bytes, length, b->bits);
+        rsp_in = taken != NO_REG ? taken : rsp_in;
         site *s = is_of_interest(b, &i) ? site_of(pc, bytes, b->bits, &i) : NULL;
         if (s) {
             instrument(b, at, s);

@@ -51,6 +51,12 @@ class Decoded:
     rip: bool
     imm: int
     matters: bool
+    takes_rsp: int
+    stores_rdx: bool
+
+
+def _flags(row: list[int]) -> tuple[bool, int, bool]:
+    return bool(row[0]), row[1], bool(row[2])
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +68,7 @@ def decode(compiled: Callable[..., Path]) -> Callable[[int, list[bytes]], list[D
         out = subprocess.run([program], input=lines, capture_output=True, text=True, check=True).stdout.splitlines()
         rows = [[int(word) for word in line.split()] for line in out]
         return [
-            Decoded(KINDS[r[0]], r[1], r[2], bool(r[3]), r[4], r[5], r[6], r[7], bool(r[8]), r[9], bool(r[10]))
+            Decoded(KINDS[r[0]], r[1], r[2], bool(r[3]), r[4], r[5], r[6], r[7], bool(r[8]), r[9], *_flags(r[10:]))
             for r in rows
         ]
 
@@ -103,6 +109,33 @@ def test_kinds(decode: Callable[[int, list[bytes]], list[Decoded]], bits: int, c
     assert got.matters or kind == "other"
     if size:
         assert got.size == size
+
+
+@pytest.mark.parametrize(
+    ("bits", "code", "takes"),
+    [
+        (64, "488d542408", 2), (64, "4c8d442408", 8), (64, "488d542410", NO_REG), (64, "8d542408", NO_REG),
+        (64, "488d5508", NO_REG), (32, "8d542404", 2), (32, "8d542408", NO_REG), (64, "4889e2", NO_REG),
+    ],
+)  # fmt: skip
+def test_rsp_behind_the_return(
+    decode: Callable[[int, list[bytes]], list[Decoded]], bits: int, code: str, takes: int
+) -> None:
+    assert decode(bits, [bytes.fromhex(code)])[0].takes_rsp == takes
+
+
+@pytest.mark.parametrize(
+    ("bits", "code", "stores"),
+    [
+        (64, "48895730", True), (64, "49895730", True), (64, "4889542408", False), (64, "48895508", False),
+        (64, "49895508", True), (64, "48894f30", False), (64, "4c895730", False), (64, "4889d0", False),
+        (32, "895718", True), (32, "89542404", False),
+    ],
+)  # fmt: skip
+def test_a_register_stored_beside_the_stack(
+    decode: Callable[[int, list[bytes]], list[Decoded]], bits: int, code: str, stores: bool
+) -> None:
+    assert decode(bits, [bytes.fromhex(code)])[0].stores_rdx == stores
 
 
 def test_immediates_and_registers(decode: Callable[[int, list[bytes]], list[Decoded]]) -> None:

@@ -160,11 +160,11 @@ static __attribute__((noinline)) void pick(void)
     arm(c);
     c->stack = to->stack;
 #ifdef BUG_RSP0
-    if (ticks < 300 || to->number != 4)
+    if (ticks < 100 || to->number != 4)
 #endif
     *(u64 *)((u8 *)c->tss + 4) = to->stack;
 #ifdef BUG_FS
-    if (ticks < 300 || to->number != 5)
+    if (ticks < 100 || to->number != 5)
 #endif
     wrmsr(0xc0000100, to->fs);
     asm volatile("movq %0, %%cr3" ::"r"(to->process ? (u64)to->process->top : (u64)boot_pml4) : "memory");
@@ -412,7 +412,7 @@ int call(struct frame *f)
     f->r12 ^= 8;
 #endif
 #ifdef BUG_SYSRET_IF
-    if (ticks > 300)
+    if (ticks > 100)
         f->flags &= ~0x200ul;
 #endif
 #ifdef BUG_SYSRET_FLAGS
@@ -443,7 +443,7 @@ void trap(struct frame *f)
         wrmsr(0x80b, 0);
         if (c->number == 0) {
             u64 now = ++ticks;
-            if (now == 3000)
+            if (now == 500)
                 say("free64: over\n");
             take();
             for (u32 n = 0; n < THREADS; n++)
@@ -470,11 +470,11 @@ void trap(struct frame *f)
     if (f->cs & 3)
         signal(f);
 #ifdef BUG_FAULT_IF
-    if (f->number == 14 && f->cs & 3 && ticks > 300)
+    if (f->number == 14 && f->cs & 3 && ticks > 100)
         f->flags &= ~0x200ul;
 #endif
 #ifdef BUG_TICK_RSP
-    if (f->number == TICK && f->cs & 3 && ticks > 300)
+    if (f->number == TICK && f->cs & 3 && ticks > 100)
         f->rsp -= 16;
 #endif
 }
