@@ -20,12 +20,15 @@ REVERSE: Final = ("reverse-stepi", "reverse-nexti", "reverse-step", "reverse-nex
 RUNS: Final = (*STEPS, *REVERSE)
 ON: Final = ("continue", "signal")
 """Never guarded; a command before may have failed."""
-BREAKS: Final = ("break", "tbreak", "hbreak", "thbreak", "rbreak")
-CALLS: Final = ("print", "call", "output", "printf", "eval", "display")
+BREAKS: Final = ("break", "tbreak", "hbreak", "thbreak", "rbreak", "dprintf")
+CALLS: Final = ("print", "call", "output", "printf", "eval", "display", "x")
+RETURN: Final = "return"
+"""It runs nothing, but takes RIP and RSP from what it thinks to be the frame."""
 
 _GUARD: Final = "maintenance ctxwatch-guard"
-_HOOKS: Final = tuple(
-    [f"hook-{name}" for name in (*RUNS, *ON, *BREAKS, *CALLS)] + [f"hookpost-{name}" for name in (*BREAKS, *CALLS)]
+_HOOKS: Final = (
+    *(f"hook-{name}" for name in (*RUNS, RETURN, *ON, *BREAKS, *CALLS)),
+    *(f"hookpost-{name}" for name in (*BREAKS, *CALLS)),
 )
 
 

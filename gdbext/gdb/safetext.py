@@ -13,6 +13,7 @@ from gdbext.gdb.guest import named
 from gdbext.gdb.windows import Place
 
 STEP: Final = "step"
+RETURN: Final = "return"
 BREAK: Final = "break"
 CALL: Final = "call"
 
@@ -21,6 +22,11 @@ _CONSEQUENCES: Final = {
         "under TCG   QEMU steps with interrupts held back (ctx safe irqs), so that the code runs otherwise than alone",
         "under KVM   the step is made with the trap flag, which syscall and pushf copy and an NMI is not held back by",
         "in-guest    a debugger in the guest takes the #DB right here, {where}: a double or triple fault",
+    ),
+    RETURN: (
+        "under TCG   GDB takes RIP and RSP from where RSP points to, and there is no frame {where}: both are lost",
+        "under KVM   the same",
+        "in-guest    the same, and the debugger stands {where} meanwhile",
     ),
     BREAK: (
         "under TCG   the stop itself does no harm; what you look at and do there meets half-switched state",
@@ -71,7 +77,7 @@ def step(command: str, place: Place, back: bool) -> Refused:
         f"{command} refused",
         why,
         f"ctx skip runs to the first instruction after it; ctx safe override {command} does it all the same",
-        [f"window: {window.why}", *details, *_consequences(STEP, stretch)],
+        [f"window: {window.why}", *details, *_consequences(RETURN if command == RETURN else STEP, stretch)],
     )
 
 
@@ -154,6 +160,16 @@ def back_edge(address: int, window: Window) -> str:
     how = "it ends with" if window.at(address) is not None else "it ends before"
     return (
         f"stopped at the edge of a window ({window.reason.value}, {window.why}): {how} {named(address)}; "
+        "reverse-continue runs back past the window"
+    )
+
+
+def led_out(command: str, place: Place, arrived: int) -> str:
+    """The line for a step back that ended inside a window, from where the guest was run forward again."""
+    assert place.window is not None
+    return (
+        f"stopped at the edge of a window ({place.window.reason.value}, {place.window.why}): {command} led to "
+        f"{named(place.pc)} inside it, from where the guest was run forward again to {named(arrived)}; "
         "reverse-continue runs back past the window"
     )
 

@@ -9,6 +9,7 @@ window (gdbext.gdb.safeedges); new breakpoints are looked at as they are made, w
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
@@ -18,16 +19,19 @@ import gdb
 from gdbext.code.edges import nearest_safe
 from gdbext.code.windows import Window, find
 from gdbext.gdb import adapter, safehooks, safetext
+from gdbext.gdb.leadout import LeadOut
 from gdbext.gdb.points import Point
 from gdbext.gdb.safeedges import Edge, Edges, own
-from gdbext.gdb.target import running
+from gdbext.gdb.skip import Landing
+from gdbext.gdb.target import backwards, running
 from gdbext.gdb.windows import Place, Windows
 
 if TYPE_CHECKING:
     from gdbext.gdb.extension import Extension
 
-_OURS: Final = (Point, Edge)
+_OURS: Final = (Point, Edge, Landing)
 _MAY_CALL: Final = "may-call-functions"
+_DPRINTF: Final = re.compile(r"^(\d+)\s+dprintf\s+\w+\s+[yn]\s+(0x[0-9a-f]+)", re.MULTILINE)
 
 
 class Safety:
@@ -50,6 +54,7 @@ class Safety:
         self._back = False
         """Whether its edges are those of a guest that runs backwards."""
         self._stood = 0
+        self._lead_out = LeadOut(windows, extension.say)
         self._refused: list[gdb.Breakpoint] = []
         self._judged: set[int] = set()
         """Numbers of the user's breakpoints that were looked at, or made while the mode was off."""
@@ -92,6 +97,7 @@ class Safety:
         try:
             yield
         finally:
+            self._judged |= {number for number, _ in dprintfs()}
             self._overridden = before
             self.look()
 
@@ -109,18 +115,21 @@ class Safety:
         """A guarded command is about to run; raises Refused."""
         self._command, self._ran = "", ""
         self._breaking = command in safehooks.BREAKS
-        looked_at = command in safehooks.CALLS or command in safehooks.RUNS
+        looked_at = command in (*safehooks.CALLS, *safehooks.RUNS, safehooks.RETURN)
         if not self.active or not looked_at or running() or gdb.selected_inferior().pid == 0:
             return
         place = self._windows.here()
         if command in safehooks.CALLS:
             self._calling = place if place is not None and place.window is not None else None
             self._limit_calls(place)
+        elif command == safehooks.RETURN:
+            if place is not None and place.window is not None:
+                raise safetext.step(command, place, False)
         elif place is not None:
             # Out of an inlined function, finish steps; and so does until without a place.
             inlined = gdb.newest_frame().type() == gdb.INLINE_FRAME
             runs = command in ("advance", "jump") or (command == "finish" and not inlined)
-            back = command in safehooks.REVERSE or _backwards()
+            back = command in safehooks.REVERSE or backwards()
             if place.window is not None or ((place.behind if back else place.opens) is not None and not runs):
                 raise safetext.step(command, place, back)
             self._command, self._stood = command, place.pc
@@ -132,8 +141,22 @@ class Safety:
         self._calling = None
         self._breaking = False
         refused = self.delete_refused()
+        if refused is None and command == "dprintf" and self.active:
+            refused = self._delete_dprintfs()
         if refused is not None:
             raise refused
+
+    def _delete_dprintfs(self) -> safetext.Refused | None:
+        """Delete those in a window, which GDB shows to no event and not as breakpoints; why the first was refused."""
+        if not running():
+            self._windows.all()
+        first = None
+        for number, address in dprintfs():
+            refused = self._reason(number, [address])
+            if refused is not None and number not in self._judged:
+                gdb.execute(f"delete {number}", to_string=True)
+                first = first or refused
+        return first
 
     # What GDB tells
 
@@ -141,7 +164,7 @@ class Safety:
         """Listen."""
         gdb.events.cont.connect(self._on_continue)
         gdb.events.stop.connect(self._on_stop)
-        gdb.events.before_prompt.connect(self._settle)
+        gdb.events.before_prompt.connect(self._on_prompt)
         gdb.events.breakpoint_created.connect(self._on_breakpoint)
         gdb.events.exited.connect(self._on_exit)
 
@@ -167,7 +190,7 @@ class Safety:
             held = [window for window in found if any(window.at(end) is not None for end in ends)]
             self._edges.arm([a for a, w in self._windows.edges(True).items() if w in held], thread, always=True)
         else:
-            self._back = _backwards()
+            self._back = backwards()
             edges = self._windows.back_edges() if self._back else self._windows.edges(self.irqs)
             self._edges.arm(list(edges), thread, always=False)
 
@@ -178,6 +201,7 @@ class Safety:
 
     def _stopped(self) -> None:
         hit, stood = self._edges.hit, self._stood
+        ran_back = self._ran if self._back else ""
         self._edges.disarm()
         self._tell_refused()
         if not self.on or running() or not _remote():
@@ -186,11 +210,17 @@ class Safety:
         self._windows.forget()
         place = self.look()
         self._judge_earlier()
-        if hit is None or place is None:
+        if self._lead_out.stopped(place):
+            self._post_lead_out()
+        elif ran_back and place is not None and place.window is not None and self.active:
+            self._lead_out.begin(ran_back, place)
+            self._post_lead_out()
+        elif hit is None or place is None:
             if place is not None and place.window is not None and not self._overridden:
                 self._extension.say(safetext.stop(place))
-            return
-        self._at_edge(hit, stood, place)
+        else:
+            self._at_edge(hit, stood, place)
+        self._ran, self._back = "", False
 
     def _at_edge(self, hit: int, stood: int, place: Place) -> None:
         machine = self._windows.machine()
@@ -218,6 +248,16 @@ class Safety:
         left.)"""
         if gdb.parameter("confirm"):
             gdb.post_event(self._settle)
+
+    def _post_lead_out(self) -> None:
+        """As :meth:`_post`; without, the next prompt does it."""
+        if self._lead_out.wanted and gdb.parameter("confirm"):
+            gdb.post_event(self._lead_out.go)
+
+    def _on_prompt(self) -> None:
+        if self._lead_out.wanted:
+            gdb.post_event(self._lead_out.go)
+        self._settle()
 
     def _settle(self) -> None:
         """A command has ended, perhaps with an error."""
@@ -266,20 +306,20 @@ class Safety:
         for breakpoint in refused:
             if breakpoint.is_valid():
                 if first is None:
-                    first = self._reason(breakpoint)
+                    first = self._reason(breakpoint.number, addresses(breakpoint))
                 else:
                     first.details += (f"also deleted: breakpoint {breakpoint.number}",)
                 adapter.forget(breakpoint)
                 breakpoint.delete()
         return first
 
-    def _reason(self, breakpoint: gdb.Breakpoint) -> safetext.Refused | None:
+    def _reason(self, number: int, places: list[int]) -> safetext.Refused | None:
         found, calls = self._windows.known(), self._windows.calls()
-        for address in addresses(breakpoint):
+        for address in places:
             window = find(found, address)
             if window is not None:
                 nearest = nearest_safe(found, calls, address)
-                return safetext.breakpoint_in(breakpoint.number, address, window, nearest)
+                return safetext.breakpoint_in(number, address, window, nearest)
         return None
 
     def _tell_refused(self) -> None:
@@ -294,11 +334,13 @@ class Safety:
 
     def _on_exit(self, event: Any) -> None:
         self._edges.disarm()
+        self._lead_out.forget()
         self._allow_calls()
 
     def forget(self) -> None:
         """GDB exits: its breakpoints must go before Python does."""
         self._edges.disarm()
+        self._lead_out.forget()
 
     # Calls
 
@@ -323,13 +365,14 @@ def _remote() -> bool:
     return connection is not None and "remote" in connection.type
 
 
-def _backwards() -> bool:
-    """Whether GDB runs the guest backwards now: in a ``reverse-`` command, or as the user has set."""
-    return "Reverse" in str(gdb.execute("show exec-direction", to_string=True))
-
-
 def _set_may_call(on: bool) -> None:
     gdb.execute(f"set {_MAY_CALL} {'on' if on else 'off'}", to_string=True)
+
+
+def dprintfs() -> list[tuple[int, int]]:
+    """(number, guest virtual address) of each place of the user's dprintfs."""
+    shown = str(gdb.execute("maint info breakpoints", to_string=True))
+    return [(int(number), int(address, 16)) for number, address in _DPRINTF.findall(shown)]
 
 
 def addresses(breakpoint: gdb.Breakpoint) -> list[int]:

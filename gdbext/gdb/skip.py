@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import gdb
 
@@ -19,11 +19,8 @@ from gdbext.code.windows import Window
 from gdbext.errors import CtxwatchError, GuestFailed
 from gdbext.gdb.guest import named
 from gdbext.gdb.layout import Registers
-from gdbext.gdb.target import Target, mode, running
+from gdbext.gdb.target import Target, backwards, mode, running
 from gdbext.gdb.windows import Place, Windows
-
-if TYPE_CHECKING:
-    from gdbext.gdb.extension import Extension
 
 _WINDOWS: Final = 8
 """Windows that may lie one behind the other."""
@@ -66,7 +63,7 @@ class Arrival:
     why: str
 
 
-def skip(extension: Extension, windows: Windows) -> Arrival:
+def skip(windows: Windows) -> Arrival:
     """Run the selected vCPU to the first instruction after the window it stands in, or in front of.
 
     Raises CtxwatchError where there is none to skip, and GuestFailed if the guest stopped elsewhere.
@@ -90,28 +87,39 @@ def skip(extension: Extension, windows: Windows) -> Arrival:
 
 def _pass(windows: Windows, window: Window, place: Place) -> str:
     """Run through one window; how it ended."""
+    leaving = _exits(windows, window).get(place.pc)
+    if leaving is None:
+        leaving = _run_to(ways_out(windows, window, place.pc)).leaving
+        if leaving is None:
+            return f"past the {window.reason.value} window"
+    _run_to([_target(leaving)])
+    source = {"iret": "the frame of the iret", "sysret": "RCX at the sysret", "sysexit": "RDX at the sysexit"}
+    return f"where {source[leaving.how]} said"
+
+
+def ways_out(windows: Windows, window: Window, pc: int) -> list[Goal]:
+    """Where the selected vCPU, which stands at `pc` in or in front of `window`, may be next on its way out of it: code
+    behind it, or an exit; from an exit, the context that it resumes. Raises CtxwatchError if no way out is known."""
+    exits = _exits(windows, window)
+    if pc in exits:
+        return [_target(exits[pc])]
+    goals = [Goal(address) for address in window.landings]
+    goals += [Goal(address, None, way) for address, way in exits.items()]
+    if not goals:
+        raise CtxwatchError(
+            "this window cannot be skipped",
+            "no way out of it was found",
+            "continue runs on, ctx safe override steps",
+        )
+    return goals
+
+
+def _exits(windows: Windows, window: Window) -> dict[int, Exit]:
+    """The exit instructions with which `window` ends, by address."""
     machine = windows.machine()
     assert machine is not None
     assert machine.reach is not None
-    exits = {way.address: way for way in machine.reach.exits if way.address in window.exits}
-    if place.pc not in exits:
-        goals = [Goal(address) for address in window.landings]
-        goals += [Goal(address, None, way) for address, way in exits.items()]
-        if not goals:
-            raise CtxwatchError(
-                "this window cannot be skipped",
-                "no way out of it was found",
-                "continue runs on, ctx safe override steps",
-            )
-        reached = _run_to(goals)
-        if reached.leaving is None:
-            return f"past the {window.reason.value} window"
-    else:
-        reached = Goal(place.pc, None, exits[place.pc])
-    assert reached.leaving is not None
-    _run_to([_target(reached.leaving)])
-    source = {"iret": "the frame of the iret", "sysret": "RCX at the sysret", "sysexit": "RDX at the sysexit"}
-    return f"where {source[reached.leaving.how]} said"
+    return {way.address: way for way in machine.reach.exits if way.address in window.exits}
 
 
 def _target(leaving: Exit) -> Goal:
@@ -143,7 +151,7 @@ def _from_frame(target: Target, registers: Registers, word: int) -> Goal:
 def _run_to(goals: list[Goal]) -> Goal:
     """Let the guest run until the selected vCPU reaches one of `goals`; raises GuestFailed if it stops elsewhere."""
     thread = gdb.selected_thread().global_num
-    with _landings(goals, thread) as landings:
+    with _forward(), _landings(goals, thread) as landings:
         gdb.execute("continue", to_string=True)
         for landing in landings:
             if landing.is_valid() and landing.reached is not None:
@@ -155,6 +163,19 @@ def _stopped_at() -> str:
     if gdb.selected_inferior().pid == 0:
         return "is gone"
     return "runs" if running() else f"stopped at {named(int(gdb.newest_frame().pc()))} before"
+
+
+@contextlib.contextmanager
+def _forward() -> Iterator[None]:
+    """Whichever way the user has the guest run."""
+    turned = backwards()
+    if turned:
+        gdb.execute("set exec-direction forward", to_string=True)
+    try:
+        yield
+    finally:
+        if turned:
+            gdb.execute("set exec-direction reverse", to_string=True)
 
 
 @contextlib.contextmanager

@@ -138,3 +138,8 @@ def running() -> bool:
     """Whether the guest runs, so that GDB can neither read nor write it or list its threads. All vCPUs run or none."""
     thread = gdb.selected_thread()
     return bool(thread is not None and thread.is_valid() and thread.is_running())
+
+
+def backwards() -> bool:
+    """Whether GDB runs the guest backwards now: in a ``reverse-`` command, or as the user has set."""
+    return "Reverse" in str(gdb.execute("show exec-direction", to_string=True))

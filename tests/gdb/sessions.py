@@ -50,13 +50,20 @@ class Typed:
 
     def read(self, timeout: float = 30.0) -> str:
         """What comes up to the next prompt."""
+        return self._read(lambda text: text.endswith(PROMPT), "prompt", timeout).removesuffix(PROMPT)
+
+    def hear(self, words: str, timeout: float = 30.0) -> str:
+        """What comes by itself, with no prompt behind it, up to `words`."""
+        return self._read(lambda text: words in text, repr(words), timeout)
+
+    def _read(self, enough: Callable[[str], bool], what: str, timeout: float) -> str:
         text, deadline = "", time.monotonic() + timeout
-        while not text.endswith(PROMPT):
+        while not enough(text):
             ready, _, _ = select.select([self._terminal], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise TimeoutError(f"no prompt within {timeout} s after:\n{text}")
+                raise TimeoutError(f"no {what} within {timeout} s after:\n{text}")
             text += os.read(self._terminal, 65536).decode("utf-8", "replace").replace("\r", "")
-        return text.removesuffix(PROMPT)
+        return text
 
     def __enter__(self) -> Self:
         return self

@@ -56,6 +56,11 @@ def test_abbreviated_repeated_and_wrapped_commands_are_refused_alike(boot: Boot)
         assert "stepi refused" in gdb.type("thread apply all stepi")
         for command in ("b", "tb", "hb", "thb", "br"):
             assert "refused and deleted" in gdb.type(f"{command} *(syscall_entry+3)"), command
+        for line in ("return", "while 1\nstepi\nend", "| si | cat", "thread apply 1 si", "frame apply 1 si"):
+            assert " refused: " in gdb.type(line), line
+        assert "refused and deleted" in gdb.type('dprintf *(syscall_entry+3),"%d", tick(0)')
+        assert "Dprintf" in gdb.type('dprintf tick,"in tick"')
+        gdb.type("delete")
         assert "refused and deleted" in gdb.type("rbreak ^syscall_entry$")
         assert "refused and deleted" in gdb.type("python gdb.Breakpoint('*syscall_entry')")
         assert "No breakpoints" in gdb.type("info breakpoints")
@@ -65,7 +70,7 @@ def test_abbreviated_repeated_and_wrapped_commands_are_refused_alike(boot: Boot)
 def test_calls_are_refused_in_a_window_alone_and_the_setting_comes_back(boot: Boot) -> None:
     live = boot("clean-nrk")
     with Typed(*live.connect, *UP, *IN_WINDOW) as gdb:
-        for command in ("call tick(0)", "print tick(0)", "output tick(0)", 'printf "%d", tick(0)'):
+        for command in ("call tick(0)", "print tick(0)", "output tick(0)", 'printf "%d", tick(0)', "x tick(0)"):
             said = gdb.type(command)
             assert "may-call-functions is off" in said, command
             assert "calls into the guest are refused" in said, command

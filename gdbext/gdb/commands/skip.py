@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def run(extension: Extension, args: argparse.Namespace) -> None:
     """Pass the window and say where that led."""
     with extension.safety.unguarded():
-        arrival = skip(extension, extension.windows)
+        arrival = skip(extension.windows)
     machine = extension.windows.machine()
     insn = machine.code.insn(arrival.at) if machine is not None and machine.code is not None else None
     gdb.write(f"Arrived at {named(arrival.at)}{f': {text(insn)}' if insn else ''}, {arrival.why}.\n")
