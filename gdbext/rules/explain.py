@@ -193,12 +193,17 @@ class Explainer:
 
     def _copied(self, finding: Finding, entry: Batch, row: Batch, fields: list[str]) -> bool:
         """True if the save copied a wrong word: the paths are right, and the slot, if it is watched, holds what it was
-        given by this save."""
+        given by this save, which was never the right value."""
         if not self._paths.copies(entry, row, fields):
             return False
         area = self._areas.area_of(entry, finding.event)
         write = self._areas.last_write(area, fields[0], finding.event) if area is not None else None
-        return write is None or (write.event > int(entry["seq"][0]) and write.value == int(row[fields[0]][0]))
+        if area is None or write is None:
+            return True
+        before = self._areas.last_write(area, fields[0], write.event)
+        came = int(entry["seq"][0])
+        right = before is not None and before.event > came and before.value == int(entry[fields[0]][0])
+        return write.event > came and write.value == int(row[fields[0]][0]) and not right
 
 
 def _by(change: Write, symbol: str | None) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 
 from gdbext.arch.descriptors import Gate
+from gdbext.code.paths import Entry, explore
 from gdbext.errors import NotCapable
 from gdbext.events.row import ROW, SLOT_NAMES, Batch, Flag, Kind, concat
 from gdbext.profiles.profile import Profile, find
@@ -15,7 +17,7 @@ from gdbext.rules.engine import Engine
 from gdbext.sources.areas import CLOSELY, FXSAVE_WRITES, AreaWatcher
 from gdbext.sources.base import Capability
 from gdbext.sources.learning import sample
-from tests.code.conftest import Assemble
+from tests.code.conftest import Assemble, Snippet
 from tests.code.test_code_nrk import COPY_WORD, NRK_RESTORE, NRK_SAVE
 from tests.rules.rows import KERNEL_BASE, How, batch, context, entry, exit_, stamp
 
@@ -177,6 +179,37 @@ def test_learnt_slots_name_a_writer_even_if_the_first_finding_came_too_early() -
     assert flags.slot == "slot 17"
     assert flags.writer is not None
     assert "last written by the system call path" in flags.cause
+
+
+class Kernel:
+    """A guest of one snippet's code, and no names."""
+
+    def __init__(self, snippet: Snippet) -> None:
+        self.read = snippet.read
+
+    def symbol(self, address: int) -> str | None:
+        return None
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before the save", "after it"])
+def test_a_frame_overwritten_before_it_is_copied_and_a_slot_overwritten_then(assemble: Assemble, first: bool) -> None:
+    snippet = assemble(SAVES_ALL)
+    (leaving,) = explore(snippet.code, [Entry(snippet["entry"])]).exits
+    layout = find("nrk").layout
+    assert layout is not None
+    now = context()
+    wrong = now | {"rsp": 0x10}
+    saved = wrong if first else now
+    slots = [slot(name, at) for name, at in layout.slots.items()]
+    save = [store(at, saved[name]) for name, at in layout.slots.items() if name in now]
+    later = [] if first else [store(layout.slots["rsp"], 0x10)]
+    engine = Engine(guest=Kernel(snippet))
+    rows = [*slots, area_row(), entry(now, pc=snippet["entry"]), *save, *later, exit_(wrong, pc=leaving.address)]
+    engine.feed(stamp(concat(rows)))
+    finding = engine.findings[0]
+    assert (finding.code, finding.field) == ("CW302" if first else "CW101", "rsp")
+    assert finding.slot == "slot 7"
+    assert "written on this save" in finding.cause or first
 
 
 def test_five_words_of_a_three_word_frame() -> None:
