@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import re
+import textwrap
 from typing import Final, Protocol
 
 from prompt_toolkit import print_formatted_text
@@ -44,6 +45,7 @@ STYLE: Final = Style.from_dict({
 })  # fmt: skip
 
 _FINDING: Final = re.compile(r"ctxwatch: CW\d{3} ")
+_NAMED: Final = re.compile(r"\s*\S+\s{2,}")
 _DELAY: Final = 0.02
 """Seconds in which lines are gathered: the prompt is drawn anew for each batch, not for each line."""
 
@@ -108,16 +110,16 @@ class TerminalScreen:
 
     def note(self, text: str) -> None:
         """See :class:`Screen`."""
-        self._add([("class:note", printable(text))])
+        self._add([("class:note", wrapped(printable(text), self.columns))])
 
     def error(self, text: str) -> None:
         """See :class:`Screen`."""
-        self._add([("class:error", printable(text))])
+        self._add([("class:error", wrapped(printable(text), self.columns))])
 
     def text(self, text: str) -> None:
         """See :class:`Screen`."""
         for line in text.rstrip("\n").split("\n"):
-            self._add([("", printable(line))])
+            self._add([("", wrapped(printable(line), self.columns))])
 
     def ansi(self, text: str) -> None:
         """See :class:`Screen`."""
@@ -158,6 +160,16 @@ class TerminalScreen:
         self._pending.append(("", "\n"))
         if self._handle is None:
             self._handle = asyncio.get_running_loop().call_later(_DELAY, self.flush)
+
+
+def wrapped(line: str, columns: int) -> str:
+    """A line of ours that is wider than the terminal, broken between words; what goes on stands below what is told of
+    the first word, where that has a column of its own."""
+    if len(line) <= columns:
+        return line
+    named = _NAMED.match(line)
+    indent = " " * min(named.end() if named is not None else 2, columns // 2)
+    return "\n".join(textwrap.wrap(line, columns, subsequent_indent=indent, break_on_hyphens=False))
 
 
 def rendered(renderable: object, columns: int) -> str:

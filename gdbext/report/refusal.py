@@ -30,6 +30,10 @@ def refusal(line: str) -> NotCapable:
         )
     if _STOPS.match(line):
         return NotCapable(f"{name}: a recording cannot stop anywhere", "its guest ran before", "goto EVENT moves in it")
+    if name == "report":
+        return NotCapable(
+            "report: not at this prompt", "it makes a page of all of it", "ctxwatch report does, in a shell"
+        )
     return NotCapable(
         f"{name}: not in a recording",
         "it holds events and what was captured with them",

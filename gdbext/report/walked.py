@@ -66,12 +66,12 @@ class Walked:
         parity = parity_name(moment.parity.get(moment.cpu, UNKNOWN))
         return [
             "recording" + (" (incomplete)" if walk.flaw else ""),
-            walk.path.name,
             f"event {moment.event} of {walk.last}",
+            f"{len(moment.findings)} of {len(walk.findings)} findings",
             f"CPU {moment.cpu}",
             *([] if "cs" in lacking(walk.row) else [f"CPL {rpl(int(walk.row['cs'][0]))}"]),
             f"GS {parity}",
-            f"{len(moment.findings)} of {len(walk.findings)} findings",
+            walk.path.name,
         ]
 
     def answer(self, line: str) -> list[Line]:
@@ -149,7 +149,8 @@ class Walked:
             yield Line(f"save area {self.walk.named(area.start)}, {area.size} bytes")
             for slot in area.slots:
                 value = "not stored yet" if slot.value is None else f"{slot.value:#018x}"
-                by = f"  event {slot.event}, {self.walk.named(slot.pc)}" if slot.value is not None else ""
+                where = self.walk.symbol(slot.pc) or f"{slot.pc:#x}"
+                by = f"  event {slot.event}, {where}" if slot.value is not None else ""
                 yield Line(f"  +{slot.offset:<#6x} {slot.name:<9} {value}{by}")
 
     def _info(self, words: str) -> Iterator[Line]:

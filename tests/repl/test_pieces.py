@@ -12,6 +12,7 @@ from gdbext.repl import blocks, config, declare, highlight, mi, peers, topics, t
 from gdbext.repl.connection import Connection, State
 from gdbext.repl.facts import Facts, Findings
 from gdbext.repl.links import AddressLink
+from gdbext.repl.screen import wrapped
 from gdbext.repl.session import COMMANDS
 from gdbext.report.refusal import moves
 
@@ -298,3 +299,17 @@ def test_every_topic_has_a_page() -> None:
     for name in topics.TOPICS:
         assert name in topics.index()
         assert topics.page(name, commands)
+
+
+def test_a_line_wider_than_the_terminal_is_broken_between_words() -> None:
+    assert wrapped("short enough", 12) == "short enough"
+    assert wrapped("stepi: a recording cannot run; next-finding moves in it", 40).split("\n") == [
+        "stepi: a recording cannot run;",
+        "  next-finding moves in it",
+    ]
+    assert wrapped("  prev-finding  Go back to the event before this one", 40).split("\n") == [
+        "  prev-finding  Go back to the event",
+        "                before this one",
+    ]
+    assert wrapped("x" * 25, 10).split("\n") == ["x" * 10, "  " + "x" * 8, "  " + "x" * 7]
+    assert all(len(line) <= 10 for line in wrapped("a" * 30 + "  b", 10).split("\n"))

@@ -99,8 +99,8 @@ def test_a_recorded_run_is_walked(tmp_path: Path) -> None:
     code = "import sys; from gdbext.cli.main import main; sys.exit(main())"
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
-    with Tmux("repl", str(path), home=tmp_path) as repl:
-        repl.until("(ctx event ", "recording │ run.arrow │ event")
+    with Tmux("repl", str(path), home=tmp_path, rows=70) as repl:  # the finding's picture is seen whole
+        repl.until("(ctx event ", "recording │ event 1 of ", " │ 0 of 1 findings │ CPU 0", "│ run.arrow")
         repl.type("next-f")
         repl.key("Tab")
         repl.until("(ctx event 1) next-finding")
