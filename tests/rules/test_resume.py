@@ -446,3 +446,11 @@ def test_a_sysexit_returns_to_its_stack_behind_the_int() -> None:
     back = ctx | {"rip": ctx["rip"] + 2, "rax": 0, "rcx": 0x44, "rdx": ctx["rip"] + 2, "rsp": 0x44}
     call = entry(ctx, How.SYSENTER, rax=20, **narrow)
     assert codes(stamp(batch(switch(), call, exit_(back, How.SYSEXIT, **narrow)))) == [("CW106", "rsp")]
+
+
+@pytest.mark.parametrize(("words", "code"), [(1, "CW101"), (8, "CW101"), (9, "CW107"), (-2, "CW101")])
+def test_rsp_off_by_a_few_words_is_another_contexts_by_chance_only(words: int, code: str) -> None:
+    mine, other = context(1), context(2)
+    other["rsp"] = mine["rsp"] + 8 * words
+    rows = [entry(other, frame=0xFFFFFFFF80400000), entry(mine), exit_(mine | {"rsp": other["rsp"]})]
+    assert codes(*rows) == [(code, "rsp")]
