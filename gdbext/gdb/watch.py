@@ -63,6 +63,7 @@ class Watch:
         """Where the last stop was made for the user, until the guest goes on."""
         self.failed: CtxwatchError | None = None
         self._closed = False
+        self._shut = False
         self._image = image.segments(kernel) if kernel else []
         entry_point = image.entry_point(kernel) if kernel else None
         self._last: dict[int, Registers] = {}
@@ -166,11 +167,22 @@ class Watch:
 
     def tidy(self) -> None:
         """The guest stands still: look at its tables, and drop the breakpoints that are no longer planned."""
+        self._take_passed()
         self.sink.settle()
         with contextlib.suppress(CtxwatchError, OSError):  # it may have stopped for good
             survey.follow(self.target, self.machine, self._image)
             self.points.cover(self.machine.plan)
         self.points.keep_only(self.machine.plan)
+
+    def _take_passed(self) -> None:
+        """A stop for another reason may be at a breakpoint of ours, which GDB then goes on from without a word: QEMU
+        delivers an interrupt that is pending before it stops, and the handler's first instruction is next."""
+        if self._shut:
+            return
+        with contextlib.suppress(CtxwatchError, OSError):
+            pc = self.target.registers()["rip"]
+            if pc in self.machine.plan and self.hit(pc):
+                self.halted_at = pc
 
     def close(self) -> None:
         """Remove everything; the target is stopped or gone."""
@@ -180,6 +192,7 @@ class Watch:
 
     def shut_down(self, died: bool) -> None:
         """QEMU has stopped the machine for good; `died`: the guest did not ask for it."""
+        self._shut = True
         if died:
             self._put(self.machine.capture.died(self.target.cpu()))
 

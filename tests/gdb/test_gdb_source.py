@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gdbext.cli.feeds import COUNTED_TIME
 from gdbext.errors import CtxwatchError, EnvironmentUnusable, NotCapable
 from gdbext.events.row import Flag, Kind
 from gdbext.rules.engine import Engine
@@ -104,6 +103,19 @@ def test_a_waiting_row_holds_the_guest_until_it_is_released(boot: Boot) -> None:
         assert found == ["CW102"]
         time.sleep(0.2)
         assert rows(source, 0.2) == 0
+
+
+@pytest.mark.guest
+def test_looks_at_the_guest_s_tables_lose_no_event(boot: Boot) -> None:
+    """A guest that is stopped for a look often stands at a breakpoint, which GDB then goes on from without a word."""
+    live = boot("clean-nrk", "-icount", COUNTED_TIME)
+    engine = Engine()
+    with contextlib.closing(watch(live)) as source:
+        while engine.counts.exits < 80:
+            source._next_look = min(source._next_look, time.monotonic() + 0.03)
+            batch = source.read(0.1)
+            assert batch is not None
+            assert engine.feed(batch) == []
 
 
 def test_nobody_listens() -> None:
