@@ -29,7 +29,7 @@ struct kernel_stack {
     u8 guard[PAGE_SIZE];
     u8 bytes[KERNEL_STACK_SIZE];
 } __attribute__((aligned(PAGE_SIZE)));
-#define STACKS __attribute__((section(".stacks,\"aw\",@nobits#"))) /* `#`: the compiler's own flags are a comment */
+#define STACKS __attribute__((section(".bss.stacks")))
 
 enum thread_state { THREAD_UNUSED, THREAD_READY, THREAD_SLEEPING, THREAD_DEAD };
 
