@@ -15,7 +15,7 @@ from gdbext.events.columns import Columns, Indices
 from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import U64, Bools, is_user, mixed, page_tables
 from gdbext.ledger.pairing import Pairs
-from gdbext.ledger.pending import REACH_BYTES, Traits, places, traits
+from gdbext.ledger.pending import REACH_BYTES, Traits, places, threads, traits
 
 MOST_BELOW: Final = 3
 """Words below a frame at which RSP is looked for; the eight words seen then hold the frame."""
@@ -57,6 +57,13 @@ class Spanning:
         """The positions of those entries that lie `position` and whose exits come after it, in order."""
         before = int(np.searchsorted(self._entries, position))
         found: Indices = self._entries[:before][self._exits[:before] > position]
+        return found
+
+    def of_thread(self, position: int, thread: int) -> Indices:
+        """Those of them that were interrupted in the thread of this hash."""
+        before = int(np.searchsorted(self._entries, position))
+        own = (self._exits[:before] > position) & (threads(self._rows)[:before] == np.uint64(thread))
+        found: Indices = self._entries[:before][own]
         return found
 
     def may_lie_beside(self, rows: Columns) -> Bools:

@@ -8,7 +8,7 @@ import numpy as np
 
 from gdbext.events.columns import GPRS, Columns, Indices
 from gdbext.events.row import Batch, concat, pick
-from gdbext.ledger.compare import gprs, is_call, is_user, space
+from gdbext.ledger.compare import gprs, is_call
 from gdbext.ledger.leftover import Left, Spanning
 from gdbext.ledger.pending import REACH_BYTES, Pending, are_alike
 
@@ -45,19 +45,17 @@ class Live:
     @cached_property
     def thread(self) -> Batch:
         """Those of the same address space, FS base and half (user or kernel code)."""
-        return _merged(self._pending.thread(self._left.traits), self._spanning_thread)
+        return _merged(self._pending.thread(self._left.traits), self._batch.pick(self._spanning_in_thread))
 
     @cached_property
     def newest(self) -> Batch:
         """The last of these (a batch of one, or empty)."""
-        return _merged(self._pending.newest(self._left.traits), self._spanning_thread[-1:])[-1:]
+        pending, spanning = self._pending.newest(self._left.traits), self._spanning_in_thread[-1:]
+        return _merged(pending, self._batch.pick(spanning))[-1:] if len(spanning) else pending
 
     @cached_property
-    def _spanning_thread(self) -> Batch:
-        row, found = self._left.row, self._indices
-        rows = self._batch.pick(found[self._batch.at("fs_base", found) == row["fs_base"]])
-        same = (space(rows) == space(row)) & (is_user(rows) == is_user(row))
-        return pick(rows, same) if len(rows) else rows
+    def _spanning_in_thread(self) -> Indices:
+        return self._spans.of_thread(self._left.position, self._left.traits.thread)
 
     @cached_property
     def near(self) -> Batch:

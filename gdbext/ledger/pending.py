@@ -7,7 +7,6 @@ nothing here looks at all of them: each is entered under its traits.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from itertools import islice
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -72,6 +71,10 @@ def places(rows: Columns) -> U64:
 
 def threads(rows: Columns) -> U64:
     """A hash of each row's thread, as far as registers tell."""
+    return rows.derived("threads", _threads)
+
+
+def _threads(rows: Columns) -> U64:
     return mixed(space(rows), rows["fs_base"], is_user(rows).astype(np.uint64))
 
 
@@ -156,7 +159,8 @@ class Pending:
 
     def newest(self, found_by: Traits) -> Batch:
         """The last of them (a batch of one, or empty)."""
-        return self.rows(list(islice(reversed(self._threads.get(found_by.thread, {})), 1)))
+        waiting = self._threads.get(found_by.thread)
+        return self.rows([next(reversed(waiting))]) if waiting else self._rows[:0]
 
     def calls_at(self, rip: int) -> Batch:
         """The system calls that return to `rip`, oldest first."""

@@ -98,7 +98,12 @@ class ResumeJudge:
         owner = self._frames.take_owner(left, entry, live.resumed_later) if entry is None or mask else None
         if owner is not None:
             entry, mask, match = owner, self._frames.lost(owner, row, self._law), "nearest"
-        elif left.user and (entry is None or mask) and emulation.goes_on(row, live.newest, entry):
+        elif (
+            left.user
+            and left.how == How.IRET
+            and (entry is None or mask)
+            and emulation.goes_on(row, live.newest, entry)
+        ):
             self._over(live.newest)
             entry, mask, match = live.newest, emulation.lost(live.newest, row, self._law), "thread"
             self.unmatched += 1
