@@ -11,7 +11,7 @@
 #define ENTRIES 1024
 
 extern u32 boot_pd[ENTRIES];
-extern struct kernel_stack stacks_start[], stacks_end[]; /* all that are linked into section .stacks */
+extern struct kernel_stack stacks_start[], stacks_end[]; /* all that are linked into section .bss.stacks */
 extern char kernel_end[];
 extern char user_text_load[], user_data_load[]; /* physical addresses of the user image */
 extern char user_text_size[], user_data_size[];

@@ -10,7 +10,7 @@
 #define ADDRESS(entry) ((entry) & 0x000ffffffffff000)
 
 extern u64 boot_pml4[512], boot_pd[512];
-extern struct kernel_stack stacks_start[], stacks_end[]; /* all that are linked into section .stacks */
+extern struct kernel_stack stacks_start[], stacks_end[]; /* all that are linked into section .bss.stacks */
 extern char kernel_end[];
 extern char user_text_load[], user_data_load[]; /* physical addresses of the user image */
 extern char user_text_size[], user_data_size[];
