@@ -7,6 +7,7 @@
  */
 #pragma once
 
+#include "emit.h"
 #include "frames.h"
 
 enum { FRAME_RIP, FRAME_CS, FRAME_RFLAGS, FRAME_RSP, FRAME_SS, FRAME_WORDS = 9 };

@@ -235,10 +235,7 @@ static void on_store(unsigned index, qemu_plugin_meminfo_t info, uint64_t addres
     uint64_t frame = 0;
 
     if (frame_may_lie(address)) {
-        frame = frame_changed_by(address, stored(info), size);
-        if (frame && vcpu_reg(vcpu_of(index), REG_RSP) - frame <= FRAME_MOST * 8) {
-            frame = 0; /* an exit makes its own where that one was: it is on top of the stack, or free memory above */
-        }
+        frame = frame_changed_by(address, stored(info), size, vcpu_reg(vcpu_of(index), REG_RSP));
     }
     if (frame || ring_watches(&shared, address, size)) {
         v = vcpu_of(index);

@@ -7,13 +7,20 @@
  */
 #pragma once
 
-#include "emit.h"
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
 
-enum { FRAME_PLACES = 1024, FRAME_GRANULES = 4096, FRAME_GRANULE = 8, FRAME_LEAST = 3, FRAME_MOST = 5 };
+#include "layout.h"
+
+enum { FRAME_PLACES = 1024, FRAME_GRANULES = 4096, FRAME_GRANULE = 8, FRAME_LEAST = 3, FRAME_MOST = 5,
+       FRAME_CHANGES = 16 /* told of one: where there are more, its context was left behind, and its stack is in use */ };
 
 typedef struct {
     _Atomic uint64_t at, end; /* guest virtual; 0: no frame here */
     _Atomic uint64_t words[FRAME_MOST];
+    _Atomic unsigned changes; /* told of it */
     uint64_t registers; /* a digest of the interrupted context's general registers but RSP */
 } live_frame;
 
@@ -36,11 +43,11 @@ static inline live_frame *frame_place(uint64_t at)
 
 static uint64_t frame_digest(const ctx_row *row)
 {
-    const uint64_t *general = row_general(row);
+    const uint64_t *general = (const uint64_t *)((uintptr_t)row + offsetof(ctx_row, rax));
     uint64_t digest = 0;
 
     for (unsigned i = 0; i < 16; i++) {
-        digest = (digest ^ (i == REG_RSP ? 0 : general[i])) * 0xff51afd7ed558ccdull;
+        digest = (digest ^ (&general[i] == &row->rsp ? 0 : general[i])) * 0xff51afd7ed558ccdull;
         digest ^= digest >> 32;
     }
     return digest;
@@ -59,6 +66,7 @@ static void frame_pushed(const ctx_row *row)
     for (unsigned i = 0; i < words; i++) {
         RELAX(f->words[i], row->stack[i]);
     }
+    RELAX(f->changes, 0);
     f->registers = frame_digest(row);
     RELAX(f->at, row->frame);
     for (uint64_t granule = row->frame / FRAME_GRANULE; granule * FRAME_GRANULE < end; granule++) {
@@ -94,16 +102,24 @@ static inline bool frame_may_lie(uint64_t address)
     return address + FRAME_GRANULE - at < FRAME_GRANULE + FRAME_MOST * 8;
 }
 
-/* The live frame of which a store of `value` changes a word; 0: none. */
-static uint64_t frame_changed_by(uint64_t address, uint64_t value, unsigned size)
+/* The live frame of which a store of `value` changes a word; 0: none. `sp`: RSP of the code that stores. Where it lies in
+ * the frame or right above, the frame was popped or copied: the stack is used anew, perhaps by an exit for its own. */
+static uint64_t frame_changed_by(uint64_t address, uint64_t value, unsigned size, uint64_t sp)
 {
     uint64_t at = RELAXED(frame_granules[frame_hash(address / FRAME_GRANULE)]);
-    const live_frame *f = frame_place(at);
+    live_frame *f = frame_place(at);
     uint64_t end = RELAXED(f->end), word = end - at == FRAME_MOST * 8 ? 8 : 4;
 
     if (!at || RELAXED(f->at) != at || address + size <= at || address >= end) {
         return 0;
     }
     bool whole = size == word && address >= at && (address - at) % word == 0;
-    return whole && RELAXED(f->words[(address - at) / word]) == value ? 0 : at;
+    if (whole && RELAXED(f->words[(address - at) / word]) == value) {
+        return 0;
+    }
+    if (sp - at <= end - at || atomic_fetch_add_explicit(&f->changes, 1, memory_order_relaxed) >= FRAME_CHANGES) {
+        RELAX(f->at, 0);
+        return 0;
+    }
+    return at;
 }

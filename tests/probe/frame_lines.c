@@ -1,0 +1,41 @@
+/* Follows frames, one event a line, all numbers hexadecimal:
+ * `push FRAME MODE WORDS REGISTER WORD...` an entry; `pop FRAME MODE CS REGISTER WORD...` an iret, prints whether the
+ * frame was changed; `store ADDRESS VALUE SIZE RSP` prints the frame that it changes, or 0. */
+#include <stdio.h>
+#include <string.h>
+
+#include "frames.h"
+
+static void read_row(ctx_row *row, unsigned words)
+{
+    unsigned long long value;
+
+    if (scanf("%llx", &value) == 1) {
+        row->rbx = value;
+    }
+    for (unsigned i = 0; i < words && scanf("%llx", &value) == 1; i++) {
+        row->stack[i] = value;
+    }
+}
+
+int main(void)
+{
+    char what[8];
+    unsigned long long a, b, c, d;
+
+    while (scanf("%7s %llx %llx %llx", what, &a, &b, &c) == 4) {
+        ctx_row row = {.frame = a, .mode = (uint8_t)b, .size = (uint8_t)(b / 8)};
+        if (strcmp(what, "push") == 0) {
+            row.flags = c == FRAME_LEAST ? CTX_FLAG_NO_STACK : 0;
+            read_row(&row, (unsigned)c);
+            frame_pushed(&row);
+        } else if (strcmp(what, "pop") == 0) {
+            row.cs = (uint16_t)c;
+            read_row(&row, FRAME_MOST);
+            printf("%d\n", frame_popped(&row));
+        } else if (scanf("%llx", &d) == 1) {
+            printf("%llx\n", frame_may_lie(a) ? (unsigned long long)frame_changed_by(a, b, (unsigned)c, d) : 0);
+        }
+    }
+    return 0;
+}
