@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from gdbext.errors import EnvironmentUnusable, GuestFailed
 from gdbext.qemu.command import Options
-from gdbext.qemu.machine import Machine, which
+from gdbext.qemu.machine import COUNTED_TIME, Machine, which
 from gdbext.sources.base import Source
 
 if TYPE_CHECKING:
     from gdbext.qemu.probe import ProbeBuild
     from gdbext.sources.ring_file import RingFile
-
-
-COUNTED_TIME: Final = "shift=3"
-"""Eight nanoseconds an instruction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +70,7 @@ class GdbstubFeed:
         self._wishes = wishes
 
     def plugin(self, directory: Path) -> Sequence[str]:
-        """A clock that counts instructions, if that is allowed: by the host's clock, a stop at each interrupt takes so
-        long that the next one is due before the interrupted code has moved."""
+        """A clock that counts instructions, if that is allowed."""
         return ("-icount", COUNTED_TIME) if self._wishes.retime else ()
 
     def blame(self) -> None:

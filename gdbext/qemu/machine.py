@@ -23,6 +23,10 @@ from gdbext.qemu.qmp import Qmp, QmpClosed, QmpError
 ARCHITECTURES: Final = {"x86_64": 64, "i386": 32}
 """QEMU targets that can be watched, with the widest code they run, in bits."""
 
+COUNTED_TIME: Final = "shift=3"
+"""For ``-icount``: eight nanoseconds an instruction. By the host's clock, a debugger's stop at each interrupt takes so
+long that the next one is due before the interrupted code has moved."""
+
 _RIP: Final = re.compile(r"\b[RE]IP=([0-9a-fA-F]+)")
 
 _PATIENCE: Final = 3.0

@@ -117,7 +117,7 @@ class BundledLink:
 
     def _open(self) -> Endpoint:
         from gdbext.qemu import guests
-        from gdbext.qemu.machine import Machine
+        from gdbext.qemu.machine import COUNTED_TIME, Machine
         from gdbext.sources.gdbstub import ARCHITECTURES
 
         guest = guests.find(self.title)
@@ -125,7 +125,7 @@ class BundledLink:
         if self._machine is not None and self._machine.ending() is not None:
             self._close()
         if self._machine is None:
-            self._machine = Machine(guest.command(kernel), gdbstub=True)
+            self._machine = Machine([*guest.command(kernel), "-icount", COUNTED_TIME], gdbstub=True)
             self._told = False
         return Endpoint(str(self._machine.gdb), self._kernel or kernel, ARCHITECTURES[self._machine.arch])
 

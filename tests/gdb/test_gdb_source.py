@@ -20,6 +20,7 @@ import pytest
 
 from gdbext.errors import CtxwatchError, EnvironmentUnusable, NotCapable
 from gdbext.events.row import Flag, Kind
+from gdbext.qemu.machine import COUNTED_TIME
 from gdbext.rules.engine import Engine
 from gdbext.sources.base import Capability
 from gdbext.sources.gdbstub import GdbstubSource
