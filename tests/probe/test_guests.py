@@ -219,6 +219,13 @@ def test_stores_and_tracked_variables(watch: Watch, guest: Kernel) -> None:
     assert len(set(areas.tolist())) > 2
 
 
+def test_no_stores_are_looked_at_without_a_reason(watch: Watch, guest: Kernel) -> None:
+    watched = watch("-kernel", str(guest("clean-osdev")), watch=True)
+    watched.machine.cont()
+    watched.run(watched.done)
+    assert not (watched.rows["kind"] == Kind.STORE).any()
+
+
 def test_simd_state(watch: Watch, guest: Kernel) -> None:
     watched = watch("-kernel", str(guest("clean-nrk")), simd=True)
     assert watched.source.capabilities & Capability.SIMD
