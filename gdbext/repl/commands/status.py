@@ -28,7 +28,8 @@ async def run(session: Session, args: argparse.Namespace) -> None:
             where = f"in a window ({facts.window}): {facts.half_switched}" if facts.window else "in no window"
             session.screen.text(f"  {facts.pc:#x} is {where}")
         session.screen.text(f"  watch: {facts.watching}, {facts.events} events")
-    session.screen.text(f"  {len(live.findings)} findings")
+    count = len(live.findings)
+    session.screen.text(f"  {count} finding{'s' * (count != 1)}")
 
 
 COMMAND = Command(
