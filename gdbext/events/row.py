@@ -220,6 +220,12 @@ def pick(batch: Batch, index: npt.NDArray[np.intp] | npt.NDArray[np.bool_] | sli
     return np.array(chosen, order="C", copy=isinstance(index, slice)).reshape(-1).view(batch.dtype)
 
 
+def single(batch: Batch, at: int) -> Batch:
+    """A copy of the row at `at`, as a batch of one."""
+    row: Batch = words(batch)[at].copy().view(batch.dtype)
+    return row
+
+
 def concat(parts: Sequence[Batch]) -> Batch:
     """Return the rows of `parts` (at least one, all of one dtype) in one batch.
 

@@ -51,7 +51,10 @@ class Live:
     def newest(self) -> Batch:
         """The last of these (a batch of one, or empty)."""
         pending, spanning = self._pending.newest(self._left.traits), self._spanning_in_thread[-1:]
-        return _merged(pending, self._batch.pick(spanning))[-1:] if len(spanning) else pending
+        if not len(spanning):
+            return pending
+        last = self._batch.row(int(spanning[0]))
+        return pending if len(pending) and pending["seq"][0] > last["seq"][0] else last
 
     @cached_property
     def _spanning_in_thread(self) -> Indices:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from gdbext.arch.addresses import MASK64
 from gdbext.arch.frames import word_size
 from gdbext.events.columns import Columns
-from gdbext.events.row import ROW, Batch, Flag, pick, words
+from gdbext.events.row import ROW, Batch, Flag, pick, single, words
 from gdbext.ledger.compare import U64, Bools, gprs, is_call, is_user, keys, mixed, space
 
 CAPACITY: Final = 4096
@@ -135,6 +135,8 @@ class Pending:
         """The rows of these numbers."""
         if not len(numbers):
             return self._rows[:0]
+        if len(numbers) == 1:
+            return single(self._rows, int(numbers[0]) % self._capacity)
         return pick(self._rows, np.array(numbers, np.intp) % self._capacity)
 
     def take(self, number: int) -> None:
@@ -182,6 +184,8 @@ class Pending:
         numbers: list[int] = []
         for cell in range(frame // REACH_BYTES - 1, frame // REACH_BYTES + 2):
             numbers += self._frames.get((cpu, mode, cell), ())
+        if not numbers:
+            return self._rows[:0]
         away = ((number, abs(self._traits[number].frame[2] - frame)) for number in numbers)
         size = word_size(mode)
         return self.rows(sorted(number for number, by in away if 0 < by < REACH_BYTES and by % size == 0))

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from gdbext.arch.registers import CALLEE_SAVED_32, CALLEE_SAVED_64, GPR64
 from gdbext.events.columns import GPRS, Array, Columns, Indices, grouped
-from gdbext.events.row import Batch, How, Kind
+from gdbext.events.row import Batch, How, Kind, single
 from gdbext.ledger.pairing import adjacent
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
@@ -52,7 +52,7 @@ class SwitchJudge:
         gone = np.sort(last[leaves[last]])
         left_behind = rows.pick(gone)
         for at, stack in enumerate(stacks[gone].tolist()):
-            self._away[stack] = left_behind[at : at + 1].copy()
+            self._away[stack] = single(left_behind, at)
         for stack in list(self._away)[: max(len(self._away) - CAPACITY, 0)]:
             del self._away[stack]
         return judged
