@@ -20,7 +20,7 @@ from gdbext.gdb.guest import GdbGuest, GdbNames
 from gdbext.gdb.interrupts import Interrupts
 from gdbext.gdb.judging import Judging
 from gdbext.gdb.mi import register_mi
-from gdbext.gdb.safety import Safety
+from gdbext.gdb.safety import PREFIX, Safety
 from gdbext.gdb.sinks import EngineSink, Sink, StoppedSource, StreamSink
 from gdbext.gdb.target import Target, running
 from gdbext.gdb.tui import register_tui
@@ -154,11 +154,11 @@ class Extension:
         if not lines:
             return
         if adapter.serves():
-            adapter.say("".join(f"ctxwatch: {printable(line)}\n" for line in lines))
+            adapter.say("".join(f"{PREFIX}{printable(line)}\n" for line in lines))
             return
         with gdb.with_parameter("pagination", False) if _pages() else contextlib.nullcontext():
             for line in lines:
-                gdb.write(f"ctxwatch: {printable(line)}\n")
+                gdb.write(f"{PREFIX}{printable(line)}\n")
             gdb.flush()
 
     def _found(self, finding: Finding) -> None:

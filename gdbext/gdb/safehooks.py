@@ -14,6 +14,7 @@ import gdb
 
 from gdbext.errors import CtxwatchError
 from gdbext.gdb import adapter
+from gdbext.gdb.safetext import Refused, columns
 
 STEPS: Final = ("stepi", "nexti", "step", "next", "until", "advance", "finish", "jump")
 REVERSE: Final = ("reverse-stepi", "reverse-nexti", "reverse-step", "reverse-next", "reverse-finish")
@@ -55,9 +56,11 @@ class GuardCommand(gdb.Command):  # type: ignore[misc]  # GDB's classes have no 
         try:
             (self._guard.after if when == "hookpost" else self._guard.before)(command)
         except CtxwatchError as error:
-            whole = getattr(error, "whole", error.__str__)()
+            whole = error.whole() if isinstance(error, Refused) else str(error)
             if command in RUNS:
                 adapter.cancelled(whole)
+            if isinstance(error, Refused):
+                whole = error.whole(columns())
             raise gdb.GdbError(whole) from None
 
 

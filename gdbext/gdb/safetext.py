@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Final
+
+import gdb
 
 from gdbext.code.disasm import Code
 from gdbext.code.listing import text
@@ -16,6 +20,9 @@ STEP: Final = "step"
 RETURN: Final = "return"
 BREAK: Final = "break"
 CALL: Final = "call"
+
+_INDENT: Final = len("  under TCG   ")
+_NARROWEST: Final = 40
 
 _CONSEQUENCES: Final = {
     STEP: (
@@ -48,9 +55,22 @@ class Refused(CtxwatchError):
         super().__init__(what, why, todo)
         self.details = tuple(details)
 
-    def whole(self) -> str:
-        """The line and the details."""
-        return "\n".join([str(self), *(f"  {line}" for line in self.details)])
+    def whole(self, columns: int | None = None) -> str:
+        """The line and the details. columns: of the terminal, so that no word is cut; None leaves lines as they are."""
+        lines = [str(self), *(f"  {line}" for line in self.details)]
+        if columns is not None:
+            lines = [_filled(lines[0], columns, 4), *(_filled(line, columns, _INDENT) for line in lines[1:])]
+        return "\n".join(lines)
+
+
+def columns() -> int | None:
+    """Of the terminal that a person sees GDB on; None where it writes elsewhere, or the user wants lines whole."""
+    width = gdb.parameter("width")
+    return width - 1 if os.isatty(1) and width and width >= _NARROWEST else None
+
+
+def _filled(line: str, columns: int, indent: int) -> str:
+    return textwrap.fill(line, columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
 
 
 def step(command: str, place: Place, back: bool) -> Refused:

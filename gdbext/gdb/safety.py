@@ -29,6 +29,8 @@ from gdbext.gdb.windows import Place, Windows
 if TYPE_CHECKING:
     from gdbext.gdb.extension import Extension
 
+PREFIX: Final = "ctxwatch: "
+"""Before each line that :meth:`Extension.say` shows."""
 _OURS: Final = (Point, Edge, Landing)
 _MAY_CALL: Final = "may-call-functions"
 _DPRINTF: Final = re.compile(r"^(\d+)\s+dprintf\s+\w+\s+[yn]\s+(0x[0-9a-f]+)", re.MULTILINE)
@@ -329,7 +331,8 @@ class Safety:
             self._say(refused)
 
     def _say(self, refused: safetext.Refused) -> None:
-        for line in refused.whole().splitlines():
+        columns = safetext.columns()
+        for line in refused.whole(columns and columns - len(PREFIX)).splitlines():
             self._extension.say(line)
 
     def _on_exit(self, event: Any) -> None:

@@ -37,6 +37,11 @@ def test_a_refusal_says_where_what_and_what_to_do(boot: Boot) -> None:
         assert "half-switched now: kernel code, user RSP, kernel GS active" in said
         for where in ("under TCG", "under KVM", "in-guest"):
             assert where in said
+        gdb.type("set width 100")
+        narrow = gdb.type("stepi 4")
+        assert max(map(len, narrow.splitlines())) < 100
+        assert narrow.split() == said.split()  # no word is cut
+        gdb.type("set width 0")
         assert "syscall_entry+0x15" in gdb.type("break *(syscall_entry+3)")  # the nearest safe address
         assert "Arrived at" in gdb.type("ctx skip")
         assert "refused: " not in gdb.type("stepi")
