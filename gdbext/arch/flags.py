@@ -8,6 +8,8 @@ CF, PF, AF, ZF, SF = 1 << 0, 1 << 2, 1 << 4, 1 << 6, 1 << 7
 TF, IF, DF, OF = 1 << 8, 1 << 9, 1 << 10, 1 << 11
 IOPL = 3 << 12
 NT, RF, VM, AC = 1 << 14, 1 << 16, 1 << 17, 1 << 18
+UPPER: Final = 0xFFFF_FFFF << 32
+"""The upper half of RFLAGS, reserved: it stays as it is whatever is popped into it (Intel SDM vol. 1, 3.4.3)."""
 VIF, VIP, ID = 1 << 19, 1 << 20, 1 << 21
 
 STATUS: Final = CF | PF | AF | ZF | SF | OF

@@ -119,9 +119,9 @@ def differences(entries: Rows, exits: Rows, law: Law) -> Mask:
     """Return, per pair, the mask of fields that had to come back and did not.
 
     What is left out, and why:
-    RF is set by faults; CF is many ABIs' error flag of a system call; of flags that were read live the arithmetic ones
-    and DF are not known; CS and SS of ``syscall`` and ``sysret`` come from STAR and are judged as such; 32-bit code has
-    no R8 to R15; DS and ES mean nothing to 64-bit code; while kernel code runs, FS base, inactive GS base and user TLS
+    RF is set by faults, and no iret loads the upper half of RFLAGS; CF is many ABIs' error flag of a system call; of
+    flags that were read live the arithmetic ones and DF are not known; CS and SS of ``syscall`` and ``sysret`` come from STAR and are judged as such; 32-bit code
+    has no R8 to R15; DS and ES mean nothing to 64-bit code; while kernel code runs, FS base, inactive GS base and user TLS
     selectors belong to the user context and are judged at its next resume; a system call may set a base or a selector
     to one of its arguments; FPU registers are the context's only at a resume of user code with CR0.TS clear.
     """
@@ -163,7 +163,8 @@ def _lost_rip(name: str, entries: Columns, exits: Columns) -> Bools:
 
 
 def _lost_flags(name: str, entries: Columns, exits: Columns) -> Bools:
-    ignored = np.where(is_call(entries), np.uint64(rf.RF | rf.CF), np.uint64(rf.RF))
+    always = rf.RF | rf.UPPER
+    ignored = np.where(is_call(entries), np.uint64(always | rf.CF), np.uint64(always))
     partial = ((entries["flags"] | exits["flags"]) & Flag.FLAGS_PARTIAL) != 0
     ignored[partial] |= np.uint64(rf.STATUS | rf.DF)
     lost: Bools = ((entries[name] ^ exits[name]) & ~ignored) != 0

@@ -454,3 +454,9 @@ def test_rsp_off_by_a_few_words_is_another_contexts_by_chance_only(words: int, c
     other["rsp"] = mine["rsp"] + 8 * words
     rows = [entry(other, frame=0xFFFFFFFF80400000), entry(mine), exit_(mine | {"rsp": other["rsp"]})]
     assert codes(*rows) == [(code, "rsp")]
+
+
+def test_what_an_iret_pops_for_the_upper_half_of_rflags_is_not_loaded() -> None:
+    ctx = context()
+    assert codes(entry(ctx), exit_(ctx | {"rflags": ctx["rflags"] | 0xE010_0004 << 32})) == []
+    assert codes(entry(ctx), exit_(ctx | {"rflags": ctx["rflags"] ^ 1 | 1 << 60})) == [("CW102", "rflags")]
