@@ -120,10 +120,11 @@ def differences(entries: Rows, exits: Rows, law: Law) -> Mask:
 
     What is left out, and why:
     RF is set by faults, and no iret loads the upper half of RFLAGS; CF is many ABIs' error flag of a system call; of
-    flags that were read live the arithmetic ones and DF are not known; CS and SS of ``syscall`` and ``sysret`` come from STAR and are judged as such; 32-bit code
-    has no R8 to R15; DS and ES mean nothing to 64-bit code; while kernel code runs, FS base, inactive GS base and user TLS
-    selectors belong to the user context and are judged at its next resume; a system call may set a base or a selector
-    to one of its arguments; FPU registers are the context's only at a resume of user code with CR0.TS clear.
+    flags that were read live the arithmetic ones and DF are not known; CS and SS of ``syscall`` and ``sysret`` come
+    from STAR and are judged as such; 32-bit code has no R8 to R15; DS and ES mean nothing to 64-bit code; while kernel
+    code runs, FS base, inactive GS base and user TLS selectors belong to the user context and are judged at its next
+    resume; a system call may set a base or a selector to one of its arguments; FPU registers are the context's only at
+    a resume of user code with CR0.TS clear.
     """
     entries, exits = _columns(entries), _columns(exits)
     mask = _changed_registers(entries, exits)
