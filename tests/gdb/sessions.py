@@ -52,11 +52,6 @@ class Typed:
         """What comes up to the next prompt."""
         return self._read(lambda text: text.endswith(PROMPT), "prompt", timeout).removesuffix(PROMPT)
 
-    def type_until(self, words: str, line: str, timeout: float = 30.0) -> str:
-        """Type `line`; what comes up to `words`, which stand behind the prompt: they come by themselves."""
-        os.write(self._terminal, line.encode() + b"\n")
-        return self._read(lambda text: words in text, repr(words), timeout)
-
     def _read(self, enough: Callable[[str], bool], what: str, timeout: float) -> str:
         text, deadline = "", time.monotonic() + timeout
         while not enough(text):

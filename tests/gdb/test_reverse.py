@@ -113,20 +113,3 @@ def test_backwards_steps_are_refused_in_a_window_and_stop_behind_one(gdb: Typed)
     assert "stopped at the edge of a window (syscall-entry" in said
     assert gdb.type("output/x $rip") == landing
     assert window(gdb) == '"none"'
-
-
-def test_a_step_back_into_an_exit_is_led_out_of_it_again(gdb: Typed) -> None:
-    for line in ("python import sys; sys.path.append('.')", "python from tests.gdb.safety_places import *"):
-        gdb.type(line)
-    for exit_ in ("exit_of('syscall_entry', 'sysret')", "exit_of('restore_context', 'iret')"):
-        bug_free(gdb.type(f"python to({exit_})", 60))
-        assert "Arrived at" in gdb.type("ctx skip", 60)
-        target = gdb.type("output/x $rip")
-        for steps, back in ((0, "reverse-stepi"), (2, "reverse-stepi 9")):
-            if steps:
-                gdb.type(f"stepi {steps}", 60)
-            said = gdb.type_until("runs back past the window\n", back, 60)
-            bug_free(said)
-            assert re.search(r"stopped at the edge of a window \(exit, .* led to .* inside it", said), said
-            assert gdb.type("output/x $rip") == target, (exit_, back)
-            assert "is on" in gdb.type("show may-call-functions")
