@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import re
+import sys
 import textwrap
 from typing import Final, Protocol
 
@@ -165,7 +166,7 @@ class TerminalScreen:
 def wrapped(line: str, columns: int) -> str:
     """A line of ours that is wider than the terminal, broken between words; what goes on stands below what is told of
     the first word, where that has a column of its own."""
-    if len(line) <= columns:
+    if len(line) <= columns or not sys.stdout.isatty():
         return line
     named = _NAMED.match(line)
     indent = " " * min(named.end() if named is not None else 2, columns // 2)

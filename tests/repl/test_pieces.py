@@ -301,7 +301,9 @@ def test_every_topic_has_a_page() -> None:
         assert topics.page(name, commands)
 
 
-def test_a_line_wider_than_the_terminal_is_broken_between_words() -> None:
+def test_a_line_wider_than_the_terminal_is_broken_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert wrapped("a " * 40, 20) == "a " * 40, "no terminal"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert wrapped("short enough", 12) == "short enough"
     assert wrapped("stepi: a recording cannot run; next-finding moves in it", 40).split("\n") == [
         "stepi: a recording cannot run;",
