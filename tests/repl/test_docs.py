@@ -46,9 +46,10 @@ def transcripts() -> list[list[str]]:
 
 
 def generic(line: str) -> str:
-    """The line without what differs from run to run: numbers and names of places."""
+    """The line without what differs from run to run: numbers, names of places, what interrupted."""
     line = re.sub(r"[\w.]+\+0x[0-9a-f]+", "PLACE", line)
     line = re.sub(r"\b(0x)?[0-9a-f]*\d[0-9a-f]*\b", "N", line)
+    line = re.sub(r"(CW\w+ .*event N, CPU N).*", r"\1…", line)  # which interrupt is the first to lose flags
     return re.sub(r"(interrupted ).*", r"\1…", line).rstrip(" …")
 
 
