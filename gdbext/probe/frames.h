@@ -1,7 +1,8 @@
 /*
  * The hardware frames that are live: pushed by an entry, not yet popped by an iret. Wherever stores are looked at, one
- * that changes a word of such a frame, from further down the stack or from another, is told; and an iret that pops a frame in place, with other words than the CPU
- * pushed there, has stores looked at from then on, before its context runs. So whoever does it again is seen.
+ * that changes a word of such a frame, from further down the stack or from another, is told; and an iret that pops a
+ * frame in place, with other words than the CPU pushed there, has stores looked at from then on, before its context
+ * runs. So whoever does it again is seen.
  *
  * Bounded, by hash: of two frames in one place the later one counts. Stores look without a lock.
  */
@@ -93,6 +94,21 @@ static bool frame_popped(const ctx_row *row)
     }
     pthread_mutex_unlock(&frame_lock);
     return changed;
+}
+
+/* Is what lies at `at`, the words `stack`, a live frame as the CPU pushed it? */
+static bool frame_stands(uint64_t at, const uint64_t *stack)
+{
+    live_frame *f = frame_place(at);
+    bool stands;
+
+    pthread_mutex_lock(&frame_lock);
+    stands = at && RELAXED(f->at) == at;
+    for (unsigned i = 0; i < FRAME_LEAST; i++) {
+        stands = stands && RELAXED(f->words[i]) == stack[i];
+    }
+    pthread_mutex_unlock(&frame_lock);
+    return stands;
 }
 
 /* May a live frame lie at `address`? No in one look for nearly all stores. */

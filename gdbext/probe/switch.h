@@ -8,6 +8,7 @@
 
 #include "decode.h"
 #include "emit.h"
+#include "frames.h"
 
 /* An instruction that has a callback. */
 typedef struct site {
@@ -98,12 +99,15 @@ static void on_switch(unsigned index, void *userdata)
     if (!is_near(s->pc, v->away.pc)) {
         return;
     }
+    v->score->switching = 1;
+    if (frame_stands(v->away.rsp, v->away.stack)) {
+        return; /* what is saved here was interrupted, not called: it went away by its entry, and an iret brings it back */
+    }
     ctx_row *row = begin(v, CTX_KIND_SWITCH_OUT, 0, v->away.pc, v->away.mode);
     uint64_t time = row->time;
     uint8_t kind = row->kind;
     memcpy(row, &v->away, sizeof(*row));
     row->kind = kind, row->time = time, row->cpu = (uint16_t)index, row->star = last_star;
-    v->score->switching = 1;
     ring_number(&shared, row);
     unsigned slot = away_slot(row->rsp);
     pthread_mutex_lock(&away_lock);

@@ -1,6 +1,7 @@
 /* Follows frames, one event a line, all numbers hexadecimal:
  * `push FRAME MODE WORDS REGISTER WORD...` an entry; `pop FRAME MODE CS REGISTER WORD...` an iret, prints whether the
- * frame was changed; `store ADDRESS VALUE SIZE RSP` prints the frame that it changes, or 0. */
+ * frame was changed; `store ADDRESS VALUE SIZE RSP` prints the frame that it changes, or 0; `stand FRAME WORD WORD WORD`
+ * whether a live frame with these words lies there. */
 #include <stdio.h>
 #include <string.h>
 
@@ -33,7 +34,11 @@ int main(void)
             row.cs = (uint16_t)c;
             read_row(&row, FRAME_MOST);
             printf("%d\n", frame_popped(&row));
-        } else if (scanf("%llx", &d) == 1) {
+        } else if (scanf("%llx", &d) != 1) {
+            return 1;
+        } else if (strcmp(what, "stand") == 0) {
+            printf("%d\n", frame_stands(a, (const uint64_t[]){b, c, d}));
+        } else {
             printf("%llx\n", frame_may_lie(a) ? (unsigned long long)frame_changed_by(a, b, (unsigned)c, d) : 0);
         }
     }

@@ -57,6 +57,13 @@ def test_a_frame_popped_in_place(follow: Follow) -> None:
     assert follow([push(), pop(user, frame=FRAME - 64)]) == [0]
 
 
+def test_a_frame_is_no_return_address(follow: Follow) -> None:
+    """Code that saves an interrupted context from where its frame lies has not been called."""
+    stand = f"stand {FRAME:x} " + " ".join(f"{word:x}" for word in WORDS[:3])
+    elsewhere = f"stand {FRAME:x} " + " ".join(f"{word + 1:x}" for word in WORDS[:3])
+    assert follow([stand, push(), stand, elsewhere, pop(), stand]) == [0, 1, 0, 0, 0]
+
+
 def test_stores_into_a_live_frame(follow: Follow) -> None:
     assert follow([store(), push(), store(), store(FRAME + 40), store(FRAME - 8)]) == [0, FRAME, 0, 0]
     assert follow([push(), store(value=WORDS[3])]) == [0], "it changes nothing"
