@@ -31,6 +31,9 @@ _T = TypeVar("_T")
 DEFAULT_TIMEOUT = 10.0
 """Seconds that QEMU gets to answer; it answers in microseconds unless it hangs."""
 
+_LOOK = 0.001
+"""Seconds between two calls of what is to be done while QEMU does not answer."""
+
 
 class QmpError(CtxwatchError):
     """QEMU refused a command; ``why`` is its own description."""
@@ -88,31 +91,45 @@ class Qmp:
         self.events.put(dict(message))
         return False  # taken: nothing is to stay in the package's own queue
 
-    def _run(self, coroutine: Coroutine[Any, Any, _T], timeout: float) -> _T:
+    def _run(
+        self, coroutine: Coroutine[Any, Any, _T], timeout: float, meanwhile: Callable[[], None] | None = None
+    ) -> _T:
         if self._loop.is_closed():
             coroutine.close()
             raise QmpClosed("the QMP connection is closed")
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result(timeout)
-        except TimeoutError:
-            future.cancel()
-            what = f"QEMU did not answer on {self.path} within {timeout:.0f} s"
-            raise QmpClosed(what, "it hangs or is stopped") from None
+        deadline = time.monotonic() + timeout
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                return future.result(min(left, _LOOK) if meanwhile is not None else left)
+            except TimeoutError:
+                if left <= 0 or meanwhile is None:
+                    future.cancel()
+                    what = f"QEMU did not answer on {self.path} within {timeout:.0f} s"
+                    raise QmpClosed(what, "it hangs or is stopped") from None
+                meanwhile()
 
     @property
     def alive(self) -> bool:
         """False once the connection ended, on either side."""
         return not self._closed.is_set() and self._client.runstate is Runstate.RUNNING
 
-    def execute(self, command: str, arguments: Mapping[str, object] | None = None, timeout: float | None = None) -> Any:
-        """Run a QMP command and return its value.
+    def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        timeout: float | None = None,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Any:
+        """Run a QMP command and return its value. meanwhile: called again and again until it is there.
 
         Raises :class:`QmpError` when QEMU refuses it, :class:`QmpClosed` when QEMU is gone or silent for `timeout`
         seconds (default: the connection's).
         """
         try:
-            return self._run(self._client.execute(command, arguments), self.timeout if timeout is None else timeout)
+            patience = self.timeout if timeout is None else timeout
+            return self._run(self._client.execute(command, arguments), patience, meanwhile)
         except ExecuteError as error:
             raise QmpError(f"QEMU refused {command}", str(error)) from error
         except QMPError as error:

@@ -11,9 +11,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -44,6 +43,8 @@ _REST: Final = 0.02
 fraction, and the vCPUs may need the reader's core."""
 
 _STOP_TIMEOUT: Final = 10.0
+_PATIENCE: Final = 0.1
+"""Seconds for QEMU to answer before vCPUs that stand in the probe are let go: it may be waiting for them."""
 _TRIES: Final = 64
 """How often a halt may meet a pending interrupt, which QEMU delivers before it stops, and is tried again."""
 
@@ -53,8 +54,15 @@ _RIP: Final = re.compile(r"\b[RE]IP=([0-9a-fA-F]+)")
 class Monitor(Protocol):
     """The part of a QMP connection that is needed."""
 
-    def execute(self, command: str, arguments: Mapping[str, object] | None = None, timeout: float | None = None) -> Any:
-        """Run a QMP command and return its value; raises CtxwatchError when it fails."""
+    def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        timeout: float | None = None,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Any:
+        """Run a QMP command and return its value, calling `meanwhile` until it is there; raises CtxwatchError when it
+        fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,22 +213,15 @@ class ProbeSource:
 
         Raises GuestFailed when QEMU does not stop; needs a monitor.
         """
-        failed: list[CtxwatchError] = []
+        try:
+            self._execute("stop", timeout=_STOP_TIMEOUT, meanwhile=self._let_go)
+        except CtxwatchError as error:
+            raise GuestFailed("the guest does not stop", str(error)) from error
 
-        def stop() -> None:
-            try:
-                self._execute("stop", timeout=_STOP_TIMEOUT)
-            except CtxwatchError as error:
-                failed.append(error)
-
-        thread = threading.Thread(target=stop, name="ctxwatch-stop", daemon=True)
-        thread.start()
-        while thread.is_alive():
-            self._ring.release_all(Release.HALT)
-            self._drain()
-            thread.join(_NAP[0])
-        if failed:
-            raise GuestFailed("the guest does not stop", str(failed[0]))
+    def _let_go(self) -> None:
+        """Let those vCPUs go on that stand in the probe, to where QEMU can stop them."""
+        self._ring.release_all(Release.HALT)
+        self._drain()
 
     def _drain(self) -> None:
         """Make room in the rings while nobody reads."""
@@ -268,10 +269,25 @@ class ProbeSource:
         return int(found[1], 16) if found else None
 
     def _execute(
-        self, command: str, arguments: Mapping[str, object] | None = None, timeout: float | None = None
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        timeout: float | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> Any:
         assert self._monitor is not None
-        return self._monitor.execute(command, arguments, timeout)
+        return self._monitor.execute(command, arguments, timeout, meanwhile)
+
+    def _executed(self, command: str, arguments: Mapping[str, object]) -> Any:
+        """The same, also where somebody else stops the guest, as GDB does for a Ctrl-C: QEMU answers nobody before all
+        vCPUs stand, and one may be standing in the probe, waiting for us."""
+        deadline = time.monotonic() + _PATIENCE
+
+        def look() -> None:
+            if time.monotonic() > deadline:
+                self._let_go()
+
+        return self._execute(command, arguments, meanwhile=look)
 
     def set_halt(self, halt: bool) -> None:
         """Begin or cease to let vCPUs wait at exits that are not identical; those that wait are let go."""
@@ -305,7 +321,7 @@ class ProbeSource:
         # Into a file without a name, which is gone with us however we end.
         handle = os.memfd_create("ctxwatch-memory", os.MFD_CLOEXEC)
         try:
-            self._execute(command, {**asked, "filename": f"/proc/{os.getpid()}/fd/{handle}"})
+            self._executed(command, {**asked, "filename": f"/proc/{os.getpid()}/fd/{handle}"})
             return os.pread(handle, asked["size"], 0)
         except CtxwatchError as error:
             if "open" not in error.what + error.why:
@@ -318,7 +334,7 @@ class ProbeSource:
         """For a QEMU that does not see our process, as from inside a container."""
         dump = self._ring.path.with_suffix(".memory")
         try:
-            self._execute(command, {**asked, "filename": str(dump)})
+            self._executed(command, {**asked, "filename": str(dump)})
             return dump.read_bytes()
         except CtxwatchError as error:
             raise OSError(str(error)) from error

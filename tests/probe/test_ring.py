@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -315,6 +316,40 @@ def test_a_full_file_system_is_told_before_qemu_starts(tmp_path: Path, monkeypat
     with pytest.raises(EnvironmentUnusable, match=r"no room for the ring .*: No space left on device; free some space"):
         RingFile.create(tmp_path / "ring")
     assert list(tmp_path.iterdir()) == []
+
+
+class Stopping:
+    """The monitor of a QEMU that somebody else has told to stop: it answers once no vCPU stands in the probe."""
+
+    def __init__(self, ring: RingFile) -> None:
+        self.ring = ring
+
+    def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        timeout: float | None = None,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> None:
+        deadline = time.monotonic() + 10
+        while self.ring.control["waiting"].any():
+            assert time.monotonic() < deadline, f"{command}: the vCPU was not let go"
+            time.sleep(0.001)
+            if meanwhile is not None:
+                meanwhile()
+
+
+def test_a_vcpu_is_let_go_where_qemu_waits_for_it(compiled: Compiled, tmp_path: Path) -> None:
+    """Ctrl-C in GDB while a rule reads memory: QEMU stops all vCPUs first, and one of them waits for the verdict."""
+    ring = RingFile.create(tmp_path / "ring")
+    writer = start(compiled("ring_writer.c"), ring.path, 1, 1024, 100, "wait")
+    with contextlib.closing(opened(ring)) as source:
+        source._monitor = Stopping(ring)
+        while not int(ring.control["waiting"][0]):
+            time.sleep(0.001)
+        source.read_memory(0x1000, 8)
+        assert not int(ring.control["waiting"][0])
+        assert writer.wait(10) == 0
 
 
 def test_a_release_that_comes_late_is_none(compiled: Compiled, tmp_path: Path) -> None:
