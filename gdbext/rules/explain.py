@@ -176,7 +176,7 @@ class Explainer:
         if change is not None:
             symbol = self._guest.symbol(change.pc)
             finding.writer, finding.slot = Writer(change.pc, symbol), f"slot {fields[0]}"
-            draft = replace(draft, writer=change.pc, slot=finding.slot, rank=_CAUSE)
+            draft = replace(draft, writer=change.pc, slot=finding.slot)
             draft = replace(draft, cause=f"{draft.cause}{_by(change, symbol)}")
         if set(fields) <= {"rip", "rsp"}:  # no register was lost: this says all of it
             finding.code, finding.cause, finding.look_at = draft.code, draft.cause, draft.look_at
@@ -264,6 +264,6 @@ def _overwritten(finding: Finding, fields: list[str], in_place: bool) -> Draft:
         "what the handler itself and its exit path do to the frame, then stray writes near the top of this stack; "
         "watch the slot (ctx tcb watch) to see the writer"
     )
-    # Flags alone are seldom hit by a stray store: until its writer is seen, what is lost says more than where.
+    # Flags alone are seldom hit by a stray store: what is lost says more than where.
     rank = _CONSEQUENCE if fields == ["rflags"] else _CAUSE
     return Draft("CW302", cause, look, finding.differences, match=finding.match, rank=rank)
