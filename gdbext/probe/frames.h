@@ -1,8 +1,8 @@
 /*
- * The hardware frames that are live: pushed by an entry, not yet popped by an iret. Wherever stores are looked at, one
- * that changes a word of such a frame, from further down the stack or from another, is told; and an iret that pops a
- * frame in place, with other words than the CPU pushed there, has stores looked at from then on, before its context
- * runs. So whoever does it again is seen.
+ * The hardware frames that are live: pushed by an entry, not yet popped by an iret. An iret that pops a frame in place,
+ * with other words than the CPU pushed there, has stores looked at from then on, before its context runs: one that
+ * changes a word of such a frame, from further down the stack or from another, is told. So whoever does it again is
+ * seen. Not before, for a look at each store costs as much as the guest itself.
  *
  * Bounded, by hash: of two frames in one place the later one counts. Stores look without a lock.
  */

@@ -1,7 +1,7 @@
 """Stores into live hardware frames: who changed a word of one.
 
-Wherever the probe looks at stores it tells those that change a word of a live frame, and it begins to look when an
-iret pops a frame in place with other words than the CPU pushed. Where a kernel copies its frames before it pops them,
+The probe tells those that change a word of a live frame from when an iret first pops a frame in place with other words
+than the CPU pushed. Where a kernel copies its frames before it pops them,
 the source is asked to watch those places once one was found overwritten (``AreaWatcher.follow``): a thread's entries
 push their frames at one place.
 """
