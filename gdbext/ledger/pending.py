@@ -24,6 +24,8 @@ REACH_BYTES: Final = 64
 """How far apart two frames can be and still be called near."""
 UNLIKE: Final = 2
 """General registers besides RSP in which two contexts can differ and still be called alike."""
+ALIKE: Final = 15 - UNLIKE
+"""How many of the 15 must agree."""
 _THIRDS: Final = ((0, 1, 2, 8, 9), (3, 5, 10, 11, 12), (6, 7, 13, 14, 15))
 """The registers besides RSP in UNLIKE + 1 groups: of two contexts that are alike, one group is the same. Each has
 registers that 32-bit code uses."""
@@ -236,5 +238,5 @@ def are_alike(many: U64, one: U64) -> Bools:
     """True for each row of the (n, 16) general registers that differs from `one` in UNLIKE besides RSP at most."""
     equal = many == one
     equal[:, _RSP] = False
-    found: Bools = np.count_nonzero(equal, axis=1) >= 15 - UNLIKE
+    found: Bools = np.count_nonzero(equal, axis=1) >= ALIKE
     return found

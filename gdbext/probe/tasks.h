@@ -54,12 +54,7 @@ static uint32_t base_in_task(vcpu *v, const tss *t, uint16_t selector)
         return descriptor_base(vcpu_descriptor(v, selector));
     }
     uint32_t table = descriptor_base(vcpu_descriptor(v, (uint16_t)t->word[TSS_LDT]));
-    const uint8_t *bytes = vcpu_memory(v, table + (selector & ~7u), sizeof(uint64_t));
-    uint64_t d = 0;
-    if (bytes) {
-        memcpy(&d, bytes, sizeof(d));
-    }
-    return descriptor_base(d);
+    return descriptor_base(descriptor_in(v, table, UINT32_MAX, (uint16_t)(selector & ~4u)));
 }
 
 /* The context that `t` holds. `addr` says where it is kept. */

@@ -194,7 +194,7 @@ static unsigned vcpu_words(vcpu *v, uint64_t address, unsigned size, unsigned mo
     return count;
 }
 
-/* The descriptor that `selector` names in the GDT at `gdt`, 0 if it cannot be read or is in the LDT (Intel SDM vol. 3A,
+/* The descriptor that `selector` names in the table at `gdt`, 0 if it cannot be read or is in the LDT (Intel SDM vol. 3A,
  * figure 3-8). */
 static uint64_t descriptor_in(vcpu *v, uint64_t gdt, uint32_t limit, uint16_t selector)
 {

@@ -13,12 +13,11 @@ import numpy as np
 
 from gdbext.arch import flags as rf
 from gdbext.arch import vectors
+from gdbext.code.disasm import MAX_INSN
 from gdbext.events.row import Batch, How
 from gdbext.ledger.compare import BIT, GPR_BITS, Law, agreement, differences
-from gdbext.ledger.pending import UNLIKE
+from gdbext.ledger.pending import ALIKE
 
-INSTRUCTION_BYTES: Final = 15
-"""The longest instruction (Intel SDM vol. 2, 2.3.11)."""
 _FREE: Final = GPR_BITS | int(BIT["rip"] | BIT["rflags"] | BIT["cs"] | BIT["simd"] | BIT["fs_base"] | BIT["gs_base"])
 
 
@@ -33,12 +32,12 @@ def goes_on(row: Batch, newest: Batch, exact: Batch | None) -> bool:
     if exact is not None and exact["seq"][0] >= newest["seq"][0]:
         return False
     equal = int(agreement(newest, row)[0][0])
-    if equal < 15 - UNLIKE:
+    if equal < ALIKE:
         return False
     if newest["rflags"][0] & row["rflags"][0] & np.uint64(rf.VM):
         return True
     ahead = int(row["rip"][0]) - int(newest["rip"][0])
-    return bool(newest["rsp"][0] == row["rsp"][0]) and 0 < ahead <= INSTRUCTION_BYTES
+    return bool(newest["rsp"][0] == row["rsp"][0]) and 0 < ahead <= MAX_INSN
 
 
 def lost(entry: Batch, row: Batch, law: Law) -> int:

@@ -7,7 +7,6 @@ address space (exact), then the same thread, then the nearest context; an exit n
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from gdbext.ledger.compare import BIT, agreement, differences, is_call, is_user,
 from gdbext.ledger.leftover import Left, Spanning, leftover
 from gdbext.ledger.live import Live
 from gdbext.ledger.pairing import pair
-from gdbext.ledger.pending import UNLIKE, Pending
+from gdbext.ledger.pending import ALIKE, Pending
 from gdbext.rules import emulation, returns, stale, verdicts
 from gdbext.rules.cpu_base import CpuBases
 from gdbext.rules.draft import Draft, Judged
@@ -32,9 +31,6 @@ from gdbext.rules.policy import Policy
 from gdbext.rules.redirects import Redirects
 from gdbext.rules.stacklost import call_on_another_stack
 from gdbext.rules.verdicts import STRONG_TELLING
-
-STRONG_EQUAL: Final = 15 - UNLIKE
-"""Of the 15 general registers besides RSP, how many must agree for a match by likeness."""
 
 
 class ResumeJudge:
@@ -235,7 +231,7 @@ class ResumeJudge:
         """
         live = concat((waiting.alike, past)) if past is not None else waiting.alike
         equal, telling = agreement(live, row)
-        like = (equal >= STRONG_EQUAL) & (is_user(live) == is_user(row))
+        like = (equal >= ALIKE) & (is_user(live) == is_user(row))
         if not like.any():
             return None
         live, equal, telling = live[like], equal[like], telling[like]

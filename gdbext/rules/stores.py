@@ -1,9 +1,8 @@
 """Stores into live hardware frames: who changed a word of one.
 
 The probe tells those that change a word of a live frame from when an iret first pops a frame in place with other words
-than the CPU pushed. Where a kernel copies its frames before it pops them,
-the source is asked to watch those places once one was found overwritten (``AreaWatcher.follow``): a thread's entries
-push their frames at one place.
+than the CPU pushed. Where a kernel copies its frames before it pops them, the source is asked to watch those places
+once one was found overwritten (``AreaWatcher.follow``): a thread's entries push their frames at one place.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import numpy as np
 from gdbext.arch import flags as rf
 from gdbext.arch.registers import GPR64
 from gdbext.events.columns import Columns
-from gdbext.events.row import Batch, Flag, How, Kind
+from gdbext.events.row import Batch, Flag, How, Kind, single
 from gdbext.ledger.compare import page_tables
 from gdbext.ledger.pending import UNLIKE
 from gdbext.rules.draft import Draft, Judged
@@ -40,7 +40,7 @@ class TaskJudge:
             row = batch.row(at)
             left = self._away.pop(int(row["addr"][0]), None)
             if row["kind"][0] == Kind.SWITCH_OUT:
-                self._away[int(row["addr"][0])] = row.copy()
+                self._away[int(row["addr"][0])] = single(row, 0)
             elif left is not None:
                 judged += [(draft, row, left) for draft in _judge(left, row)]
         for task in list(self._away)[: max(len(self._away) - CAPACITY, 0)]:

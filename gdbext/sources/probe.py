@@ -2,8 +2,8 @@
 
 Which columns a row has beyond ``seq time pc kind how cpu mode cpl flags star``: entries and exits all; swapgs, base
 and idt events rsp, cs, ss and the bases; cr3 events rsp, cs and cr3; gs accesses the general registers too; switches
-the general registers, cs, cr3 and the stack; stores rsp, cs, cr3, and frame where they
-change a word of a live hardware frame. What is not there is 0 and the NO_ flags say so.
+the general registers, cs, cr3 and the stack; stores rsp, cs, cr3, and frame where they change a word of a live hardware
+frame. What is not there is 0 and the NO_ flags say so.
 """
 
 from __future__ import annotations
@@ -198,7 +198,8 @@ class ProbeSource:
         Not while vCPUs wait for verdicts: to stop, they would have to go on without one. Nor where somebody else
         follows stops and starts.
         """
-        ran = self._retry and not int(self._ring.header["halt"][0]) and bool(self._execute("query-status")["running"])
+        may = self._retry and not int(self._ring.header["halt"][0])
+        ran = may and bool(self._qmp.execute("query-status")["running"])
         if ran:
             self.pause()
         try:
@@ -206,7 +207,7 @@ class ProbeSource:
         finally:
             if ran:
                 with contextlib.suppress(CtxwatchError):  # it may have ended
-                    self._execute("cont")
+                    self._qmp.execute("cont")
 
     def pause(self) -> None:
         """Stop the guest, letting those vCPUs go that stand in the probe: QEMU waits for all of them.
@@ -214,7 +215,7 @@ class ProbeSource:
         Raises GuestFailed when QEMU does not stop; needs a monitor.
         """
         try:
-            self._execute("stop", timeout=_STOP_TIMEOUT, meanwhile=self._let_go)
+            self._qmp.execute("stop", timeout=_STOP_TIMEOUT, meanwhile=self._let_go)
         except CtxwatchError as error:
             raise GuestFailed("the guest does not stop", str(error)) from error
 
@@ -242,7 +243,7 @@ class ProbeSource:
                 if self._rip(cpu) == int(row["rip"][0]):
                     return
                 header["catch"] = 1
-                self._execute("cont")
+                self._qmp.execute("cont")
                 caught = self._await_catch()
                 if caught is None:
                     return
@@ -264,30 +265,25 @@ class ProbeSource:
         return None
 
     def _rip(self, cpu: int) -> int | None:
-        text = self._execute("human-monitor-command", {"command-line": "info registers", "cpu-index": cpu})
+        text = self._qmp.execute("human-monitor-command", {"command-line": "info registers", "cpu-index": cpu})
         found = _RIP.search(str(text))
         return int(found[1], 16) if found else None
 
-    def _execute(
-        self,
-        command: str,
-        arguments: Mapping[str, object] | None = None,
-        timeout: float | None = None,
-        meanwhile: Callable[[], None] | None = None,
-    ) -> Any:
+    @property
+    def _qmp(self) -> Monitor:
         assert self._monitor is not None
-        return self._monitor.execute(command, arguments, timeout, meanwhile)
+        return self._monitor
 
-    def _executed(self, command: str, arguments: Mapping[str, object]) -> Any:
-        """The same, also where somebody else stops the guest, as GDB does for a Ctrl-C: QEMU answers nobody before all
-        vCPUs stand, and one may be standing in the probe, waiting for us."""
+    def _ask(self, command: str, arguments: Mapping[str, object]) -> None:
+        """Run a QMP command, also while somebody else stops the guest, as GDB does for a Ctrl-C: QEMU answers nobody
+        before all vCPUs stand, and one may be standing in the probe, waiting for us."""
         deadline = time.monotonic() + _PATIENCE
 
         def look() -> None:
             if time.monotonic() > deadline:
                 self._let_go()
 
-        return self._execute(command, arguments, meanwhile=look)
+        self._qmp.execute(command, arguments, meanwhile=look)
 
     def set_halt(self, halt: bool) -> None:
         """Begin or cease to let vCPUs wait at exits that are not identical; those that wait are let go."""
@@ -321,7 +317,7 @@ class ProbeSource:
         # Into a file without a name, which is gone with us however we end.
         handle = os.memfd_create("ctxwatch-memory", os.MFD_CLOEXEC)
         try:
-            self._executed(command, {**asked, "filename": f"/proc/{os.getpid()}/fd/{handle}"})
+            self._ask(command, {**asked, "filename": f"/proc/{os.getpid()}/fd/{handle}"})
             return os.pread(handle, asked["size"], 0)
         except CtxwatchError as error:
             if "open" not in error.what + error.why:
@@ -334,7 +330,7 @@ class ProbeSource:
         """For a QEMU that does not see our process, as from inside a container."""
         dump = self._ring.path.with_suffix(".memory")
         try:
-            self._executed(command, {**asked, "filename": str(dump)})
+            self._ask(command, {**asked, "filename": str(dump)})
             return dump.read_bytes()
         except CtxwatchError as error:
             raise OSError(str(error)) from error
