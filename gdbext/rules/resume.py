@@ -202,7 +202,7 @@ class ResumeJudge:
         return found
 
     def _on_another_stack(self, left: Left, live: Live) -> tuple[Batch, int] | None:
-        if left.how == How.IRET or self._redirects.replaced(left.row, live.newest):
+        if not left.user or self._redirects.replaced(left.row, live.newest):
             return None
         return call_on_another_stack(left.row, live.newest, self._history, self._fast, self._law)
 

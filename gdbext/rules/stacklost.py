@@ -1,8 +1,9 @@
 """A fast system call that returns where it was made, on another stack (CW106).
 
-``sysret`` and ``sysexit`` return on the stack pointer that the kernel has loaded from wherever it kept the caller's. A
-wrong one makes the return look like the first run of a thread, which begins behind its maker's call on a stack of its
-own. But that thread runs only after a switch to it: a CPU that has not switched since a call returns from that call.
+``syscall`` and ``sysenter`` save no stack pointer: the kernel returns on one that it has loaded from wherever it kept
+the caller's, by ``sysret``, ``sysexit`` or ``iret``. A wrong one makes the return look like the first run of a thread,
+which begins behind its maker's call on a stack of its own. But that thread runs only after a switch to it: a CPU that
+has not switched since a call returns from that call.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _OTHERS: Final = sum(int(BIT[name]) for name in GPR64 if name != "rsp")
 def call_on_another_stack(
     row: Batch, thread: Batch, history: History, fast: FastCalls, law: Law
 ) -> tuple[Batch, int] | None:
-    """The call that the sysret or sysexit `row` (a batch of one) ends with another RSP, and the mask of what differs.
+    """The fast call that `row`, an exit to user code (a batch of one), ends with another RSP, and what differs (mask).
 
     thread: the pending contexts of its thread, oldest first.
     """

@@ -429,23 +429,25 @@ def test_a_restarted_call_that_was_never_resumed_is_over_with_the_next() -> None
     assert codes(left, fast_call(), exit_(BEHIND), exit_(BEHIND | {"rcx": 5, "rdx": 6}, How.SYSEXIT)) == []
 
 
-def test_a_call_returns_to_its_stack_unless_another_thread_ran() -> None:
-    """A sysret behind a call on another stack: the first run of a thread after a switch, else RSP was lost."""
+@pytest.mark.parametrize("leaving", [How.SYSRET, How.IRET])
+def test_a_call_returns_to_its_stack_unless_another_thread_ran(leaving: int) -> None:
+    """A return behind a call on another stack: the first run of a thread after a switch, else RSP was lost."""
     ctx = context()
-    call, lost = entry(ctx, How.SYSCALL, rax=1), exit_(ctx | {"rsp": 0x1000, "rax": 0}, How.SYSRET)
+    call, lost = entry(ctx, How.SYSCALL, rax=1), exit_(ctx | {"rsp": 0x1000, "rax": 0}, leaving)
     assert codes(stamp(batch(switch(), call, lost))) == [("CW106", "rsp")]
     assert codes(stamp(batch(switch(), call, switch(Kind.SWITCH_OUT), lost))) == []
     assert codes(stamp(batch(switch(cpu=1), call, lost))) == []  # whether switches are seen is not known
-    moved = exit_(ctx | {"rsp": 0x1000, "rip": ctx["rip"] + 8}, How.SYSRET)
+    moved = exit_(ctx | {"rsp": 0x1000, "rip": ctx["rip"] + 8}, leaving)
     assert codes(stamp(batch(switch(), call, moved))) == []
 
 
-def test_a_sysexit_returns_to_its_stack_behind_the_int() -> None:
+@pytest.mark.parametrize("leaving", [How.SYSEXIT, How.IRET])
+def test_a_sysexit_returns_to_its_stack_behind_the_int(leaving: int) -> None:
     narrow: dict[str, Any] = {"mode": 32, "flags": Flag.LINEAR32}
     ctx = context(rsp=0x7FE0, rbp=0x7FE0) | {f"r{n}": 0 for n in range(8, 16)}
     back = ctx | {"rip": ctx["rip"] + 2, "rax": 0, "rcx": 0x44, "rdx": ctx["rip"] + 2, "rsp": 0x44}
     call = entry(ctx, How.SYSENTER, rax=20, **narrow)
-    assert codes(stamp(batch(switch(), call, exit_(back, How.SYSEXIT, **narrow)))) == [("CW106", "rsp")]
+    assert codes(stamp(batch(switch(), call, exit_(back, leaving, **narrow)))) == [("CW106", "rsp")]
 
 
 @pytest.mark.parametrize(("words", "code"), [(1, "CW101"), (8, "CW101"), (9, "CW107"), (-2, "CW101")])
