@@ -4,11 +4,14 @@
  *     ring_writer RING CPUS ROWS EVENTS [wait]
  *
  * Each thread publishes EVENTS rows with value = its own count; with `wait` every 100th row waits for its release.
- * Ends without a word, like a QEMU that leaves; the exit status is 0 unless the ring was refused.
+ * Ends without a word, like a QEMU that leaves, and with the test that started it; the exit status is 0 unless the ring
+ * was refused.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <signal.h>
 #include <stdbool.h>
+#include <sys/prctl.h>
 
 #include "ring.h"
 
@@ -43,6 +46,7 @@ int main(int argc, char **argv)
 {
     pthread_t threads[64];
 
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (argc < 5) {
         return 2;
     }

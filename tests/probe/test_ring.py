@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,24 @@ from gdbext.recording.reader import Recording
 from gdbext.sources.probe import LeftoverSource, ProbeSource, _disjoint
 from gdbext.sources.ring import HEADER_SIZE, WATCH_BITS, Release, State, release_word, watch_granules
 from gdbext.sources.ring_file import Merger, RingFile
+from tests.repl.processes import wait_until_gone
 
 Compiled = Callable[..., Path]
+Start = Callable[..., subprocess.Popen[bytes]]
 
 
-def start(writer: Path, ring: Path, cpus: int, rows: int, events: int, *more: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([writer, ring, str(cpus), str(rows), str(events), *more], stderr=subprocess.PIPE)
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start a writer: ring, vCPUs, rows of each, events of each; one that is left at the end of the test is ended."""
+    with contextlib.ExitStack() as started:
+
+        def begin(writer: Path, ring: Path, cpus: int, rows: int, events: int, *more: str) -> subprocess.Popen[bytes]:
+            words = [str(word) for word in (writer, ring, cpus, rows, events, *more)]
+            process = started.enter_context(subprocess.Popen(words, stderr=subprocess.PIPE))
+            started.callback(process.kill)
+            return process
+
+        yield begin
 
 
 def opened(ring: RingFile) -> ProbeSource:
@@ -45,7 +57,9 @@ def everything(source: ProbeSource) -> Batch:
 
 
 @pytest.mark.parametrize(("cpus", "flags"), [(1, ()), (4, ()), (4, ("-fsanitize=thread",))])
-def test_every_row_arrives_once_and_in_order(compiled: Compiled, tmp_path: Path, cpus: int, flags: tuple[str]) -> None:
+def test_every_row_arrives_once_and_in_order(
+    start: Start, compiled: Compiled, tmp_path: Path, cpus: int, flags: tuple[str]
+) -> None:
     events = 20000
     ring = RingFile.create(tmp_path / "ring")
     writer = start(compiled("ring_writer.c", *flags), ring.path, cpus, 64, events)
@@ -70,7 +84,7 @@ def test_four_vcpus_and_a_reader_do_not_race(compiled: Compiled, tmp_path: Path,
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_waiting_vcpu_stands_still_until_it_is_released(compiled: Compiled, tmp_path: Path) -> None:
+def test_a_waiting_vcpu_stands_still_until_it_is_released(start: Start, compiled: Compiled, tmp_path: Path) -> None:
     ring = RingFile.create(tmp_path / "ring")
     writer = start(compiled("ring_writer.c"), ring.path, 2, 64, 1000, "wait")
     source = opened(ring)
@@ -95,20 +109,19 @@ def test_a_waiting_vcpu_stands_still_until_it_is_released(compiled: Compiled, tm
     source.close()
 
 
-def test_a_killed_reader_makes_a_flight_recorder(compiled: Compiled, tmp_path: Path) -> None:
+def test_a_killed_reader_makes_a_flight_recorder(start: Start, compiled: Compiled, tmp_path: Path) -> None:
     path = tmp_path / "ring"
     code = (
         "import sys, time; from pathlib import Path; from gdbext.sources.ring_file import RingFile;"
         f"ring = RingFile.create(Path({str(path)!r})); print('made', flush=True); time.sleep(60)"
     )
-    reader = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    assert reader.stdout is not None
-    assert reader.stdout.readline() == b"made\n"
-    writer = start(compiled("ring_writer.c"), path, 2, 64, 50000, "wait")
-    time.sleep(0.2)
-    assert writer.poll() is None  # it waits for its reader
-    reader.kill()
-    reader.wait()
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == b"made\n"
+        writer = start(compiled("ring_writer.c"), path, 2, 64, 50000, "wait")
+        time.sleep(0.2)
+        assert writer.poll() is None  # it waits for its reader
+        reader.kill()
     assert writer.wait(20) == 0  # and goes on without
     leftover = LeftoverSource(path)
     rows = leftover.read(0)
@@ -125,7 +138,9 @@ def test_a_killed_reader_makes_a_flight_recorder(compiled: Compiled, tmp_path: P
     leftover.close()
 
 
-def test_a_reader_that_comes_late_gets_what_is_left_and_then_all(compiled: Compiled, tmp_path: Path) -> None:
+def test_a_reader_that_comes_late_gets_what_is_left_and_then_all(
+    start: Start, compiled: Compiled, tmp_path: Path
+) -> None:
     path = tmp_path / "ring"
     writer = start(compiled("ring_writer.c"), path, 2, 64, 1 << 40)  # nobody made the file: it records by itself
     time.sleep(0.1)
@@ -147,7 +162,7 @@ def test_a_reader_that_comes_late_gets_what_is_left_and_then_all(compiled: Compi
     writer.wait()
 
 
-def test_a_killed_writer_ends_the_stream(compiled: Compiled, tmp_path: Path) -> None:
+def test_a_killed_writer_ends_the_stream(start: Start, compiled: Compiled, tmp_path: Path) -> None:
     ring = RingFile.create(tmp_path / "ring")
     writer = start(compiled("ring_writer.c"), ring.path, 2, 64, 1 << 40)
     source = opened(ring)
@@ -160,7 +175,7 @@ def test_a_killed_writer_ends_the_stream(compiled: Compiled, tmp_path: Path) -> 
     source.close()
 
 
-def test_one_reader_only(compiled: Compiled, tmp_path: Path) -> None:
+def test_one_reader_only(start: Start, compiled: Compiled, tmp_path: Path) -> None:
     ring = RingFile.create(tmp_path / "ring")
     writer = start(compiled("ring_writer.c"), ring.path, 1, 64, 1 << 40)
     source = opened(ring)
@@ -175,7 +190,7 @@ def test_one_reader_only(compiled: Compiled, tmp_path: Path) -> None:
         source.close()
 
 
-def test_one_writer_only(compiled: Compiled, tmp_path: Path) -> None:
+def test_one_writer_only(start: Start, compiled: Compiled, tmp_path: Path) -> None:
     ring = RingFile.create(tmp_path / "ring")
     writer = start(compiled("ring_writer.c"), ring.path, 1, 64, 1 << 40)
     source = opened(ring)
@@ -188,7 +203,7 @@ def test_one_writer_only(compiled: Compiled, tmp_path: Path) -> None:
     source.close()
 
 
-def test_another_version_is_refused_on_both_sides(compiled: Compiled, tmp_path: Path) -> None:
+def test_another_version_is_refused_on_both_sides(start: Start, compiled: Compiled, tmp_path: Path) -> None:
     ring = RingFile.create(tmp_path / "ring")
     ring.header["version"] = 77
     writer = start(compiled("ring_writer.c"), ring.path, 1, 64, 1)
@@ -224,7 +239,7 @@ def test_what_is_no_ring_is_said_to_be_none(tmp_path: Path, content: bytes) -> N
         LeftoverSource(path)
 
 
-def test_a_damaged_ring_is_refused(compiled: Compiled, tmp_path: Path) -> None:
+def test_a_damaged_ring_is_refused(start: Start, compiled: Compiled, tmp_path: Path) -> None:
     ring = RingFile.create(tmp_path / "ring")
     assert start(compiled("ring_writer.c"), ring.path, 1, 64, 10).wait(10) == 0
     ring.header["rows"] = 1 << 20
@@ -286,7 +301,7 @@ def test_watched_ranges_cover_every_granule_a_store_can_begin_in() -> None:
     assert len(watch_granules(0, 1 << 40)) == WATCH_BITS
 
 
-def test_a_leftover_ring_is_read_as_a_recording(compiled: Compiled, tmp_path: Path) -> None:
+def test_a_leftover_ring_is_read_as_a_recording(start: Start, compiled: Compiled, tmp_path: Path) -> None:
     path = tmp_path / "ring"
     assert start(compiled("ring_writer.c"), path, 2, 64, 50).wait(10) == 0
     with Recording(path) as whole:
@@ -339,7 +354,7 @@ class Stopping:
                 meanwhile()
 
 
-def test_a_vcpu_is_let_go_where_qemu_waits_for_it(compiled: Compiled, tmp_path: Path) -> None:
+def test_a_vcpu_is_let_go_where_qemu_waits_for_it(start: Start, compiled: Compiled, tmp_path: Path) -> None:
     """Ctrl-C in GDB while a rule reads memory: QEMU stops all vCPUs first, and one of them waits for the verdict."""
     ring = RingFile.create(tmp_path / "ring")
     writer = start(compiled("ring_writer.c"), ring.path, 1, 1024, 100, "wait")
@@ -352,7 +367,7 @@ def test_a_vcpu_is_let_go_where_qemu_waits_for_it(compiled: Compiled, tmp_path: 
         assert writer.wait(10) == 0
 
 
-def test_a_release_that_comes_late_is_none(compiled: Compiled, tmp_path: Path) -> None:
+def test_a_release_that_comes_late_is_none(start: Start, compiled: Compiled, tmp_path: Path) -> None:
     """Of two releases for one wait the second must not let the vCPU run past its next one."""
     ring = RingFile.create(tmp_path / "ring")
     writer = start(compiled("ring_writer.c"), ring.path, 1, 1024, 300, "wait")
@@ -369,3 +384,16 @@ def test_a_release_that_comes_late_is_none(compiled: Compiled, tmp_path: Path) -
     assert waits == [100, 200, 300]
     assert writer.wait(10) == 0
     source.close()
+
+
+def test_a_writer_ends_with_the_process_that_started_it(compiled: Compiled, tmp_path: Path) -> None:
+    words = [str(compiled("ring_writer.c")), str(tmp_path / "ring"), "1", "64", str(1 << 40)]
+    code = f"""if True:
+        import os, subprocess, time
+        writer = subprocess.Popen({words!r}, stdout=subprocess.DEVNULL)
+        while not os.path.exists({words[1]!r}):
+            time.sleep(0.01)
+        print(writer.pid)
+        """
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=60, check=True)
+    wait_until_gone([int(done.stdout)])
