@@ -13,6 +13,7 @@ from gdbext.arch import flags as rf
 from gdbext.arch import vectors
 from gdbext.arch.registers import display_name
 from gdbext.errors import printable
+from gdbext.report.words import last_written
 from gdbext.rules.finding import Difference, Finding, Place
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def whole(finding: Finding) -> list[str]:
         lines.append("  difference   " + "; ".join(difference(d, finding.bits) for d in finding.differences))
     if finding.slot:
         writer = finding.writer
-        by = f", last written by {writer.symbol or hex(writer.rip)}" if writer else ""
+        by = last_written(writer, (writer.symbol or hex(writer.rip)) if writer else "")
         lines.append(f"  slot         {finding.slot}{by}")
     symbol = f" <{finding.pc_symbol}>" if finding.pc_symbol else ""
     lines.append(f"  at           {finding.pc:#x}{symbol}")

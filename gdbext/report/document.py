@@ -81,7 +81,7 @@ def finding_document(finding: Finding) -> dict[str, Any]:
         "match": finding.match,
         "thread": finding.thread,
         "slot": finding.slot,
-        "writer": None if writer is None else {"rip": hex(writer.rip), "symbol": writer.symbol},
+        "writer": None if writer is None else asdict(writer) | {"rip": hex(writer.rip)},
         "cause": finding.cause,
         "look_at": finding.look_at,
     } | _area(finding)

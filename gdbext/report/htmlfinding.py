@@ -8,7 +8,7 @@ from html import escape
 from gdbext.errors import printable
 from gdbext.events.held import NOT_CAPTURED
 from gdbext.report.context import ContextRow, Fields, contexts
-from gdbext.report.words import MATCHES, by, code_parts, elapsed
+from gdbext.report.words import MATCHES, by, code_parts, elapsed, last_written
 from gdbext.rules.codes import CODES
 from gdbext.rules.finding import CodeLine, Finding
 
@@ -67,8 +67,8 @@ def _places(finding: Finding) -> str:
         rows.append(("handler", _address(finding.handler, None)))
     rows.append(("seen at", _address(finding.pc, finding.pc_symbol)))
     if finding.slot:
-        by = f", last written at {_address(writer.rip, writer.symbol)}" if writer is not None else ""
-        rows.append(("slot", _text(finding.slot) + by))
+        at = _address(writer.rip, writer.symbol) if writer is not None else ""
+        rows.append(("slot", _text(finding.slot) + last_written(writer, at, _text)))
     if finding.entry is not None:
         how = MATCHES.get(finding.match)
         rows.append(("compared to", f"event {finding.entry}" + (f", {_text(how)}" if how else "")))

@@ -13,7 +13,7 @@ from gdbext.errors import printable
 from gdbext.events.held import NOT_CAPTURED
 from gdbext.report.context import ContextRow, Fields, contexts
 from gdbext.report.document import RunReport
-from gdbext.report.words import MATCHES, by, code_parts, elapsed
+from gdbext.report.words import MATCHES, by, code_parts, elapsed, last_written
 from gdbext.rules.finding import CodeLine, Finding
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
@@ -54,8 +54,8 @@ def _places(finding: Finding) -> Table:
     table.add_row("seen at", _address(finding.pc, finding.pc_symbol))
     if finding.slot:
         writer = finding.writer
-        by = f", last written at {_address(writer.rip, writer.symbol)}" if writer is not None else ""
-        table.add_row("slot", printable(finding.slot) + by)
+        at = _address(writer.rip, writer.symbol) if writer is not None else ""
+        table.add_row("slot", printable(finding.slot) + last_written(writer, at))
     return table
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from gdbext.arch import vectors
-from gdbext.rules.finding import CodeLine, Finding
+from gdbext.errors import printable
+from gdbext.rules.finding import CodeLine, Finding, Writer
 
 MATCHES: Final = {
     "exact": "the entry with the same RIP and RSP",
@@ -21,6 +22,17 @@ _UNITS: Final = ((1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "µs"))
 def by(finding: Finding) -> str:
     """What interrupted, behind what else is said: ``, interrupt 0x20``; empty where it is about no entry."""
     return f", {vectors.name(finding.vector)}" if finding.vector is not None else ""
+
+
+def last_written(writer: Writer | None, at: str, shown: Callable[[str], str] = printable) -> str:
+    """Who wrote a slot last, behind its name; `at`: the instruction, `shown`: a text from outside, in
+    the renderer's manner. Empty if not known."""
+    if writer is None:
+        return ""
+    if writer.event is None:
+        return f", written at {at} as the code has it"
+    thread = f", for {shown(writer.thread)}" if writer.thread else ""
+    return f", last written at {at}, event {writer.event} on CPU {writer.cpu}{thread}"
 
 
 def elapsed(nanoseconds: int | None) -> str:

@@ -224,13 +224,13 @@ class AreaJudge:
         pc, value = int(row["pc"][0]), int(row["value"][0])
         cause = f"{slot} of the save area at {area.start:#x} was written with {value:#x} by code at {pc:#x}: {why}"
         look = "why this code's stack lies there: a stack too small, an idle thread without one, a stray pointer"
-        return Draft("CW401", cause, look, (Difference(name or "area", None, value),), slot=slot, writer=pc)
+        return Draft("CW401", cause, look, (Difference(name or "area", None, value),), slot=slot, writer=Write.of(row))
 
     def _implausible(self, row: Batch, name: str, value: int, why: str) -> Draft:
         pc = int(row["pc"][0])
         cause = f"slot {name} was given {value:#x} by code at {pc:#x}, which {name.upper()} cannot hold: {why}"
         look = "what the save path copies there: one word too many, or from the wrong place in the frame"
-        return Draft("CW403", cause, look, (Difference(name, None, value),), slot=f"slot {name}", writer=pc)
+        return Draft("CW403", cause, look, (Difference(name, None, value),), slot=f"slot {name}", writer=Write.of(row))
 
 
 def _within(places: U64, ranges: Sequence[tuple[int, int]]) -> Bools:
@@ -276,8 +276,7 @@ def _shifted(row: Batch, layout: Layout, shift: int, area: Area, push: Write | N
     look = "what moved RSP inside the area before the interrupt: code that runs on this 'stack' must not push"
     expected = area.start + layout.slots["rip"]
     found = (Difference("frame", expected, int(row["frame"][0])),)
-    writer = push.pc if push is not None else None
-    return Draft("CW402", cause, look, found, slot="slot rip", writer=writer, table=tuple(table))
+    return Draft("CW402", cause, look, found, slot="slot rip", writer=push, table=tuple(table))
 
 
 def _value(row: Batch, name: str) -> int | None:

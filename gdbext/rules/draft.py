@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from gdbext.events.row import Batch
 from gdbext.rules.codes import ERROR
-from gdbext.rules.finding import Difference, TableRow
+from gdbext.rules.finding import Difference, TableRow, Writer
+from gdbext.rules.laststores import Write
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +15,7 @@ class Draft:
     """code, one sentence of cause, one of what to look at, the differing fields, and how sure.
 
     blame: the event (a batch of one) at fault where it is not the judged one.  slot, writer: the place in the save
-    area and the address of the instruction that wrote it.  table: per slot its name, what it holds, what it should
+    area and who wrote it, or the store.  table: per slot its name, what it holds, what it should
     hold, and whose value that is.  rank: among the findings of one event, the cause (below 0) comes before what it
     shows in (0), and that before what follows from it (above 0).
     """
@@ -27,7 +28,7 @@ class Draft:
     match: str = "none"
     blame: Batch | None = None
     slot: str | None = None
-    writer: int | None = None
+    writer: Writer | Write | None = None
     table: tuple[TableRow, ...] = ()
     rank: int = 0
 

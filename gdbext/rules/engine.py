@@ -10,30 +10,33 @@ import numpy as np
 
 from gdbext.events.columns import Columns, Rows
 from gdbext.events.row import Batch, Flag, Kind
-from gdbext.ledger.compare import is_call, is_user, space
+from gdbext.ledger.compare import is_call, is_user
 from gdbext.rules import codes as code_table
 from gdbext.rules import death
 from gdbext.rules.areas import AreaJudge
 from gdbext.rules.bycode import CodeJudge
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.explain import Explainer
-from gdbext.rules.finding import Finding, Place, Writer, key
+from gdbext.rules.finding import Finding, Place, key
 from gdbext.rules.gs import GsJudge
 from gdbext.rules.guest import GuestView, NoGuest
 from gdbext.rules.history import History
 from gdbext.rules.kernel_base import KernelBaseJudge
 from gdbext.rules.landing import LandingJudge
+from gdbext.rules.laststores import Write
 from gdbext.rules.linear import LinearWidth
 from gdbext.rules.nesting import NestingJudge
 from gdbext.rules.policy import Policy
 from gdbext.rules.resume import ResumeJudge
 from gdbext.rules.scene import Scenes
 from gdbext.rules.selectors import SelectorJudge
+from gdbext.rules.shared_stack import SharedStackJudge
 from gdbext.rules.state import StateJudge
 from gdbext.rules.stores import FrameStores
 from gdbext.rules.suspended import SuspendedStackJudge
 from gdbext.rules.switches import SwitchJudge
 from gdbext.rules.tasks import TaskJudge
+from gdbext.rules.writers import Writers, thread_of
 
 
 class Judge(Protocol):
@@ -79,7 +82,8 @@ class Engine:
         self._gs = GsJudge()
         self._areas = AreaJudge(self.policy)
         self._frames = FrameStores()
-        self._explainer = Explainer(self.guest, self.history, self._areas, self._frames)
+        self._writers = Writers(self.guest, self.history)
+        self._explainer = Explainer(self.guest, self.history, self._areas, self._frames, self._writers)
         self._scenes = Scenes(self.guest, self.history, self._areas)
         self._judges: tuple[Judge, ...] = (
             self._gs,
@@ -87,6 +91,7 @@ class Engine:
             self._resume,
             SelectorJudge(),
             SwitchJudge(),
+            SharedStackJudge(),
             TaskJudge(),
             NestingJudge(self.policy),
             LandingJudge(),
@@ -200,13 +205,13 @@ class Engine:
             differences=draft.differences,
             match=draft.match,
             entry=int(entry["seq"][0]) if entry is not None else None,
-            thread=_thread(origin, user),
+            thread=thread_of(origin, user),
             bits=32 if origin["flags"][0] & Flag.LINEAR32 or origin["mode"][0] == 32 else 64,
             row=np.array(row),
             entry_row=np.array(entry) if entry is not None else None,
             handler=int(entry["pc"][0]) if entry is not None else 0,
             slot=draft.slot,
-            writer=Writer(draft.writer, self.guest.symbol(draft.writer)) if draft.writer is not None else None,
+            writer=self._writers.of(draft.writer) if isinstance(draft.writer, Write) else draft.writer,
             table=draft.table,
             rank=draft.rank,
         )
@@ -216,10 +221,3 @@ def _kind(draft: Draft, row: Batch, entry: Batch | None) -> tuple[object, ...]:
     """The key of the finding that this makes."""
     blamed = draft.blame if draft.blame is not None else row
     return key(draft.code, draft.differences, int(blamed["pc"][0]), int(entry["pc"][0]) if entry is not None else 0)
-
-
-def _thread(row: Batch, user: bool) -> str | None:
-    """A key for the thread as far as registers tell: address space and FS base of user code, stack of kernel code."""
-    if user:
-        return f"cr3 {int(space(row)[0]):#x} fs {int(row['fs_base'][0]):#x}"
-    return f"kernel stack {int(row['rsp'][0]) & ~0xFFF:#x}" if row["rsp"][0] else None

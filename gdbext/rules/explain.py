@@ -17,13 +17,14 @@ from gdbext.ledger.compare import FIELD_BITS, agreement, is_call, is_user
 from gdbext.rules.areas import AreaJudge
 from gdbext.rules.codes import ERROR
 from gdbext.rules.draft import Draft
-from gdbext.rules.finding import Finding, Writer
+from gdbext.rules.finding import Finding
 from gdbext.rules.guest import GuestView
 from gdbext.rules.history import History
 from gdbext.rules.laststores import Write
 from gdbext.rules.pathfacts import PathFacts
 from gdbext.rules.stale import same_again
 from gdbext.rules.stores import FrameStores
+from gdbext.rules.writers import Writers
 
 _CONTEXT_CODES: Final = frozenset({"CW101", "CW102", "CW103", "CW104", "CW106", "CW603"})
 """Findings about a saved register: they have a save path, a slot and a last writer."""
@@ -39,8 +40,10 @@ _CONSEQUENCE: Final = 1
 class Explainer:
     """Explains findings of one engine."""
 
-    def __init__(self, guest: GuestView, history: History, areas: AreaJudge, frames: FrameStores) -> None:
-        self._guest = guest
+    def __init__(
+        self, guest: GuestView, history: History, areas: AreaJudge, frames: FrameStores, writers: Writers
+    ) -> None:
+        self._writers = writers
         self._history = history
         self._areas = areas
         self._frames = frames
@@ -73,7 +76,7 @@ class Explainer:
         clash = next((s for s in statements if s.kind is Fact.CLASH and set(s.fields) & set(fields)), None)
         stale = self._add_writer(finding, entry, fields[0])
         if clash is not None and finding.writer is None and clash.by is not None:
-            finding.writer = Writer(clash.by, self._guest.symbol(clash.by))
+            finding.writer = self._writers.by_code(clash.by)
         beyond = _beyond_frame(finding, entry)
         if beyond is not None:
             return [beyond]
@@ -118,7 +121,7 @@ class Explainer:
         if write is None or number is None:
             return ""
         finding.slot = f"slot {number}"
-        finding.writer = Writer(write.pc, self._guest.symbol(write.pc))
+        finding.writer = self._writers.of(write)
         where = finding.writer.symbol or f"{write.pc:#x}"
         if write.event > int(entry["seq"][0]):
             finding.cause += f". Slot {number} was written on this save, by {where}"
@@ -131,11 +134,9 @@ class Explainer:
 
     def _path_of(self, write: Write) -> str:
         """The handler in which a store was made."""
-        past = self._history.before(write.event)
-        past = past[(past["kind"] == Kind.ENTRY) & (past["cpu"] == write.cpu)]
-        if not len(past):
+        last = self._writers.turn(write, Kind.ENTRY)
+        if last is None:
             return "code"
-        last = past[-1:]
         if bool(is_call(last)[0]):
             return "the system call path"
         return f"the path of {vectors.name(int(last['vector'][0]))}"
@@ -174,10 +175,9 @@ class Explainer:
         change = self._frames.change(entry, row, fields[0])
         draft = _overwritten(finding, fields, in_place)
         if change is not None:
-            symbol = self._guest.symbol(change.pc)
-            finding.writer, finding.slot = Writer(change.pc, symbol), f"slot {fields[0]}"
-            draft = replace(draft, writer=change.pc, slot=finding.slot)
-            draft = replace(draft, cause=f"{draft.cause}{_by(change, symbol)}")
+            finding.writer, finding.slot = self._writers.of(change), f"slot {fields[0]}"
+            cause = f"{draft.cause}{_by(change, finding.writer.symbol)}"
+            draft = replace(draft, cause=cause, writer=change, slot=finding.slot)
         if set(fields) <= {"rip", "rsp"}:  # no register was lost: this says all of it
             finding.code, finding.cause, finding.look_at = draft.code, draft.cause, draft.look_at
             return []
@@ -229,25 +229,24 @@ def _beyond_frame(finding: Finding, entry: Batch) -> Draft | None:
         "RIP, CS and RFLAGS alone, and the words above them are the interrupted code's own stack"
     )
     look = "the save of contexts interrupted in the kernel: its SP is the address behind the frame, not a word in it"
-    writer = finding.writer.rip if finding.writer else None
-    return Draft("CW403", cause, look, found, match=finding.match, slot=f"slot {name}", writer=writer, rank=_CAUSE)
+    by = finding.writer
+    return Draft("CW403", cause, look, found, match=finding.match, slot=f"slot {name}", writer=by, rank=_CAUSE)
 
 
 def _clash(statement: Statement, finding: Finding) -> Draft:
     slot = f"slot {statement.word}" if statement.word is not None else None
     text = statement.text[:1].upper() + statement.text[1:]
     look = "the slot numbers of the save path beside those of the restore path: each register needs its own"
-    writer = finding.writer.rip if finding.writer else None
-    return Draft("CW405", text, look, finding.differences, match=finding.match, slot=slot, writer=writer, rank=_CAUSE)
+    found = finding.differences
+    return Draft("CW405", text, look, found, match=finding.match, slot=slot, writer=finding.writer, rank=_CAUSE)
 
 
 def _stale(finding: Finding, why: str, rank: int) -> Draft:
     field = finding.differences[0].field
     cause = f"the {field} resumed is a stale one: {why}, before the context was interrupted at event {finding.entry}"
     look = "the condition under which this save skips the slot, or the path that never stores it"
-    writer = finding.writer.rip if finding.writer else None
     found = finding.differences[:1]
-    return Draft("CW404", cause, look, found, ERROR, finding.match, slot=finding.slot, writer=writer, rank=rank)
+    return Draft("CW404", cause, look, found, ERROR, finding.match, slot=finding.slot, writer=finding.writer, rank=rank)
 
 
 def _overwritten(finding: Finding, fields: list[str], in_place: bool) -> Draft:

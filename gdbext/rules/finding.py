@@ -21,10 +21,14 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """The instruction that last wrote a slot."""
+    """Who last wrote a slot: the instruction, and of a store that was seen the event number, the CPU and the thread
+    whose context was being served there (None where only the code shows it)."""
 
     rip: int
     symbol: str | None
+    event: int | None = None
+    cpu: int | None = None
+    thread: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,12 @@ only when somebody asks; of all before only the last store at each address is ke
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from gdbext.events.columns import Columns, Indices
+from gdbext.events.row import Batch
 
 
 class Write(NamedTuple):
@@ -20,6 +21,14 @@ class Write(NamedTuple):
     cpu: int
     pc: int
     value: int
+
+    @classmethod
+    def of(cls, row: Batch) -> Write:
+        """The store of a STORE row (a batch of one)."""
+        return cls(*(int(row[name][0]) for name in _COLUMNS))
+
+
+_COLUMNS: Final = ("seq", "cpu", "pc", "value")
 
 
 class LastStores:
@@ -68,4 +77,4 @@ class LastStores:
 
     def _write(self, place: int) -> Write:
         assert self._batch is not None
-        return Write(*(int(self._batch[name][place]) for name in ("seq", "cpu", "pc", "value")))
+        return Write(*(int(self._batch[name][place]) for name in _COLUMNS))

@@ -71,8 +71,7 @@ class FrameStores:
             address = int(row["addr"][0])
             if address not in self._words and len(self._words) >= MAX_WORDS:
                 del self._words[next(iter(self._words))]
-            write = Write(*(int(row[name][0]) for name in ("seq", "cpu", "pc", "value")))
-            self._words.setdefault(address, deque(maxlen=KEPT)).append(write)
+            self._words.setdefault(address, deque(maxlen=KEPT)).append(Write.of(row))
 
     def follow(self, entry: Batch) -> None:
         """Have all stores into the frame of the ENTRY row `entry` (a batch of one) told from now on."""

@@ -58,6 +58,8 @@ def test_stale_flags_name_slot_and_last_writer() -> None:
     assert (flags.code, flags.slot) == ("CW102", "slot 17")
     assert flags.writer is not None
     assert flags.writer.rip == KERNEL_RIP + 136
+    assert flags.writer.event == 3 + [name for name in slots if name in before].index("rflags")
+    assert (flags.writer.cpu, flags.writer.thread) == (0, "cr3 0x100000 fs 0x10000")
     assert "Slot 17 was last written by the system call path" in flags.cause
     assert "one interrupt ago; this save never stored it" in flags.cause
     assert (stale.code, stale.slot) == ("CW404", "slot 17")
