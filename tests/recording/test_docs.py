@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from gdbext.cli.main import main
 from gdbext.events.row import Flag, How, Kind
 from gdbext.recording import schema
+from tests.gdb import transcript
 from tests.recording.sessions import busy, record
 
 PAGE = Path(__file__).parents[2] / "docs" / "recordings.md"
@@ -118,29 +120,39 @@ def blocks() -> dict[str, list[str]]:
     return {name: block.splitlines() for block in found for name in ("pandas", "polars", "duckdb") if name in block}
 
 
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The session that the page asks."""
+    path = tmp_path_factory.mktemp("asked") / "session.arrow"
+    assert main(["run", "nrk-rflags", "--via", "probe", "--record", str(path)]) == 1
+    return path
+
+
+@pytest.mark.guest
 @pytest.mark.parametrize("library", ["pandas", "polars", "duckdb"])
-def test_the_lines_of_the_page_answer(library: str, session: Path) -> None:
+def test_the_lines_of_the_page_answer(library: str, recorded: Path) -> None:
     if importlib.util.find_spec(library) is None:
-        pytest.skip(f"{library} is not installed")
+        pytest.skip(f"{library} is not installed: pip install -e '.[queries]'")
     *setup, vectors, slow, thread = [line for line in blocks()[library] if line]
     scope: dict[str, Any] = {}
-    exec("\n".join(setup).replace("session.arrow", str(session)), scope)
-    thread = thread.replace("0x174000", "0x100000").replace("0x602000", "0x10000")
-    table = pa.ipc.open_stream(session).read_all()
+    exec("\n".join(setup).replace("session.arrow", str(recorded)), scope)
+    table = pa.ipc.open_stream(recorded).read_all()
 
     def answer(line: str, column: str) -> list[int]:
         found = eval(line, scope)
         if library == "duckdb":
-            found = found.arrow().read_all() if hasattr(found.arrow(), "read_all") else found.arrow()
-            return list(found[column].to_pylist())
+            return list(found.fetchnumpy()[column].tolist())
         return list(found[column].to_list())
 
     if library == "pandas":
-        assert eval(vectors, scope).to_dict() == per_vector(table)
+        found = [eval(line, scope) for line in (vectors, slow, thread)]
+        assert found[0].to_dict() == per_vector(table)
+        (shown,) = re.findall(r"```text\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+        assert not transcript.missing(shown.splitlines(), ">>>", "\n".join(map(str, found)))
     else:
-        counts = dict(
-            zip(answer(vectors, "vector"), answer(vectors, "len" if library == "polars" else "n"), strict=True)
-        )
-        assert counts == per_vector(table)
+        counts = zip(answer(vectors, "vector"), answer(vectors, "len" if library == "polars" else "n"), strict=True)
+        assert dict(counts) == per_vector(table)
     assert sorted(answer(slow, "ns"), reverse=True) == slowest(table)
-    assert answer(thread, "seq") == resumes(table, 0x100000, 0x10000)
+    thread_of_the_page = resumes(table, 0x174000, 0x602000)
+    assert thread_of_the_page, "the page's thread is not there: take another one's CR3 and FS base"
+    assert sorted(answer(thread, "seq")) == thread_of_the_page
