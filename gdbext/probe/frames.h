@@ -4,7 +4,7 @@
  * changes a word of such a frame, from further down the stack or from another, is told. So whoever does it again is
  * seen. Not before, for a look at each store costs as much as the guest itself.
  *
- * Bounded, by hash: of two frames in one place the later one counts. Stores look without a lock.
+ * Bounded, by hash: of two frames in one place the later one counts. Stores that are not near one take no lock.
  */
 #pragma once
 
@@ -12,6 +12,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <string.h>
 
 #include "layout.h"
 
@@ -19,18 +20,15 @@ enum { FRAME_PLACES = 1024, FRAME_GRANULES = 4096, FRAME_GRANULE = 8, FRAME_LEAS
        FRAME_CHANGES = 16 /* told of one: where there are more, its context was left behind, and its stack is in use */ };
 
 typedef struct {
-    _Atomic uint64_t at, end; /* guest virtual; 0: no frame here */
-    _Atomic uint64_t words[FRAME_MOST];
-    _Atomic unsigned changes; /* told of it */
+    uint64_t at, end; /* guest virtual; 0: no frame here */
+    uint64_t words[FRAME_MOST];
+    unsigned changes;   /* told of it */
     uint64_t registers; /* a digest of the interrupted context's general registers but RSP */
 } live_frame;
 
 static live_frame live_frames[FRAME_PLACES];
 static _Atomic uint64_t frame_granules[FRAME_GRANULES]; /* the frame that lies there, as far as hashes tell */
 static pthread_mutex_t frame_lock = PTHREAD_MUTEX_INITIALIZER;
-
-#define RELAXED(object) atomic_load_explicit(&(object), memory_order_relaxed)
-#define RELAX(object, value) atomic_store_explicit(&(object), value, memory_order_relaxed)
 
 static inline uint64_t frame_hash(uint64_t value)
 {
@@ -62,16 +60,13 @@ static void frame_pushed(const ctx_row *row)
     live_frame *f = frame_place(row->frame);
 
     pthread_mutex_lock(&frame_lock);
-    RELAX(f->at, 0);
-    RELAX(f->end, end);
-    for (unsigned i = 0; i < words; i++) {
-        RELAX(f->words[i], row->stack[i]);
-    }
-    RELAX(f->changes, 0);
+    f->at = row->frame;
+    f->end = end;
+    memcpy(f->words, row->stack, words * sizeof(*f->words));
+    f->changes = 0;
     f->registers = frame_digest(row);
-    RELAX(f->at, row->frame);
     for (uint64_t granule = row->frame / FRAME_GRANULE; granule * FRAME_GRANULE < end; granule++) {
-        RELAX(frame_granules[frame_hash(granule)], row->frame);
+        atomic_store_explicit(&frame_granules[frame_hash(granule)], row->frame, memory_order_relaxed);
     }
     pthread_mutex_unlock(&frame_lock);
 }
@@ -84,13 +79,13 @@ static bool frame_popped(const ctx_row *row)
     bool changed = false;
 
     pthread_mutex_lock(&frame_lock);
-    if (RELAXED(f->at) == row->frame) {
-        unsigned words = (unsigned)((RELAXED(f->end) - row->frame) / row->size);
+    if (f->at == row->frame) {
+        unsigned words = (unsigned)((f->end - row->frame) / row->size);
         for (unsigned i = (row->cs & 3) == 3 ? 0 : 1; i < words && i < FRAME_MOST; i++) {
-            changed |= RELAXED(f->words[i]) != row->stack[i];
+            changed |= f->words[i] != row->stack[i];
         }
         changed = changed && f->registers == frame_digest(row);
-        RELAX(f->at, 0);
+        f->at = 0;
     }
     pthread_mutex_unlock(&frame_lock);
     return changed;
@@ -103,39 +98,54 @@ static bool frame_stands(uint64_t at, const uint64_t *stack)
     bool stands;
 
     pthread_mutex_lock(&frame_lock);
-    stands = at && RELAXED(f->at) == at;
+    stands = at && f->at == at;
     for (unsigned i = 0; i < FRAME_LEAST; i++) {
-        stands = stands && RELAXED(f->words[i]) == stack[i];
+        stands = stands && f->words[i] == stack[i];
     }
     pthread_mutex_unlock(&frame_lock);
     return stands;
 }
 
+/* The frame that may lie at `address`, as far as hashes tell. */
+static inline uint64_t frame_near(uint64_t address)
+{
+    return atomic_load_explicit(&frame_granules[frame_hash(address / FRAME_GRANULE)], memory_order_relaxed);
+}
+
 /* May a live frame lie at `address`? No in one look for nearly all stores. */
 static inline bool frame_may_lie(uint64_t address)
 {
-    uint64_t at = RELAXED(frame_granules[frame_hash(address / FRAME_GRANULE)]);
+    uint64_t at = frame_near(address);
     return address + FRAME_GRANULE - at < FRAME_GRANULE + FRAME_MOST * 8;
+}
+
+/* Does a store of `value` change a word of `f`? */
+static bool frame_differs(const live_frame *f, uint64_t address, uint64_t value, unsigned size)
+{
+    uint64_t word = f->end - f->at == FRAME_MOST * 8 ? 8 : 4;
+
+    if (address + size <= f->at || address >= f->end) {
+        return false;
+    }
+    bool whole = size == word && address >= f->at && (address - f->at) % word == 0;
+    return !whole || f->words[(address - f->at) / word] != value;
 }
 
 /* The live frame of which a store of `value` changes a word; 0: none. `sp`: RSP of the code that stores. Where it lies in
  * the frame or right above, the frame was popped or copied: the stack is used anew, perhaps by an exit for its own. */
 static uint64_t frame_changed_by(uint64_t address, uint64_t value, unsigned size, uint64_t sp)
 {
-    uint64_t at = RELAXED(frame_granules[frame_hash(address / FRAME_GRANULE)]);
+    uint64_t at = frame_near(address), changed = 0;
     live_frame *f = frame_place(at);
-    uint64_t end = RELAXED(f->end), word = end - at == FRAME_MOST * 8 ? 8 : 4;
 
-    if (!at || RELAXED(f->at) != at || address + size <= at || address >= end) {
-        return 0;
+    pthread_mutex_lock(&frame_lock);
+    if (at && f->at == at && frame_differs(f, address, value, size)) {
+        if (sp - at <= f->end - at || f->changes++ >= FRAME_CHANGES) {
+            f->at = 0;
+        } else {
+            changed = at;
+        }
     }
-    bool whole = size == word && address >= at && (address - at) % word == 0;
-    if (whole && RELAXED(f->words[(address - at) / word]) == value) {
-        return 0;
-    }
-    if (sp - at <= end - at || atomic_fetch_add_explicit(&f->changes, 1, memory_order_relaxed) >= FRAME_CHANGES) {
-        RELAX(f->at, 0);
-        return 0;
-    }
-    return at;
+    pthread_mutex_unlock(&frame_lock);
+    return changed;
 }

@@ -4,13 +4,18 @@
  * A table is read again when kernel code is translated that was not seen to be reached by ordinary flow: gates are
  * mostly written in place, long after lidt, and a handler that was never run is translated when it first is. An
  * address that was ever in a gate stays a target for good. One that had been translated as ordinary code before it
- * became a target has blocks without our callback; the caller then has them thrown away.
+ * became a target has blocks without our callback; the caller then has them thrown away. One vCPU may translate at an
+ * address while another makes it a target: each says so before it looks for the other, and at least one finds it.
+ *
+ * Tables are changed under the lock. A vCPU reads the gates of its own without: one that is being rewritten is delivered
+ * through by nobody who knows which gate it will be.
  *
  * Gates: Intel SDM vol. 3A, figures 6-2 and 6-8.
  */
 #pragma once
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -41,10 +46,10 @@ typedef bool (*idt_reader)(void *context, uint64_t address, uint8_t *to, size_t 
 
 static idt_table *idt_tables[IDT_TABLES];
 static unsigned idt_count;
-static uint64_t idt_targets[TARGET_SLOTS]; /* open addressing; 0: free */
-static uint64_t idt_target_hint[256];      /* a bit by hash: mostly tells at once that an address is no target */
+static _Atomic uint64_t idt_targets[TARGET_SLOTS]; /* open addressing; 0: free */
+static _Atomic uint64_t idt_target_hint[256];      /* a bit by hash: mostly tells at once that an address is no target */
 static unsigned idt_target_count;
-static uint8_t idt_seen[SEEN_BITS / 8]; /* addresses at which a kernel block was translated, by hash */
+static _Atomic uint8_t idt_seen[SEEN_BITS / 8]; /* addresses at which a kernel block was translated, by hash */
 static pthread_mutex_t idt_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static inline uint64_t idt_hash(uint64_t address)
@@ -62,7 +67,7 @@ static inline bool idt_was_translated(uint64_t address)
 static inline void idt_note_translated(uint64_t address)
 {
     uint64_t bit = idt_hash(address) % SEEN_BITS;
-    __atomic_fetch_or(&idt_seen[bit / 8], (uint8_t)(1 << (bit % 8)), __ATOMIC_RELAXED); /* several translators */
+    idt_seen[bit / 8] |= (uint8_t)(1 << (bit % 8));
 }
 
 static inline bool idt_is_target(uint64_t address)

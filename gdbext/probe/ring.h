@@ -63,11 +63,14 @@ static inline bool ring_reader_present(const ring *r)
     return atomic_load_explicit(SHARED(r->header->present, uint32_t), memory_order_acquire) != 0;
 }
 
-/* The reader is gone: from now on the oldest rows are overwritten and nobody is waited for. */
+/* The reader is gone: from now on the oldest rows are overwritten and nobody is waited for. Unless another came while we
+ * looked: it may have said so before we said that there is none. */
 static void ring_reader_lost(const ring *r)
 {
-    uint32_t one = 1;
-    atomic_compare_exchange_strong(SHARED(r->header->present, uint32_t), &one, 0);
+    atomic_store(SHARED(r->header->present, uint32_t), 0);
+    if (ring_reader_lives(r)) {
+        atomic_store(SHARED(r->header->present, uint32_t), 1);
+    }
 }
 
 static inline ring_control *ring_cpu(const ring *r, unsigned cpu)
@@ -267,15 +270,14 @@ static inline bool ring_wants_stores(const ring *r)
     return r->header->watch_count[active] != 0 || r->header->tracked_count != 0;
 }
 
-/* Does a store of `size` bytes at `address` touch a watched range? */
-static inline bool ring_watches(const ring *r, uint64_t address, unsigned size)
+/* Does a store of `size` bytes at `address` touch a range of table number `active`? */
+static inline bool ring_watches_in(const ring *r, uint32_t active, uint64_t address, unsigned size)
 {
-    uint32_t active = atomic_load_explicit(SHARED(r->header->watch_active, uint32_t), memory_order_acquire) & 1;
-    uint32_t count = r->header->watch_count[active];
-    const ring_watch *w = &r->watch[active];
+    uint32_t count = r->header->watch_count[active & 1];
+    const ring_watch *w = &r->watch[active & 1];
     uint32_t bit = address / RING_WATCH_GRANULE % RING_WATCH_BITS;
 
-    if (count == 0 || !(w->bits[bit / 8] >> (bit % 8) & 1)) {
+    if (count - 1 >= RING_WATCH_RANGES || !(w->bits[bit / 8] >> (bit % 8) & 1)) {
         return false;
     }
     uint32_t low = 0, high = count; /* the first range that begins behind the store */
@@ -288,4 +290,21 @@ static inline bool ring_watches(const ring *r, uint64_t address, unsigned size)
         }
     }
     return low > 0 && w->hi[low - 1] > address;
+}
+
+/* Does a store of `size` bytes at `address` touch a watched range? The reader fills the other table before it counts on;
+ * then this one may be filled for the time after: an answer counts only if the table was in force all the time. */
+static inline bool ring_watches(const ring *r, uint64_t address, unsigned size)
+{
+    _Atomic uint32_t *active = SHARED(r->header->watch_active, uint32_t);
+    uint32_t now = atomic_load_explicit(active, memory_order_acquire), before;
+    bool watched;
+
+    do {
+        before = now;
+        watched = ring_watches_in(r, before, address, size);
+        atomic_thread_fence(memory_order_acquire);
+        now = atomic_load_explicit(active, memory_order_acquire);
+    } while (now != before);
+    return watched;
 }

@@ -100,7 +100,7 @@ class ProbeSource:
         self._at_close: tuple[int, dict[str, int], int] = 0, {}, 0
         if not len(ring.control):
             ring.map_rings()
-        if not int(ring.header["present"][0]):
+        if ring.late:
             self._join_late()
         self._overwritten = self._counter("overwritten")
         ring.header["halt"] = int(halt)
@@ -345,7 +345,7 @@ class ProbeSource:
         if len(merged) > WATCH_RANGES:
             raise UsageError(f"{len(merged)} watched ranges", f"the probe takes {WATCH_RANGES}")
         header = self._ring.header
-        spare = 1 - (int(header["watch_active"][0]) & 1)
+        spare = (int(header["watch_active"][0]) + 1) & 1
         table = self._ring.watch[spare]
         bits = np.zeros(WATCH_BITS, bool)
         for lo, hi in merged:
@@ -354,7 +354,7 @@ class ProbeSource:
         table["lo"][: len(merged)] = [lo for lo, _ in merged]
         table["hi"][: len(merged)] = [hi for _, hi in merged]
         header["watch_count"][0, spare] = len(merged)
-        header["watch_active"] = spare  # last: the probe then sees the whole table
+        header["watch_active"] += 1  # last: the probe then sees the whole table
 
     def set_tracked(self, variables: Sequence[TrackedVariable]) -> None:
         """Sample these variables at entries and exits; with watch=on their writes are events, too."""

@@ -115,7 +115,7 @@ HEADER_FIELDS: Final[tuple[Field, ...]] = (
     _u64("tracked_addr", "guest virtual address, or offset from the kernel's GS base; reader", TRACKED_SLOTS),
     _u32("tracked_size", "bytes: 1, 2, 4 or 8; reader", TRACKED_SLOTS),
     _u32("tracked_flags", "TRACKED_GS", TRACKED_SLOTS),
-    _u32("watch_active", "which of the two watch tables is in force; reader"),
+    _u32("watch_active", "counts changes of the watch table; its lowest bit: which of the two is in force; reader"),
     _u32("watch_count", "ranges in each watch table; reader", 2),
     _u32("spare2", "zero"),
 )

@@ -31,6 +31,7 @@ from gdbext.sources.ring import (
     WATCH_OFFSET,
     WRITER_LOCK,
     Option,
+    Release,
     State,
     file_size,
     rings_offset,
@@ -183,8 +184,15 @@ class RingFile:
         """Copy the newest rows of each ring, as many as it holds; the first of a ring that lost some says so."""
         return self._before(self.control["head"].copy())
 
+    @property
+    def late(self) -> bool:
+        """Was the probe there before us? Then it has a past, and perhaps a reader before us that was killed."""
+        return not self._ours
+
     def begin(self) -> list[Batch]:
         """Be present from now on, for a reader that comes late; return what went before. The rest comes by take."""
+        self.header["halt"] = self.header["catch"] = 0  # what a killed reader wished
+        self.release_all(Release.GO)  # whoever waits for its verdict: seeing us, it would wait for ever
         self.control["tail"][:] = self.control["head"]
         self.header["present"] = 1  # from here on a full ring waits, whatever was overwritten until now
         heads = self.control["head"].copy()

@@ -162,6 +162,38 @@ def test_a_reader_that_comes_late_gets_what_is_left_and_then_all(
     writer.wait()
 
 
+def test_a_reader_that_takes_over_at_once(start: Start, compiled: Compiled, tmp_path: Path) -> None:
+    """The one before was killed while a vCPU waited for its verdict, and the vCPU has not noticed yet."""
+    path = tmp_path / "ring"
+    code = f"""
+import time
+from pathlib import Path
+from gdbext.events.row import Flag
+from gdbext.sources.probe import ProbeSource
+from gdbext.sources.ring_file import RingFile
+ring = RingFile.create(Path({str(path)!r}))
+print("made", flush=True)
+while not ring.header["state"][0]:
+    time.sleep(0.001)
+source = ProbeSource(ring)
+while not (source.read(1.0)["flags"] & Flag.WAITING).any():
+    pass
+print("waits", flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == b"made\n"
+        start(compiled("ring_writer.c"), path, 1, 1024, 150, "wait")
+        assert reader.stdout.readline() == b"waits\n"
+        reader.kill()
+    source = ProbeSource(RingFile.attach(path))
+    rows = everything(source)
+    assert rows["seq"].tolist() == list(range(1, 151))
+    assert source.lost == 0
+    source.close()
+
+
 def test_a_killed_writer_ends_the_stream(start: Start, compiled: Compiled, tmp_path: Path) -> None:
     ring = RingFile.create(tmp_path / "ring")
     writer = start(compiled("ring_writer.c"), ring.path, 2, 64, 1 << 40)
