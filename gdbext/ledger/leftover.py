@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from gdbext.arch.frames import CS_WORD, RIP_WORD, RSP_WORD
-from gdbext.events.columns import Columns, Indices
+from gdbext.events.columns import Columns, Indices, grouped
 from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import U64, Bools, is_user, mixed, page_tables
 from gdbext.ledger.pairing import Pairs
@@ -24,9 +24,9 @@ MOST_BELOW: Final = 3
 class Left(NamedTuple):
     """One event. position: in its batch.  row: a batch of one.  user: its context is user code's.  as_user: its key if
     it were user code's; an ia32 iret to kernel code pops no ESP, which lies in the frame all the same.  below: for a
-    64-bit iret, the keys that the context would have one, two, three words further up the stack.  beside, on_frame: a
-    context that waits and is resumed later in the batch may have its frame beside this one's, or, of kernel code, at it
-    and for the same RSP.
+    64-bit iret, the keys that the context would have one, two, three words further up the stack.  newest: the last
+    context of its thread that waits and is resumed later in the batch (a batch of one, or empty).  beside, on_frame:
+    such a context may have its frame beside this one's, or, of kernel code, at it and for the same RSP.
     """
 
     position: int
@@ -39,6 +39,7 @@ class Left(NamedTuple):
     traits: Traits
     as_user: int
     below: tuple[int, ...]
+    newest: Batch
     beside: bool
     on_frame: bool
 
@@ -66,6 +67,28 @@ class Spanning:
         found: Indices = self._entries[:before][own]
         return found
 
+    def newest_of_threads(self, positions: Indices, thread: U64) -> Indices:
+        """For each of `positions` the last of those around it in the thread of that hash, -1: there is none."""
+        found = np.full(len(positions), -1)
+        if not len(self._entries):
+            return found
+        groups = grouped(threads(self._rows))
+        order = np.argsort(groups.which, kind="stable")
+        above = int(max(self._exits.max(), positions.max())) + 1
+        base = groups.which[order] * above  # so that positions of one thread do not compare with those of another
+        entries, exits = self._entries[order], self._exits[order]
+        latest = np.maximum.accumulate(base + exits) - base
+        which = np.searchsorted(groups.distinct, thread)
+        known = np.flatnonzero(groups.distinct[np.minimum(which, len(groups.distinct) - 1)] == thread)
+        at = positions[known]
+        last = np.searchsorted(base + entries, which[known] * above + at) - 1
+        some = (last >= 0) & (groups.which[order[last]] == which[known]) & (latest[last] > at)
+        for to, position, back in zip(known[some].tolist(), at[some].tolist(), last[some].tolist(), strict=True):
+            while exits[back] <= position:  # one around it was interrupted before
+                back -= 1
+            found[to] = entries[back]
+        return found
+
     def may_lie_beside(self, rows: Columns) -> Bools:
         """False where no frame lies within REACH_BYTES of that of `rows`, but not at it."""
         if not len(self._entries):
@@ -90,6 +113,9 @@ def leftover(batch: Columns, pairs: Pairs, spanning: Spanning) -> Iterator[Left]
     """The entries and exits that did not pair, in order."""
     rows, whole = batch.take(pairs.rest), batch.pick(pairs.rest)
     popped, tables = rows["stack"], page_tables(rows)
+    newest = spanning.newest_of_threads(pairs.rest, threads(rows))
+    waits = batch.pick(newest[newest >= 0])
+    first = np.cumsum(newest >= 0)
     rsp = np.where((rows["flags"] & Flag.NO_STACK) != 0, popped[:, RSP_WORD], rows["rsp"])
     yield from map(
         Left,
@@ -100,6 +126,7 @@ def leftover(batch: Columns, pairs: Pairs, spanning: Spanning) -> Iterator[Left]
         traits(rows),
         mixed(rows["rip"], rsp, tables).tolist(),
         _below(rows, tables),
+        (waits[at - some : at] for at, some in zip(first.tolist(), (newest >= 0).tolist(), strict=True)),
         spanning.may_lie_beside(rows).tolist(),
         spanning.may_lie_on(rows).tolist(),
     )

@@ -45,20 +45,18 @@ class Live:
     @cached_property
     def thread(self) -> Batch:
         """Those of the same address space, FS base and half (user or kernel code)."""
-        return _merged(self._pending.thread(self._left.traits), self._batch.pick(self._spanning_in_thread))
+        return _merged(
+            self._pending.thread(self._left.traits),
+            self._batch.pick(self._spans.of_thread(self._left.position, self._left.traits.thread)),
+        )
 
     @cached_property
     def newest(self) -> Batch:
         """The last of these (a batch of one, or empty)."""
-        pending, spanning = self._pending.newest(self._left.traits), self._spanning_in_thread[-1:]
+        pending, spanning = self._pending.newest(self._left.traits), self._left.newest
         if not len(spanning):
             return pending
-        last = self._batch.row(int(spanning[0]))
-        return pending if len(pending) and pending["seq"][0] > last["seq"][0] else last
-
-    @cached_property
-    def _spanning_in_thread(self) -> Indices:
-        return self._spans.of_thread(self._left.position, self._left.traits.thread)
+        return pending if len(pending) and pending["seq"][0] > spanning["seq"][0] else spanning
 
     @cached_property
     def near(self) -> Batch:

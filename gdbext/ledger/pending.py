@@ -183,14 +183,12 @@ class Pending:
         """The contexts of its CPU and mode whose frame lies within REACH_BYTES of this one's, words away, but not at
         it, oldest first."""
         cpu, mode, frame = found_by.frame
-        numbers: list[int] = []
-        for cell in range(frame // REACH_BYTES - 1, frame // REACH_BYTES + 2):
-            numbers += self._frames.get((cpu, mode, cell), ())
-        if not numbers:
-            return self._rows[:0]
-        away = ((number, abs(self._traits[number].frame[2] - frame)) for number in numbers)
         size = word_size(mode)
-        return self.rows(sorted(number for number, by in away if 0 < by < REACH_BYTES and by % size == 0))
+        numbers: list[int] = []
+        for away in range(size, REACH_BYTES, size):
+            for beside in (frame - away, frame + away):
+                numbers += self._frames.get((cpu, mode, beside), ())
+        return self.rows(sorted(numbers))
 
     def at_place(self, found_by: Traits) -> list[int]:
         """Numbers of the kernel's contexts with the frame and the RSP of this one, on whatever CPU, newest first."""
@@ -210,8 +208,7 @@ class Pending:
         """Where a context is entered, and under what."""
         yield self._keys, found_by.key
         yield self._threads, found_by.thread
-        cpu, mode, frame = found_by.frame
-        yield self._frames, (cpu, mode, frame // REACH_BYTES)
+        yield self._frames, found_by.frame
         if found_by.place:
             yield self._places, found_by.place
         if found_by.stack:

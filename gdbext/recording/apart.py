@@ -1,15 +1,15 @@
-"""The columns of a recorded batch as they lie in the file: what a rule does not ask for is never made into rows."""
+"""The columns of recorded batches as they lie in the file: what a rule does not ask for is never made into rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
 
 from gdbext.arch.registers import GPR64
 from gdbext.events.columns import GPRS, NO_ROWS, Array, Columns, Indices
-from gdbext.events.row import Batch, pick
+from gdbext.events.row import Batch, concat, pick
 
 ROWS_AT_ONCE: Final = 1024
 """Rows put together at once: they fit in the second-level cache, which every column walks through again."""
@@ -18,18 +18,24 @@ ROWS_AT_ONCE: Final = 1024
 class Apart(Columns):
     """Columns that came as columns, out of a recording; rows are put together when they are asked for.
 
-    columns: all that `dtype` has, of one length.
+    parts: what lies one behind the other; of each, all the columns that `dtype` has, of one length.
     """
 
-    __slots__ = ("_columns", "_dtype")
+    __slots__ = ("_dtype", "_parts", "_starts")
 
-    def __init__(self, dtype: np.dtype[np.void], columns: Mapping[str, Array]) -> None:
+    def __init__(self, dtype: np.dtype[np.void], *parts: Mapping[str, Array]) -> None:
         super().__init__(NO_ROWS)
         self._dtype = dtype
-        self._columns = columns
+        self._parts = parts
+        self._starts = np.cumsum([0, *(len(part["seq"]) for part in parts)])
 
     def __len__(self) -> int:
-        return len(self._columns["seq"])
+        return int(self._starts[-1])
+
+    @property
+    def parts(self) -> tuple[Mapping[str, Array], ...]:
+        """What it was made of."""
+        return self._parts
 
     @property
     def dtype(self) -> np.dtype[np.void]:
@@ -48,19 +54,45 @@ class Apart(Columns):
         if len(self._rows):
             return pick(self._rows, index)
         picked = np.zeros(len(index), self._dtype)
-        for start in range(0, len(index), ROWS_AT_ONCE):
-            part = index[start : start + ROWS_AT_ONCE]
-            for name in self.names:
-                picked[name][start : start + ROWS_AT_ONCE] = self._columns[name][part]
+        for part, where, inside in self._by_part(index):
+            for start in range(0, len(inside), ROWS_AT_ONCE):
+                some = slice(start, start + ROWS_AT_ONCE)
+                for name in self.names:
+                    picked[name][where[some]] = part[name][inside[some]]
         return picked
 
+    def _by_part(self, index: Indices) -> Iterator[tuple[Mapping[str, Array], Indices, Indices]]:
+        """Each part that has rows at `index`, which of `index` these are, and where in the part they lie."""
+        own = np.searchsorted(self._starts, index, "right") - 1
+        for number in np.unique(own).tolist():
+            where = np.flatnonzero(own == number)
+            yield self._parts[number], where, index[where] - self._starts[number]
+
     def _make(self, name: str) -> Array:
-        if name == GPRS:
-            return np.stack([self._columns[register] for register in GPR64], axis=1)
-        return self._columns[name]
+        made = [_column(part, name) for part in self._parts]
+        return made[0] if len(made) == 1 else np.concatenate(made)
 
     def _gather(self, name: str, index: Indices) -> Array:
-        if name == GPRS:
-            return np.stack([self._columns[register][index] for register in GPR64], axis=1)
-        taken: Array = self._columns[name][index]
+        like = _column(self._parts[0], name, np.zeros(0, np.intp))
+        taken = np.empty((len(index), *like.shape[1:]), like.dtype)
+        for part, where, inside in self._by_part(index):
+            taken[where] = _column(part, name, inside)
         return taken
+
+
+def joined(batches: Sequence[Columns]) -> Columns:
+    """The rows of all `batches` (at least one, all of one dtype), one behind the other."""
+    if len(batches) == 1:
+        return batches[0]
+    parts = [part for batch in batches if isinstance(batch, Apart) for part in batch.parts]
+    if all(isinstance(batch, Apart) for batch in batches):
+        return Apart(batches[0].dtype, *parts)
+    return Columns(concat([batch.rows for batch in batches]))
+
+
+def _column(part: Mapping[str, Array], name: str, index: Indices | slice = slice(None)) -> Array:
+    """The column, or the general registers, of the rows at `index`."""
+    if name == GPRS:
+        return np.stack([part[register][index] for register in GPR64], axis=1)
+    column: Array = part[name][index]
+    return column

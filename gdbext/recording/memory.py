@@ -59,6 +59,11 @@ class RecordedGuest:
         self._pages: dict[int, tuple[bytearray, bytearray]] = {}
         self._names: dict[int, str | None] = {}
 
+    def answered_otherwise(self, mark: Mark) -> bool:
+        """True if `mark` has another answer to a question than was learnt before."""
+        before = self._reads
+        return any(key in before and before[key] != data for key, data in mark.memory.items())
+
     def learn(self, mark: Mark) -> None:
         """Take in what a mark brings."""
         self._names |= mark.names

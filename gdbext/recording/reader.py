@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import pyarrow as pa
 
@@ -14,6 +14,7 @@ from gdbext.errors import RecordingError
 from gdbext.events.columns import Columns
 from gdbext.events.row import Batch
 from gdbext.recording import leftover, parquet
+from gdbext.recording.apart import joined
 from gdbext.recording.header import Header
 from gdbext.recording.leftover import LeftoverFile
 from gdbext.recording.mark import Mark, Unit
@@ -22,6 +23,9 @@ from gdbext.recording.parquet import ParquetFile
 from gdbext.recording.stream import StreamFile
 
 _ARROW_FILE = b"ARROW1"
+TOGETHER: Final = 65_536
+"""Events that are handed out in one batch at most, unless more were recorded in one: each batch costs the rules what
+two thousand events do."""
 
 
 class _File(Protocol):
@@ -80,8 +84,10 @@ class Recording:
 
     def units(self) -> Iterator[tuple[Batch, Mark]]:
         """Each batch with its mark; ``guest`` knows what the mark brings when they are delivered."""
-        for batch, mark in self._units():
+        for batch, mark in self._file.units():
+            self.guest.learn(mark)
             yield batch.rows, mark
+        self._learn_end()
 
     def batches(self) -> Iterator[Batch]:
         """Each batch of events, in order."""
@@ -89,15 +95,21 @@ class Recording:
             yield batch.rows
 
     def columns(self) -> Iterator[Columns]:
-        """The same, for whom columns will do."""
-        for batch, _ in self._units():
-            if len(batch):
-                yield batch
-
-    def _units(self) -> Iterator[tuple[Columns, Mark]]:
+        """The same, for whom columns will do: small batches put together, but not where an answer of ``guest`` to one
+        of them is another than to the one before."""
+        waiting: list[Columns] = []
         for batch, mark in self._file.units():
+            rows = sum(map(len, waiting), len(batch))
+            if waiting and (rows > TOGETHER or self.guest.answered_otherwise(mark)):
+                yield joined(waiting)
+                waiting = []
             self.guest.learn(mark)
-            yield batch, mark
+            waiting += [batch] if len(batch) else []
+        if waiting:
+            yield joined(waiting)
+        self._learn_end()
+
+    def _learn_end(self) -> None:
         if self.end is not None:
             self.guest.learn(self.end)
 

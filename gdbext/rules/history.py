@@ -6,11 +6,13 @@ from typing import Final
 
 import numpy as np
 
-from gdbext.events.columns import Columns
+from gdbext.events.columns import Columns, Indices, any_of
 from gdbext.events.row import ROW, Batch, Kind, concat, pick, words
 from gdbext.ledger.compare import U64, is_call, is_user, keys, space
 
 CAPACITY: Final = 2048
+_NOWHERE: Final = np.empty(0, np.intp)
+_SWITCHES: Final = (Kind.SWITCH_OUT, Kind.SWITCH_IN, Kind.CR3)
 
 
 class History:
@@ -21,13 +23,25 @@ class History:
         self._past_keys = np.zeros(0, np.uint64)
         self._end = 0
         self._now = Columns(self._past)
+        self._rows = 0
+        """How many came before the batch at hand."""
+        self._switches: dict[int, Indices] = {}
+        self._switched: dict[int, tuple[int, int]] = {}
+        """Of each vCPU where its switches lie in the batch at hand, and the last one before it: its place, counted
+        from the first row of all, and its event."""
 
     def begin(self, batch: Columns) -> None:
         """`batch` is about to be judged; the one before becomes past."""
         if len(self._now):
             last = np.arange(max(len(self._now) - CAPACITY, 0), len(self._now))
             self._keep(self._now.pick(last), keys(self._now)[-CAPACITY:])
+        for cpu, places in self._switches.items():
+            self._switched[cpu] = self._rows + int(places[-1]), int(self._now["seq"][places[-1]])
+        self._rows += len(self._now)
         self._now = batch
+        switches = np.flatnonzero(any_of(batch["kind"], _SWITCHES))
+        cpus = batch["cpu"][switches]
+        self._switches = {cpu: switches[cpus == cpu] for cpu in np.unique(cpus).tolist()}
 
     def before(self, seq: int) -> Batch:
         """The rows with an event number below `seq`, oldest first, CAPACITY at most."""
@@ -46,6 +60,17 @@ class History:
         found = self._now.pick(start + np.flatnonzero(keys(self._now)[start:end] == key))
         found = concat((past, found)) if len(past) else found
         return pick(found, (found["kind"] == Kind.ENTRY) & (found["seq"] < seq) & ~is_call(found))
+
+    def last_switch(self, cpu: int, before: int) -> int:
+        """The event in which vCPU `cpu` last switched threads or page tables before event `before`; 0: in none of the
+        CAPACITY rows before that."""
+        judged = self._judged(before)
+        places = self._switches.get(cpu, _NOWHERE)
+        found = places[: np.searchsorted(places, judged)][-1:]
+        if len(found):
+            return int(self._now["seq"][found[0]]) if judged - found[0] <= CAPACITY else 0
+        row, event = self._switched.get(cpu, (-CAPACITY, 0))
+        return event if self._rows + judged - row <= CAPACITY else 0
 
     def entries_between(self, after: int, upto: int) -> int:
         """How many entries have event numbers above `after` and up to `upto` (within the rows kept)."""

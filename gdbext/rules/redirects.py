@@ -52,38 +52,34 @@ class Redirects:
             fourth = np.where(_by_ia32(calls), calls["rsi"], calls["r10"])
             self._signatures |= set((fourth[_made(calls, self._policy.names_aborts)] & 0xFFFF_FFFF).tolist())
 
-    def excused(self, entry: Batch, row: Batch, live: Batch, history: History) -> int:
+    def excused(self, entry: Batch, row: Batch, newest: Batch, history: History) -> int:
         """The mask of the differences between `entry` and the exit `row` that a system call asked for.
 
-        live: the pending contexts. Bases are not a part of what a 64-bit handler's return replaces.
+        newest: as for :meth:`replaced`. Bases are not a part of what a 64-bit handler's return replaces.
         """
         if not is_user(row)[0]:
             return 0
         first, last = np.searchsorted(self._edits, (entry["seq"][0], row["seq"][0]))
         if first < last:
             return 0xFFFF_FFFF & ~_TRACKED
-        if self.replaced(row, live, after=int(entry["seq"][0])) or (
-            not self._policy.replaces_own and _goes_back(entry, row, live, history, self._policy.syscall_returns)
+        if self.replaced(row, newest, after=int(entry["seq"][0])) or (
+            not self._policy.replaces_own and _goes_back(entry, row, newest, history, self._policy.syscall_returns)
         ):
             kept = _TRACKED if row["flags"][0] & Flag.LINEAR32 else _TRACKED | _BASES
             return 0xFFFF_FFFF & ~kept
         return 0
 
-    def replaced(self, row: Batch, live: Batch, after: int = 0) -> bool:
-        """True if the thread's latest call, made after event `after` and not yet resumed, replaces its own context.
+    def replaced(self, row: Batch, newest: Batch, after: int = 0) -> bool:
+        """True if the latest call of user code's thread, made after event `after`, replaces its own context.
 
+        newest: the last context of the thread of the exit `row` that waits (a batch of one, or empty).
         Where no profile says which calls do, any one does that comes from a thread (told by its FS base) whose context
         was waiting already: it ran something else meanwhile, a signal handler, and does not return from the call.
         """
-        if not len(live):
+        if not len(newest) or newest["seq"][0] <= after or not is_call(newest)[0] or not is_user(newest)[0]:
             return False
         calls = self._policy.replaces_own
-        own = live[(space(live) == space(row)) & (live["fs_base"] == row["fs_base"]) & is_user(live)][-1:]
-        if not len(own) or own["seq"][0] <= after:
-            return False
-        if not calls:
-            return bool(after and row["fs_base"][0] and is_call(own)[0])
-        return bool(_made(own, calls)[0])
+        return bool(_made(newest, calls)[0] if calls else after and row["fs_base"][0])
 
     def cloned(self, row: Batch, history: History) -> bool:
         """True if the exit `row` begins a thread that a call made for its caller's address space.

@@ -202,9 +202,10 @@ class ResumeJudge:
         return found
 
     def _on_another_stack(self, left: Left, live: Live) -> tuple[Batch, int] | None:
-        if not left.user or self._redirects.replaced(left.row, live.newest):
+        if not left.user:
             return None
-        return call_on_another_stack(left.row, live.newest, self._history, self._fast, self._law)
+        found = call_on_another_stack(left.row, live.newest, self._history, self._fast, self._law)
+        return None if found and self._redirects.replaced(left.row, live.newest) else found
 
     def _owner_of_rsp(self, row: Batch, live: Live) -> Batch | None:
         """The last system call of another address space that was made with the RSP resumed here (a batch of one).

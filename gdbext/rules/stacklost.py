@@ -10,28 +10,24 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
-
 from gdbext.arch.registers import GPR64
-from gdbext.events.row import Batch, Kind
+from gdbext.events.row import Batch
 from gdbext.ledger.compare import BIT, Law, by_call, differences
 from gdbext.ledger.pending import UNLIKE
 from gdbext.rules.fastcalls import INT_BYTES, PAGE_OFFSET, FastCalls, is_fast
 from gdbext.rules.history import History
 
-_SWITCHES: Final = (Kind.SWITCH_OUT, Kind.SWITCH_IN, Kind.CR3)
 _OTHERS: Final = sum(int(BIT[name]) for name in GPR64 if name != "rsp")
 """The general registers besides RSP."""
 
 
 def call_on_another_stack(
-    row: Batch, thread: Batch, history: History, fast: FastCalls, law: Law
+    row: Batch, call: Batch, history: History, fast: FastCalls, law: Law
 ) -> tuple[Batch, int] | None:
     """The fast call that `row`, an exit to user code (a batch of one), ends with another RSP, and what differs (mask).
 
-    thread: the pending contexts of its thread, oldest first.
+    call: the last context of its thread that waits (a batch of one, or empty).
     """
-    call = thread[-1:]
     if not len(call) or not by_call(call)[0]:
         return None
     if call["rsp"][0] == row["rsp"][0] or not _returns(call, row) or switched_since(call, row, history):
@@ -52,6 +48,5 @@ def _returns(call: Batch, row: Batch) -> bool:
 
 def switched_since(call: Batch, row: Batch, history: History) -> bool:
     """True unless the CPU of `row` made `call` and has not switched since, as it was seen to do before."""
-    past = history.before(int(row["seq"][0]))
-    switches = past["seq"][(past["cpu"] == row["cpu"]) & np.isin(past["kind"], _SWITCHES)]
-    return bool(call["cpu"][0] != row["cpu"][0] or not len(switches) or switches[-1] > call["seq"][0])
+    last = history.last_switch(int(row["cpu"][0]), int(row["seq"][0]))
+    return bool(call["cpu"][0] != row["cpu"][0] or not last or last > int(call["seq"][0]))

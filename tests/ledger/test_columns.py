@@ -10,7 +10,7 @@ from gdbext.events.columns import Columns, Joined, by_cpu, grouped
 from gdbext.events.row import ROW, Batch
 from gdbext.ledger.compare import keys
 from gdbext.ledger.pairing import adjacent
-from gdbext.recording.apart import Apart
+from gdbext.recording.apart import Apart, joined
 
 
 def _rows(count: int) -> Batch:
@@ -18,12 +18,16 @@ def _rows(count: int) -> Batch:
     return np.frombuffer(np.random.default_rng(count).bytes(count * ROW.itemsize), ROW)
 
 
+def _apart(rows: Batch) -> Apart:
+    return Apart(ROW, {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names or ()})
+
+
 def test_columns_that_were_never_rows_hold_what_the_rows_hold() -> None:
     rows = _rows(100)
     whole = Columns(rows)
-    apart = Apart(ROW, {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names or ()})
+    apart, parts = _apart(rows), joined([_apart(rows[:40]), _apart(rows[40:70]), _apart(rows[70:])])
     some, few = np.arange(99, 3, -1), np.array([7, 70])
-    for columns in (apart, Joined(rows[:3], Columns(rows[3:]))):
+    for columns in (apart, parts, joined([parts, Columns(rows[:0])]), Joined(rows[:3], Columns(rows[3:]))):
         for index in (some, few):
             taken = columns.take(index)
             assert (taken.pick(np.array([1, 0])) == rows[index[[1, 0]]]).all()

@@ -27,13 +27,14 @@ class FakeGuest:
 
     def __init__(self) -> None:
         self.reads = 0
+        self.code = CODE
 
     def read(self, address: int, length: int) -> bytes:
         self.reads += 1
         page = KERNEL_RIP & ~0xFFF
         if not page <= address < page + 4096:
             raise OSError(f"{address:#x} is unmapped")
-        return CODE[address - page : address - page + length]
+        return self.code[address - page : address - page + length]
 
     def symbol(self, address: int) -> str | None:
         if not KERNEL_RIP <= address < KERNEL_RIP + 0x1000:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from gdbext.errors import NotCapable, UsageError
+from gdbext.errors import NotCapable, RecordingError, UsageError
 from gdbext.events.row import FIELDS
 from gdbext.recording import writer
 from gdbext.recording.header import parse
@@ -24,7 +25,7 @@ from gdbext.rules.fixups import Fixups
 from gdbext.rules.policy import Calls, Implication, Layout, Policy, Tracked
 from gdbext.sources.base import Capability
 from gdbext.sources.recording import RecordingSource
-from tests.recording.sessions import FakeGuest, busy, header, record, replayed
+from tests.recording.sessions import CODE, FakeGuest, busy, header, record, replayed
 from tests.rules.rows import KERNEL_RIP
 
 POLICY = Policy(
@@ -70,6 +71,31 @@ def test_replay_finds_the_same(tmp_path: Path) -> None:
     found = record(tmp_path / "r", rows)
     assert {finding["code"] for finding in found} >= {"CW101", "CW102"}
     assert replayed(tmp_path / "r") == (found, None, len(rows))
+
+
+def test_small_batches_are_judged_together_but_not_across_another_answer(tmp_path: Path) -> None:
+    rows = busy(5)
+    guest = FakeGuest()
+    with Recorder(tmp_path / "r", header(), guest, print) as recorder:
+        for number, code in enumerate((CODE, CODE, b"\1" * len(CODE))):
+            guest.code = code
+            recorder.guest.read(KERNEL_RIP, 1)
+            recorder.write(rows)
+            _wait_for_units(recorder.partial, number + 1)
+        recorder.close({})
+    with Recording(tmp_path / "r") as recording:
+        answers = [(len(part), recording.guest.read(KERNEL_RIP, 1)) for part in recording.columns()]
+    assert answers == [(2 * len(rows), CODE[:1]), (len(rows), b"\1")]
+
+
+def _wait_for_units(path: Path, count: int) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with contextlib.suppress(RecordingError), Recording(path) as recording:
+            if len(recording.index()) >= count:
+                return
+        time.sleep(0.02)
+    raise AssertionError("the recorder wrote nothing")
 
 
 def test_header_comes_back_whole(tmp_path: Path) -> None:
@@ -132,7 +158,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from gdbext.recording.writer import Recorder
-from tests.recording.sessions import FakeGuest, busy, header
+from tests.recording.sessions import CODE, FakeGuest, busy, header
 rows = busy(100)
 recorder = Recorder(Path(sys.argv[1]), header(), FakeGuest(), print)
 for n in range(1000):
@@ -161,7 +187,7 @@ from pathlib import Path
 import numpy as np
 from gdbext.recording import writer
 from gdbext.recording.writer import Recorder
-from tests.recording.sessions import FakeGuest, busy, header
+from tests.recording.sessions import CODE, FakeGuest, busy, header
 writer.DELAY = 0.02
 rows = busy(100)
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
