@@ -2,21 +2,27 @@
 
 ``syscall`` and ``sysenter`` save no stack pointer: the kernel returns on one that it has loaded from wherever it kept
 the caller's, by ``sysret``, ``sysexit`` or ``iret``. A wrong one makes the return look like the first run of a thread,
-which begins behind its maker's call on a stack of its own. But that thread runs only after a switch to it: a CPU that
-has not switched since a call returns from that call.
+which begins behind its maker's call on a stack of its own. But that thread runs only after a switch to it: where the
+maker itself runs, because it never went away or has come back, its call is what returns.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
+
+from gdbext.arch.addresses import CR3_TABLE_32, CR3_TABLES
 from gdbext.arch.registers import GPR64
-from gdbext.events.row import Batch
+from gdbext.events.row import Batch, Kind
 from gdbext.ledger.compare import BIT, Law, by_call, differences
 from gdbext.ledger.pending import UNLIKE
 from gdbext.rules.fastcalls import INT_BYTES, PAGE_OFFSET, FastCalls, is_fast
 from gdbext.rules.history import History
 
+_SWITCHES: Final = (Kind.SWITCH_OUT, Kind.SWITCH_IN, Kind.CR3)
+_TABLES_64: Final = CR3_TABLES & ~(1 << 12)
+"""The bits of a 64-bit kernel's CR3 that tell processes apart: page-table isolation has two tables side by side."""
 _OTHERS: Final = sum(int(BIT[name]) for name in GPR64 if name != "rsp")
 """The general registers besides RSP."""
 
@@ -30,7 +36,7 @@ def call_on_another_stack(
     """
     if not len(call) or not by_call(call)[0]:
         return None
-    if call["rsp"][0] == row["rsp"][0] or not _returns(call, row) or switched_since(call, row, history):
+    if call["rsp"][0] == row["rsp"][0] or not _returns(call, row) or not _runs(call, row, history):
         return None
     landed = row.copy()
     landed["rip"] = call["rip"]
@@ -44,6 +50,34 @@ def _returns(call: Batch, row: Batch) -> bool:
         return bool(call["rip"][0] == row["rip"][0])
     ahead = (int(row["rip"][0]) - int(call["rip"][0])) & int(PAGE_OFFSET)
     return ahead in (0, INT_BYTES)
+
+
+def _runs(call: Batch, row: Batch, history: History) -> bool:
+    """True if the thread that made `call` is known to run on the CPU of the exit `row`.
+
+    It is followed from one switch to the next: the event in which a thread comes back names the one in which it went
+    away. Page tables that are loaded while it runs may mean another way to switch, unless they are its own again, or
+    those beside them (page-table isolation). CPUs that were never seen to switch tell nothing.
+    """
+    past = history.before(int(row["seq"][0]))
+    if not len(past) or past["seq"][0] > call["seq"][0]:
+        return False
+    cpu, bits = int(row["cpu"][0]), np.uint64(_TABLES_64 if call["mode"][0] == 64 else CR3_TABLE_32)
+    seen = past[np.isin(past["kind"], _SWITCHES)]
+    if not ((seen["cpu"] == cpu) & ((seen["kind"] != Kind.CR3) | ((seen["value"] ^ seen["cr3"]) & bits != 0))).any():
+        return False
+    at, away, astray = int(call["cpu"][0]), 0, False
+    since = seen[seen["seq"] > call["seq"]]
+    others = ((since["value"] ^ call["cr3"]) & bits != 0).tolist()
+    columns = (since[name].tolist() for name in ("kind", "cpu", "seq", "match"))
+    for kind, where, event, match, other in zip(*columns, others, strict=True):
+        if away and kind == Kind.SWITCH_IN and match == away:
+            at, away, astray = where, 0, False
+        elif not away and where == at and kind == Kind.SWITCH_OUT:
+            away = event
+        elif not away and where == at and kind == Kind.CR3:
+            astray = other
+    return at == cpu and not away and not astray
 
 
 def switched_since(call: Batch, row: Batch, history: History) -> bool:

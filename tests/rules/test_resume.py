@@ -185,9 +185,11 @@ def test_two_kernel_frames_dropped_at_once_are_silent() -> None:
     assert codes(*rows, entry(user | {"rip": 0x400300}), exit_(user | {"rip": 0x400300})) == []
 
 
-def switch(kind: int = Kind.SWITCH_IN, cpu: int = 0) -> Batch:
+def switch(kind: int = Kind.SWITCH_IN, cpu: int = 0, **fields: int) -> Batch:
     row = np.zeros(1, ROW)
     row["kind"], row["mode"], row["cpu"] = kind, 64, cpu
+    for name, value in fields.items():
+        row[name] = value
     return row
 
 
@@ -439,6 +441,33 @@ def test_a_call_returns_to_its_stack_unless_another_thread_ran(leaving: int) -> 
     assert codes(stamp(batch(switch(cpu=1), call, lost))) == []  # whether switches are seen is not known
     moved = exit_(ctx | {"rsp": 0x1000, "rip": ctx["rip"] + 8}, leaving)
     assert codes(stamp(batch(switch(), call, moved))) == []
+
+
+AWAY = 1000
+"""The number of the event in which the caller goes away."""
+
+
+@pytest.mark.parametrize(
+    ("between", "lost"),
+    [
+        ([], False),
+        ([switch(match=AWAY)], True),
+        ([switch(match=AWAY - 7)], False),  # another one came back
+        ([switch(match=AWAY), switch(Kind.SWITCH_OUT)], False),
+        ([switch(match=AWAY), switch(Kind.SWITCH_OUT), switch(match=AWAY + 2)], True),
+        ([switch(match=AWAY, cpu=1)], False),  # the caller runs elsewhere
+        ([switch(match=AWAY), switch(Kind.CR3, value=0x900000)], False),  # perhaps a switch that was not seen
+        ([switch(match=AWAY), switch(Kind.CR3, value=context()["cr3"] | 0x1005)], True),  # its tables for user code
+    ],
+)
+def test_a_caller_that_comes_back_returns_to_its_stack(between: list[Batch], lost: bool) -> None:
+    ctx = context()
+    call, lost_rsp = entry(ctx, How.SYSCALL), exit_(ctx | {"rsp": 0x1000}, How.SYSRET)
+    rows = batch(switch(), call, switch(Kind.SWITCH_OUT), *between, lost_rsp)
+    rows["seq"] = np.arange(AWAY - 2, AWAY - 2 + len(rows))
+    engine = Engine()
+    engine.feed(rows)
+    assert [(finding.code, finding.field) for finding in engine.findings] == ([("CW106", "rsp")] if lost else [])
 
 
 @pytest.mark.parametrize("leaving", [How.SYSEXIT, How.IRET])
