@@ -61,8 +61,6 @@ static void on_call(unsigned index, void *userdata)
     }
 }
 
-static void look_at_tables(vcpu *any, unsigned bits);
-
 static void on_int(unsigned index, void *userdata)
 {
     const site *s = userdata;

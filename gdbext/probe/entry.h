@@ -223,18 +223,28 @@ static bool is_unseen(const vcpu *v, const delivery *d)
 }
 
 static bool emit_call(vcpu *v, uint64_t pc, uint64_t sp);
+static void look_at_tables(vcpu *any, unsigned bits);
+
+/* As `identify` says, by the table as it was last read. */
+static bool identify_by_table(vcpu *v, delivery *d)
+{
+    d->bits = v->idt->bits;
+    return d->bits && identify(v, d);
+}
 
 /* The handler at `pc` starts with the stack at `sp`. `told`: QEMU itself said so. False: this is no entry. */
 static bool deliver(vcpu *v, uint64_t pc, uint64_t sp, bool told, unsigned depth)
 {
     delivery d = {.pc = pc, .sp = sp, .live_cs = (uint16_t)vcpu_reg(v, REG_CS)};
 
-    if (!v->idt || !v->idt->bits) {
+    if (!v->idt) {
         return false;
     }
-    d.bits = v->idt->bits;
-    if (!identify(v, &d)) {
-        return false;
+    if (!identify_by_table(v, &d)) {
+        look_at_tables(v, vcpu_bits(v)); /* a gate may be new, and lead to a handler that has long been translated */
+        if (!identify_by_table(v, &d)) {
+            return false;
+        }
     }
     if (!told) {
         bool resumed = v->last.kind == CTX_KIND_EXIT && v->last.rip == pc && d.frame[FRAME_RIP] != pc;

@@ -148,7 +148,11 @@ static void on_table_operand(unsigned index, qemu_plugin_meminfo_t info, uint64_
     }
     pthread_mutex_lock(&idt_lock);
     v->idt = idt_load(v->idt, base, v->table_limit);
+    bool stale = v->idt && s->bits != 16 && idt_refresh(v->idt, s->bits, vcpu_read_idt, v);
     pthread_mutex_unlock(&idt_lock);
+    if (stale) {
+        flush_translations();
+    }
     if (s->bits != 16) {
         ctx_row *row = begin(v, CTX_KIND_IDT, 0, s->pc, s->bits);
         fill_small(v, row);

@@ -177,6 +177,17 @@ def test_entries_overtaken_before_their_first_instruction(watch: Watch, tmp_path
 
 
 @pytest.mark.parametrize("bits", [32, 64])
+def test_two_tables_in_turn(watch: Watch, tmp_path: Path, bits: int) -> None:
+    """See guest/tables.S."""
+    watched = watch("-kernel", str(built("tables", tmp_path, bits)), "-device", "isa-debug-exit,iobase=0xf4")
+    watched.machine.cont()
+    watched.run(lambda: watched.machine.ending() is not None)
+    watched.drain()
+    entries = watched.rows[watched.rows["kind"] == Kind.ENTRY]
+    assert entries["vector"].tolist() == [3, 6] * 210 + [3] * 210
+
+
+@pytest.mark.parametrize("bits", [32, 64])
 def test_entries_around_and_in_system_management_mode(watch: Watch, tmp_path: Path, bits: int) -> None:
     """See guest/smm.S."""
     kernel = built("smm", tmp_path, bits)
