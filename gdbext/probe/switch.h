@@ -2,7 +2,8 @@
  * Voluntary stack switches: a block stores RSP to memory (or, as setjmp does, RSP as it is behind its return), and that
  * or one nearby loads it. Seen as two events: the function's first instruction on the way out, with the callee-saved
  * registers still in place, and the return (tail jump, jump to the return address, or iret there) that ends it on the
- * way in, which finds RSP as the thread's own way out left it.
+ * way in, which finds RSP as the thread's own way out left it. Who comes to a stack that another vCPU came to, and has
+ * not left, is seen, too.
  */
 #pragma once
 
@@ -77,6 +78,17 @@ static uint64_t take_away(uint64_t rsp, uint64_t back)
     return seq;
 }
 
+/* True if another vCPU took up the thread that had left RSP so, and has not switched since. */
+static bool stands_there(const vcpu *v, uint64_t rsp)
+{
+    for (unsigned i = 0; i < vcpu_most; i++) {
+        if (i != v->index && vcpus[i]->came_to == rsp) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* First instruction of a block that may switch: remember, for by the time we are sure it has changed registers. */
 static void on_leaving(unsigned index, void *userdata)
 {
@@ -100,6 +112,7 @@ static void on_switch(unsigned index, void *userdata)
         return;
     }
     v->score->switching = 1;
+    atomic_store(&v->came_to, 0);
     if (frame_stands(v->away.rsp, v->away.stack)) {
         return; /* what is saved here was interrupted, not called: it went away by its entry, and an iret brings it back */
     }
@@ -124,9 +137,10 @@ static bool arrive(vcpu *v, const site *s, uint64_t rsp, uint64_t back)
 {
     uint64_t match = take_away(rsp, back);
 
-    if (!match) {
+    if (!match && !stands_there(v, rsp)) {
         return false;
     }
+    atomic_store(&v->came_to, rsp);
     v->score->switching = 0;
     ctx_row *row = begin(v, CTX_KIND_SWITCH_IN, 0, s->pc, s->bits);
     fill_switch(v, row, s->pc, s->bits);

@@ -90,6 +90,7 @@ typedef struct {
     uint64_t self_irets; /* counted by callback */
     uint64_t tracked_at[RING_TRACKED_SLOTS]; /* where the tracked variables lie for this vCPU */
     ctx_row away; /* registers at the start of that block */
+    _Atomic uint64_t came_to; /* RSP with which it last took up a thread by a switch, 0 once it has switched again */
 } vcpu;
 
 static const char *const register_names[REG_COUNT] = {

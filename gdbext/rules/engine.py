@@ -87,7 +87,7 @@ class Engine:
         self._scenes = Scenes(self.guest, self.history, self._areas)
         self._judges: tuple[Judge, ...] = (
             self._gs,
-            KernelBaseJudge(self._gs, self._width),
+            KernelBaseJudge(self._gs, self._width, self.history),
             self._resume,
             SelectorJudge(),
             SwitchJudge(),

@@ -1,7 +1,9 @@
 """The kernel's GS base, waiting in KERNEL_GS_BASE while user code runs or active in the kernel: CW205.
 
-Only of kernels that swap; to others the MSR means nothing. A base that cannot be the kernel's may be the user's, left
-to wait there by a CPU's first return to user mode, which no count of swaps leads up to: CW201.
+Only of kernels that swap; to others the MSR means nothing. Two CPUs with one base kill the machine soon: if it dies
+before both were seen to go on so, they are told by where it was seen last, counted or not. A base that cannot be the
+kernel's may be the user's, left to wait there by a CPU's first return to user mode, which no count of swaps leads up
+to: CW201.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from gdbext.ledger.compare import is_user
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 from gdbext.rules.gs import GsJudge
+from gdbext.rules.history import History
 from gdbext.rules.linear import LinearWidth
 from gdbext.rules.shared_base import SharedBases
 
@@ -42,8 +45,9 @@ class _Sighting:
 class KernelBaseJudge:
     """Learns each CPU's kernel base, where the count of swaps says it stands, and judges the bad ones."""
 
-    def __init__(self, gs: GsJudge, width: LinearWidth) -> None:
+    def __init__(self, gs: GsJudge, width: LinearWidth, history: History) -> None:
         self._gs = gs
+        self._history = history
         self._width = width
         self._told: set[tuple[int, int]] = set()
         self._seen: dict[int, dict[int, _Sighting]] = {}
@@ -56,13 +60,15 @@ class KernelBaseJudge:
         rows, triples = self._crossings()
         groups = _distinct(triples)
         unique = triples[:, groups.first].T
-        if self._is_shared(unique):
-            return self._in_order(writes, rows, triples)
         judged: list[Judged] = []
-        for at in np.argsort(groups.first):
-            judged += self._see(unique[at], int(groups.counts[at]), rows.row(int(groups.first[at])))
-        self._remember(writes, rows, triples)
-        return judged
+        if self._is_shared(unique):
+            judged += self._in_order(writes, rows, triples)
+        else:
+            for at in np.argsort(groups.first):
+                judged += self._see(unique[at], int(groups.counts[at]), rows.row(int(groups.first[at])))
+            self._remember(writes, rows, triples)
+        died = np.flatnonzero(batch["kind"] == Kind.DIED)[:1]
+        return judged + self._at_death(int(batch["seq"][died[0]])) if len(died) else judged
 
     def _crossings(self) -> tuple[Columns, Triples]:
         """The events at which a CPU's kernel base is known, in order."""
@@ -103,14 +109,35 @@ class KernelBaseJudge:
         return judged
 
     def _remember(self, writes: Columns, rows: Columns, triples: Triples) -> None:
-        """The last write and sight of a base on each CPU."""
-        last = _last_by_cpu(writes)
-        for at in last.values():
-            self._shared.wrote(writes.row(at))
-        ends = {cpu: int(writes["seq"][at]) for cpu, at in last.items()}
+        """The last write of each base, and the last sight of one, on each CPU."""
+        for msr in (MSR_GS_BASE, MSR_KERNEL_GS_BASE):
+            its = writes.take(np.flatnonzero(writes["addr"] == msr))
+            for at in _last_by_cpu(its).values():
+                self._shared.wrote(its.row(at))
+        ends = {cpu: int(writes["seq"][at]) for cpu, at in _last_by_cpu(writes).items()}
         for cpu, at in _last_by_cpu(rows).items():
             if int(rows["seq"][at]) > ends.get(cpu, 0):
                 self._shared.sighted(cpu, int(triples[1, at]))
+
+    def _at_death(self, event: int) -> list[Judged]:
+        """Two CPUs that were last seen with one base before the machine died at `event`."""
+        if self._gs.swaps_since is None:
+            return []
+        rows = self._history.before(event)
+        kind, user = rows["kind"], is_user(rows)
+        chosen = (kind == Kind.ENTRY) | ((kind == Kind.EXIT) & user)
+        rows = rows[chosen & ((rows["flags"] & (Flag.NO_BASES | Flag.NO_KERNEL_GS)) == 0) & (rows["mode"] == 64)]
+        bases = np.where(is_user(rows), rows["kernel_gs_base"], rows["gs_base"])
+        judged: list[Judged] = []
+        had: dict[int, int] = {}
+        for cpu, base in dict(zip(rows["cpu"].tolist(), bases.tolist(), strict=True)).items():
+            other = had.setdefault(base, cpu)
+            writes = [(one, self._shared.brought(one, base)) for one in (other, cpu)]
+            shown = [(int(write["seq"][0]), one, write) for one, write in writes if write is not None]
+            if other != cpu and len(shown) == 2:
+                (_, owner, _), (_, guilty, write) = sorted(shown, key=lambda item: item[0])
+                judged += self._tell(guilty, owner, write, base)
+        return judged
 
     def _see(self, triple: Triples, count: int, row: Batch) -> list[Judged]:
         cpu, base, cr3 = (int(value) for value in triple)

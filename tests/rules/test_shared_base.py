@@ -70,3 +70,27 @@ def test_a_base_that_wanders_with_its_thread() -> None:
 def test_a_thread_let_go_just_before_the_base_of_the_next_one_is_loaded() -> None:
     early = writes(1, KERNEL_BASE), *crosses(1, KERNEL_BASE, 4), writes(0, OTHER), *crosses(0, OTHER, 3)
     assert judge(*early).findings == []
+
+
+def starts(cpu: int, base: int, thread: int) -> list[Batch]:
+    """A CPU loads its base, is interrupted in the kernel, and goes to user mode for the first time."""
+    rows = [writes(cpu, base), writes(cpu, 0, MSR_KERNEL_GS_BASE)]
+    rows += [entry(context(9, user=False, gs_base=base, kernel_gs_base=0)), swap()]
+    rows += [exit_(context(thread, kernel_gs_base=base))]
+    for row in rows:
+        row["cpu"] = cpu
+    return rows
+
+
+def test_the_machine_dies_before_either_cpu_comes_back_from_user_mode() -> None:
+    shared = [*starts(2, OTHER + 0x1000, 5), *starts(3, OTHER + 0x1000, 6), _event(Kind.DIED)]
+    found = judge(*shared).findings
+    assert [(f.code, f.cpu, f.event) for f in found] == [
+        ("CW205", 3, len(START) + 6),
+        ("CW901", 0, len(START) + len(shared)),
+    ]
+
+
+def test_the_machine_dies_of_something_else() -> None:
+    own = [*starts(2, OTHER + 0x1000, 5), *starts(3, OTHER + 0x2000, 6), _event(Kind.DIED)]
+    assert [f.code for f in judge(*own).findings] == ["CW901"]

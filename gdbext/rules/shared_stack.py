@@ -1,0 +1,101 @@
+"""Two CPUs on one thread's stack: CW404, for what the second one takes up was saved before the first one took it up.
+
+A thread that becomes visible to other CPUs before it is saved is taken up from its last save while it still runs. Which
+stack a CPU runs on is known from where it took its thread up by a switch until it switches again. That it has not left
+that stack by another way is known once it is seen there again, or the machine dies of it; until then nothing is said.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from gdbext.events.columns import Columns, Indices, Joined, by_cpu, together
+from gdbext.events.row import ROW, Batch, How, Kind, concat
+from gdbext.ledger.compare import is_user
+from gdbext.rules.draft import Draft, Judged
+from gdbext.rules.finding import Difference
+
+STACK_REACH: Final = 4096
+"""A stack pointer no further from another one is on the same stack."""
+LEFT: Final = 1 << 62
+"""A position behind all others."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Suspect:
+    """Two CPUs on one stack: the switches by which the first one and the second one took its thread up."""
+
+    first: Batch
+    second: Batch
+
+
+class SharedStackJudge:
+    """Follows on which stack each CPU took up the thread that it runs."""
+
+    def __init__(self) -> None:
+        self._here: Batch = np.zeros(0, ROW)
+        """By CPU the switch by which it took up what it runs, of those that have not switched since."""
+        self._suspects: list[_Suspect] = []
+
+    def feed(self, batch: Columns) -> list[Judged]:
+        """Judge the switches of a batch in order of ``seq``."""
+        kind = batch["kind"]
+        switch = ((kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN)) & (batch["how"] != How.TASK)
+        rows = Joined(self._here, batch.take(np.flatnonzero(switch)))
+        if len(rows) > len(self._here):
+            self._suspects += self._shared(rows)
+        if not self._suspects:
+            return []
+        suspects, self._suspects = self._suspects, []
+        return [judged for suspect in suspects for judged in self._confirm(suspect, batch)]
+
+    def _shared(self, rows: Columns) -> list[_Suspect]:
+        """The switches to a stack that another CPU was on."""
+        comes = rows["kind"] == Kind.SWITCH_IN
+        left = np.full(len(rows), LEFT)
+        here: list[int] = []
+        for mine, _ in by_cpu(rows).values():
+            left[mine[:-1]] = mine[1:]
+            here += mine[-1:][comes[mine[-1:]]].tolist()
+        arrivals: Indices = np.flatnonzero(comes)
+        stacks = rows["rsp"].take(arrivals)
+        order = together(stacks)
+        stacks, arrivals = stacks.take(order), arrivals.take(order)
+        first, second = arrivals[:-1], arrivals[1:]
+        shared = (stacks[1:] == stacks[:-1]) & (left[first] > second) & (rows["cpu"][first] != rows["cpu"][second])
+        shared &= second >= len(self._here)
+        pairs = zip(first[shared].tolist(), second[shared].tolist(), strict=True)
+        found = [_Suspect(rows.row(one).copy(), rows.row(other).copy()) for one, other in pairs]
+        self._here = concat([self._here[:0], *(rows.row(at).copy() for at in sorted(here))]) if here else self._here[:0]
+        return found
+
+    def _confirm(self, suspect: _Suspect, batch: Columns) -> list[Judged]:
+        """The verdict on a suspect, if the batch shows the first CPU on the stack still, or the machine's death.
+
+        Else it is kept until that CPU switches.
+        """
+        later = batch["seq"] > suspect.second["seq"][0]
+        kind, mine = batch["kind"], batch["cpu"] == suspect.first["cpu"][0]
+        switched = np.flatnonzero(later & mine & ((kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN)))[:1]
+        later[int(switched[0]) + 1 if len(switched) else len(later) :] = False
+        interrupted = np.flatnonzero(later & mine & (kind == Kind.ENTRY) & ~is_user(batch))
+        away = batch.at("rsp", np.concatenate((switched, interrupted))) - suspect.first["rsp"] + np.uint64(STACK_REACH)
+        if (away < 2 * STACK_REACH).any() or (later & (kind == Kind.DIED)).any():
+            return [(_draft(suspect), suspect.second, None)]
+        if not len(switched):
+            self._suspects.append(suspect)
+        return []
+
+
+def _draft(suspect: _Suspect) -> Draft:
+    first, second = suspect.first, suspect.second
+    stack, owner = int(second["rsp"][0]), int(first["cpu"][0])
+    cause = (
+        f"CPU {int(second['cpu'][0])} takes up the thread with the stack at {stack:#x}, which CPU {owner} took up at "
+        f"event {int(first['seq'][0])} and still runs: what is loaded was saved before that"
+    )
+    look = "whether a thread can be chosen by other CPUs (run queue, lock let go) before the switch has saved it"
+    return Draft("CW404", cause, look, (Difference("rsp", None, stack),), match="thread")

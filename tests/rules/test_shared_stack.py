@@ -1,0 +1,77 @@
+"""CW404: a CPU takes up a thread that another one still runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gdbext.events.row import ROW, Batch
+from gdbext.rules.engine import Engine
+from tests.rules.rows import Kind, batch, context, entry, stamp
+
+STACK = 0xFFFF_8000_0010_0F00
+OTHER = 0xFFFF_8000_0020_0F00
+
+
+def found(*rows: Batch) -> list[tuple[str, int]]:
+    """The codes found and their events, however the rows are cut into batches."""
+    every, whole, single = stamp(batch(*rows)), Engine(), Engine()
+    whole.feed(every)
+    for at in range(len(every)):
+        single.feed(every[at : at + 1])
+    codes = [(finding.code, finding.event) for finding in whole.findings]
+    assert codes == [(finding.code, finding.event) for finding in single.findings]
+    return codes
+
+
+def switch(kind: int, cpu: int, rsp: int = STACK) -> Batch:
+    row = np.zeros(1, ROW)
+    row["kind"], row["mode"], row["cpu"], row["rsp"] = kind, 64, cpu, rsp
+    return row
+
+
+def takes_up(cpu: int, rsp: int = STACK) -> Batch:
+    return switch(Kind.SWITCH_IN, cpu, rsp)
+
+
+def leaves(cpu: int, rsp: int = STACK) -> Batch:
+    return switch(Kind.SWITCH_OUT, cpu, rsp)
+
+
+def interrupted(cpu: int, rsp: int) -> Batch:
+    return entry(context(user=False, rsp=rsp), cpu=cpu)
+
+
+def died() -> Batch:
+    row = np.zeros(1, ROW)
+    row["kind"] = Kind.DIED
+    return row
+
+
+@pytest.mark.parametrize(
+    "goes_on",
+    [leaves(1), leaves(1, STACK - 0x60), interrupted(1, STACK + 0x20)],
+    ids=["leaves it", "leaves it deeper down", "is interrupted on it"],
+)
+def test_a_thread_that_two_cpus_run(goes_on: Batch) -> None:
+    assert found(leaves(0), takes_up(1), leaves(0, OTHER), takes_up(0), goes_on) == [("CW404", 4)]
+
+
+def test_the_machine_dies_of_it() -> None:
+    events = [code for code, _ in found(leaves(0), takes_up(1), takes_up(0), died())]
+    assert events == ["CW404", "CW901"]
+
+
+@pytest.mark.parametrize("depth", [0, 0x60], ids=["as it came", "from deeper down"])
+def test_a_thread_that_moves(depth: int) -> None:
+    """It leaves the first CPU and is taken up where it was before, by the other one."""
+    assert found(leaves(0), takes_up(1), leaves(1, STACK - depth), takes_up(0), leaves(1, OTHER)) == []
+
+
+def test_a_thread_whose_end_was_not_seen() -> None:
+    """The first CPU is seen on another stack next: it had left this one, which is a new thread's."""
+    assert found(leaves(0), takes_up(1), takes_up(0), leaves(1, OTHER), died())[:-1] == []
+
+
+def test_nothing_is_said_before_the_first_cpu_is_seen_there() -> None:
+    assert found(leaves(0), takes_up(1), takes_up(0), interrupted(0, STACK)) == []
