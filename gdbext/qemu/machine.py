@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -193,10 +194,11 @@ class Machine:
 
     def _exit(self) -> Ending:
         status = int(self._process.poll())
+        how, detail = "exit", f"QEMU ended with status {status}"
         if status < 0:
-            return Ending("killed", f"QEMU was killed by signal {-status}")
-        said = self._last_words()
-        return Ending("exit", f"QEMU ended with status {status}" + (f" ({said})" if said else ""))
+            how, detail = "killed", f"QEMU was killed by signal {-status}"
+        said = self._last_words() if status >= 0 or status == -signal.SIGABRT else ""  # who aborts says why
+        return Ending(how, f"{detail} ({said})" if said else detail)
 
     def _process_runs(self) -> bool:
         return self._process.poll() is None

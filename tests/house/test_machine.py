@@ -17,7 +17,7 @@ import pytest
 
 from gdbext.errors import EnvironmentUnusable, GuestFailed, UsageError
 from gdbext.qemu import child, guests, images
-from gdbext.qemu.machine import Ending, Machine
+from gdbext.qemu.machine import Ending, Machine, which
 from gdbext.qemu.private import PrivateDirectory
 from gdbext.qemu.qmp import Qmp
 
@@ -120,6 +120,16 @@ def test_qemu_killed_from_outside() -> None:
         assert machine.ending() == Ending("killed", "QEMU was killed by signal 9")
         directory = machine.directory
     assert not directory.exists()
+
+
+def test_a_qemu_that_aborts_has_said_why(tmp_path: Path) -> None:
+    program = tmp_path / "qemu-system-x86_64"
+    program.write_text(f'#!/bin/sh\necho "ERROR:tb.c: assertion failed" >&2\nexec {which(EMPTY[0])} "$@"\n')
+    program.chmod(0o755)
+    with Machine([str(program), *EMPTY[1:]]) as machine:
+        os.kill(machine.pid, signal.SIGABRT)
+        wait(lambda: machine.ending() is not None)
+        assert machine.ending() == Ending("killed", "QEMU was killed by signal 6 (ERROR:tb.c: assertion failed)")
 
 
 @pytest.mark.parametrize("command", ["query-target", "query-version", "query-kvm"])
