@@ -220,11 +220,12 @@ def soak(machine: Machine, workloads: Sequence[str], seconds: float, options: ar
     """Boot `machine` and watch it for about `seconds` of its own time."""
     guest = machine.configured(workloads, seconds, options.append)
     kernel = guests.build(guest)
-    image = images.load(kernel)
+    image = None if options.blind else images.load(kernel)
     tally = Tally(workloads)
     nmi = options.nmi if options.nmi is not None else guest.nmi_ms
     subject = Subject(guest.name, tuple(guest.command(kernel)), image, guest.until, guest.seconds, nmi, ticks=True)
-    knowledge = running.knowledge_of(options.profile or guest.profile, image, tally.note)
+    profile = options.profile or ("generic" if options.blind else guest.profile)
+    knowledge = running.knowledge_of(profile, image, tally.note)
     feed = feeds.choose("probe", subject.argv, feeds.Wishes(simd=options.simd), tally.note)
     record = options.record / f"{machine.slug}.ctxwatch" if options.record is not None else None
     asked = session.Options(timeout=seconds + BOOT_SECONDS, record=record)
@@ -325,6 +326,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--workload", action="append", help="only this workload (may be repeated)")
     made.add_argument("--append", default="", help="more words for the kernel's command line")
     made.add_argument("--profile", help="another profile than the guest's")
+    made.add_argument("--blind", action="store_true", help="told nothing of the kernel: no names, no profile")
     made.add_argument("--nmi", type=int, metavar="MS", help="inject an NMI every MS milliseconds")
     made.add_argument("--simd", action="store_true", help="compare XMM, MXCSR and x87 state too")
     made.add_argument("--record", type=Path, metavar="DIR", help="keep there the recordings of what did not go well")

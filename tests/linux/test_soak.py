@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from gdbext.cli import session
+from gdbext.cli.session import Subject
 from gdbext.errors import EnvironmentUnusable, UsageError
-from gdbext.qemu import guests
+from gdbext.qemu import guests, images
 from gdbext.rules.engine import Counts
+from gdbext.sources.knowledge import Knowledge
 from tests.linux import soak
 
 
@@ -94,6 +97,23 @@ def test_a_machine_s_name_is_a_file_s() -> None:
     assert (
         soak.Machine("linux-i386", "qemu64,vendor=X", 4, True).slug == "linux-i386_-cpu_qemu64_vendor_X_-smp_4_pti_on"
     )
+
+
+def test_a_blind_soak_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seen(subject: Subject, knowledge: Knowledge, *_rest: object) -> None:
+        raise UsageError(f"image {subject.image}, {knowledge.policy.edits_others or 'no calls'}")
+
+    def image(_path: Path) -> None:
+        raise UsageError("the image is read")
+
+    monkeypatch.setattr(session, "watch", seen)
+    monkeypatch.setattr(guests, "build", lambda _guest: Path("/nosuch/bzImage"))
+    monkeypatch.setattr(images, "load", image)
+    machine = soak.Machine("linux-amd64", "max", 1, False)
+    blind = soak.soak(machine, ["spin"], 1, options("linux-amd64", "--blind"))
+    assert blind.trouble == ["image None, no calls"]
+    with pytest.raises(UsageError, match="the image is read"):
+        soak.soak(machine, ["spin"], 1, options("linux-amd64"))
 
 
 @pytest.mark.guest
