@@ -64,8 +64,9 @@ class KernelBaseJudge:
         if self._is_shared(unique):
             judged += self._in_order(writes, rows, triples)
         else:
+            came_first = rows.pick(groups.first)
             for at in np.argsort(groups.first):
-                judged += self._see(unique[at], int(groups.counts[at]), rows.row(int(groups.first[at])))
+                judged += self._see(unique[at], int(groups.counts[at]), came_first[at : at + 1])
             self._remember(writes, rows, triples)
         died = np.flatnonzero(batch["kind"] == Kind.DIED)[:1]
         return judged + self._at_death(int(batch["seq"][died[0]])) if len(died) else judged

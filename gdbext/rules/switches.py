@@ -44,10 +44,11 @@ class SwitchJudge:
             left, back = rows.row(out), rows.row(at)
             judged += [(draft, back, left) for draft in _judge(left, back)]
         first, last = _ends(stacks)
-        for at in first.tolist():
-            away = self._away.pop(int(stacks[at]), None)
-            if away is not None and not leaves[at]:
-                back = rows.row(at)
+        came_first = rows.pick(first)
+        for at, (stack, leaving) in enumerate(zip(stacks[first].tolist(), leaves[first].tolist(), strict=True)):
+            away = self._away.pop(stack, None)
+            if away is not None and not leaving:
+                back = came_first[at : at + 1]
                 judged += [(draft, back, away) for draft in _judge(away, back)]
         gone = np.sort(last[leaves[last]])
         left_behind = rows.pick(gone)
