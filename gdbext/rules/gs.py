@@ -204,7 +204,8 @@ class GsJudge:
         if _from_kernel(last) and line.parity[index - 1] == USER and row["kind"][0] not in (Kind.SWAPGS, Kind.BASE):
             if two is not None and _from_user(two) and _past_entry(two, last):
                 return [(_ran_unswapped(two, last), two, None)]
-            return [(_not_paranoid(last, two), last, None)]
+            early = _from_kernel(row) and int(row["vector"][0]) in MAY_HIT_WINDOW  # the handler may yet swap
+            return [] if early else [(_not_paranoid(last, two), last, None)]
         return []
 
     def _belongs_to_entry(self, swap: Batch, then: Batch) -> bool:

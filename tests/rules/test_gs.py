@@ -136,6 +136,18 @@ def test_preempted_kernel_code_and_return_of_another_thread_is_silent() -> None:
     assert codes(entry(two), swap(), entry(KERNEL), swap(), exit_(one), entry(one), swap(), swap(), exit_(two)) == []
 
 
+def test_nmi_in_a_handler_that_is_about_to_swap() -> None:
+    """A debugger's breakpoint on sysret, and an NMI at the first instruction of its handler."""
+    ctx = context()
+    window, handler = KERNEL | {"gs_base": 0x7000}, KERNEL | {"gs_base": 0x7000, "rip": KERNEL_RIP + 0x520}
+    debug = entry(window, How.EXCEPTION, vector=1, pc=KERNEL_RIP + 0x520, flags=Flag.IST, frame=0xFFFFFFFF80340000)
+    nmi = entry(handler, How.NMI, flags=Flag.IST, frame=0xFFFFFFFF80350000)
+    nested = nmi, swap(), swap(), exit_(handler, frame=0xFFFFFFFF80350000)
+    back = exit_(window, frame=0xFFFFFFFF80340000)
+    call = entry(ctx, How.SYSCALL), swap(), swap()
+    assert codes(*call, debug, *nested, swap(), swap(), back, exit_(ctx, How.SYSRET)) == []
+
+
 def test_nmi_in_window() -> None:
     ctx = context()
     nmi = entry(KERNEL | {"gs_base": 0x7000}, How.NMI, flags=Flag.IST)
