@@ -113,8 +113,8 @@ class GsJudge:
                 row = line.rows.row(index)
                 judged.append((_on_users_stack(row, swaps and line.parity[index] == USER), row, None))
             if swaps:
-                told = bool(index and on_user_stack[index - 1])
-                judged += [item for item in self._judge(line, cpu, index) if not (told and item[0].code == "CW501")]
+                told = ("CW501", "CW202") if index and on_user_stack[index - 1] else ()
+                judged += [item for item in self._judge(line, cpu, index) if item[0].code not in told]
         return judged
 
     def _learn(self, line: _Line) -> None:
@@ -157,7 +157,8 @@ class GsJudge:
         return result
 
     def _on_user_stack(self, line: _Line, cpu: int) -> Bools:
-        """Entries from kernel code whose RSP was still, or again, the user's and whose frame went onto that stack."""
+        """Entries from kernel code whose RSP was still, or again, the user's and whose frame went onto that stack; or
+        could not, so that a double fault came."""
         rows = line.rows
         from_user = (rows["kind"] == Kind.ENTRY) & is_user(rows)
         latest = np.maximum.accumulate(np.where(from_user, np.arange(1, len(rows) + 1), 0))
@@ -169,7 +170,8 @@ class GsJudge:
         top = np.uint64(63)
         users = (rows["rsp"] == user_rsp) & (user_rsp != 0)
         users |= ((rows["pc"] >> top) == 1) & ((rows["rsp"] >> top) == 0) & (rows["rsp"] != 0)
-        result: Bools = users & (depth <= ON_STACK) & (rows["mode"] == 64) & ~is_user(rows)
+        there = (depth <= ON_STACK) | (rows["vector"] == vectors.DF)
+        result: Bools = users & there & (rows["mode"] == 64) & ~is_user(rows)
         result &= rows["kind"] == Kind.ENTRY
         return result
 
@@ -366,10 +368,14 @@ def _access_after_swap(row: Batch, swap: Batch) -> Draft:
 
 def _on_users_stack(entry: Batch, users_base: bool) -> Draft:
     """`users_base`: the user's GS base was active besides; the two are one state, half on its way to or from CPL 3."""
-    cause = (
-        f"{_what(entry)} interrupted kernel code at {int(entry['rip'][0]):#x} while RSP was the user's, without an IST "
-        f"stack: its frame was pushed to {int(entry['frame'][0]):#x}, memory that user code controls"
-    )
+    place = f"interrupted kernel code at {int(entry['rip'][0]):#x} while RSP was the user's"
+    if entry["vector"][0] == vectors.DF:
+        cause = f"an exception {place}: its frame could not be pushed there, which is {_what(entry)}"
+    else:
+        cause = (
+            f"{_what(entry)} {place}, without an IST stack: its frame was pushed to {int(entry['frame'][0]):#x}, "
+            "memory that user code controls"
+        )
     look = (
         "what lets this vector in between syscall and the stack switch (or between the switch back and sysret): "
         "interrupts on, a breakpoint, a fault; non-IST exceptions there are fatal"

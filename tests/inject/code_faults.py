@@ -156,3 +156,24 @@ def skip_swapgs(where: str, scene: Scene) -> Injection:
 def double_swapgs(where: str, scene: Scene) -> Injection:
     change = scene.patch.insert(_swapgs(scene, where), SWAPGS)
     return Injection(change, Expect(("CW203",)))
+
+
+# exceptions in windows
+
+_UD2: Final = b"\x0f\x0b"
+_BOTH: Final = frozenset({"rsp", "gs_base"})
+WINDOWS: Final[dict[str, tuple[str, bool, frozenset[str]]]] = {
+    "first-of-syscall": ("syscall-entry", False, _BOTH),
+    "before-the-stack": ("syscall-entry", True, frozenset({"rsp"})),
+    "before-sysret": ("syscall-exit", True, _BOTH),
+    "before-iret": ("interrupt-exit", True, frozenset({"gs_base"})),
+}
+"""Where an exception comes in a window: at a swapgs or behind it, and what is still, or again, the user's there."""
+
+
+def except_in_window(name: str, scene: Scene) -> Injection:
+    """Let an instruction in a window raise an exception whose handler trusts CS, and has no stack of its own."""
+    where, behind, users = WINDOWS[name]
+    at = _swapgs(scene, where)
+    change = scene.patch.replace(at + behind * len(SWAPGS), _UD2)
+    return Injection(change, Expect(("CW501",), users, alone=True))

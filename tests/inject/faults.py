@@ -12,10 +12,12 @@ from gdbext.arch import flags as rf
 from gdbext.arch.registers import GPR64, MSR_FS_BASE, MSR_KERNEL_GS_BASE, SEGMENTS
 from tests.inject.code_faults import (
     SWAPS,
+    WINDOWS,
     double_swapgs,
     drop_in_switch,
     drop_load,
     drop_store,
+    except_in_window,
     exchange_loads,
     exchange_stores,
     skip_swapgs,
@@ -26,6 +28,7 @@ from tests.inject.stop_faults import (
     change_frame,
     change_register,
     change_tracked,
+    contradict,
     move_rsp,
     turn_flag,
 )
@@ -185,6 +188,8 @@ def _stored() -> Iterator[Fault]:
     for path in (KERNEL, USER):
         says = f"a tracked variable is not what it was when the kernel returns to {path} code"
         yield Fault(f"{path}-tracked", says, partial(change_tracked, path), (64,))
+    says = "a tracked variable says user code while kernel code runs, past its entry"
+    yield Fault("running-tracked", says, contradict, (64,))
     for name in ("rbx", "rcx", "r10", "r15"):
         yield Fault(
             f"nmi-drop-store-{name}", f"the NMI's entry does not store {name}", partial(drop_store, NMI, name),
@@ -197,6 +202,10 @@ def _swaps() -> Iterator[Fault]:
         skip, double = partial(skip_swapgs, where), partial(double_swapgs, where)
         yield Fault(f"skip-swapgs-{where}", f"the swapgs of the {where} is left out", skip, (64,))
         yield Fault(f"double-swapgs-{where}", f"the swapgs of the {where} is made twice", double, (64,))
+    for where, (_, _, users) in WINDOWS.items():
+        left = " and ".join("RSP" if name == "rsp" else "GS base" for name in sorted(users))
+        says = f"an instruction raises an exception with the user's {left}"
+        yield Fault(f"except-{where}", says, partial(except_in_window, where), (64,))
     for name, msr, code in (("fs", MSR_FS_BASE, "CW104"), ("gs", MSR_KERNEL_GS_BASE, "CW204")):
         says = f"a switch writes another {name.upper()} base than the thread's"
         apply = partial(change_base, msr, Expect((code,), frozenset({f"{name}_base"})))

@@ -72,7 +72,8 @@ class Result:
 
 def fits(expect: Expect, finding: Finding) -> bool:
     """Whether `finding` says what must be said."""
-    return finding.code in expect.codes and expect.fields <= {d.field for d in finding.differences}
+    named = {difference.field for difference in finding.differences}
+    return finding.code in expect.codes and expect.fields <= named and not (expect.alone and named - expect.fields)
 
 
 def bits_of(guest: Guest) -> int:

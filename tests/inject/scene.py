@@ -23,10 +23,11 @@ USER, KERNEL = "user", "kernel"
 
 @dataclass(frozen=True, slots=True)
 class Expect:
-    """A verdict that fits: one of `codes`, whose fields hold all of `fields`."""
+    """A verdict that fits: one of `codes`, whose fields hold all of `fields`; `alone`: and no other."""
 
     codes: tuple[str, ...]
     fields: frozenset[str] = field(default_factory=frozenset)
+    alone: bool = False
 
     def __str__(self) -> str:
         if not self.codes:

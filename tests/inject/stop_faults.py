@@ -9,6 +9,7 @@ from gdbext.arch import flags as rf
 from gdbext.arch.registers import MSR_FS_BASE
 from gdbext.ledger.compare import is_call, is_user
 from gdbext.profiles.expression import Expression, Scope
+from gdbext.rules.policy import Tracked
 from tests.inject.patch import NotHere, TooLate
 from tests.inject.scene import KERNEL, SYSCALL, USER, Expect, Injection, Scene
 
@@ -109,17 +110,39 @@ def change_register(path: str, name: str, bits: int, codes: tuple[str, ...], sce
 
 def change_tracked(path: str, scene: Scene) -> Injection:
     """Leave a tracked variable of the guest's profile other than it was at the entry."""
-    table = next(iter(scene.live.profile.data.tracked), None)
-    if table is None:
-        raise NotHere("its profile tracks no variable")
+    variable = _tracked(scene)
     leaving = run_to_exit(scene, path)
-    base = scene.stub.register("gs_base" if path == KERNEL else "k_gs_base")
-    address = Expression(table.address).evaluate(Scope({"gs_base": base}, scene.live.symbols.address, scene.read))
+    changed = _write_tracked(scene, "gs_base" if path == KERNEL else "k_gs_base", lambda value: value ^ 2)
+    return Injection(scene.named(leaving, *changed), Expect(("CW701", "CW702"), frozenset({variable.name})))
+
+
+def contradict(scene: Scene) -> Injection:
+    """Let a tracked variable say that user code runs, while kernel code does, with interrupts on."""
+    variable = _tracked(scene)
+    said = next((must.value for must in variable.implications if must.in_user and must.equal), None)
+    if said is None:
+        raise NotHere("what its profile tracks says nothing of user code")
+    run_to_exit(scene, KERNEL)
+    scene.stub.step(scene.stub.selected)  # what an interrupt interrupted goes on
+    changed = _write_tracked(scene, "gs_base", lambda value: value & ~variable.mask | said)
+    return Injection(scene.named(scene.stub.register("rip"), *changed), Expect(("CW702",), frozenset({variable.name})))
+
+
+def _tracked(scene: Scene) -> Tracked:
+    variable = next(iter(scene.live.knowledge.policy.tracked), None)
+    if variable is None:
+        raise NotHere("its profile tracks no variable")
+    return variable
+
+
+def _write_tracked(scene: Scene, base: str, value: Callable[[int], int]) -> tuple[str, str]:
+    """Change the tracked variable of the CPU that stands; the kernel's GS base is in the register `base`."""
+    table = scene.live.profile.data.tracked[0]
+    names = Scope({"gs_base": scene.stub.register(base)}, scene.live.symbols.address, scene.read)
+    address = Expression(table.address).evaluate(names)
     old = int.from_bytes(scene.stub.read(address, table.size), "little")
-    new = old ^ 2
-    scene.stub.write(address, new.to_bytes(table.size, "little"))
-    change = scene.named(leaving, f"{table.name} = {old:#x}", f"{new:#x}")
-    return Injection(change, Expect(("CW701", "CW702"), frozenset({table.name})))
+    scene.stub.write(address, value(old).to_bytes(table.size, "little"))
+    return f"{table.name} = {old:#x}", f"{value(old):#x}"
 
 
 def change_base(msr: int, expect: Expect, scene: Scene) -> Injection:

@@ -56,6 +56,8 @@ class Stub:
         self._acks = False
 
     _acks = True
+    selected = 0
+    """The vCPU whose registers and memory are seen."""
 
     def read(self, address: int, length: int) -> bytes:
         """`length` bytes at `address`; raises StubError where they are not mapped."""
@@ -85,6 +87,7 @@ class Stub:
     def select(self, cpu: int) -> None:
         """Let registers and memory be those of vCPU `cpu` from now on."""
         self._ask(b"Hg%x" % (cpu + 1))
+        self.selected = cpu
 
     def register(self, name: str) -> int:
         """The value of a register."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gdbext.code.disasm import Code
@@ -14,12 +15,15 @@ from gdbext.code.paths import Entry
 from gdbext.errors import EnvironmentUnusable
 from gdbext.qemu import guests, images
 from gdbext.qemu.guests import Guest
+from gdbext.rules.engine import Engine
 from tests.inject import __main__ as main_module
 from tests.inject import run, sites, table
 from tests.inject.__main__ import SCHEMA, main
 from tests.inject.faults import FAULTS, Fault
 from tests.inject.patch import NotHere, drop_word, moved, pop, push
-from tests.inject.run import FOUND, NO_EFFECT, NOT_HERE, Result, inject
+from tests.inject.run import FOUND, NO_EFFECT, NOT_HERE, Result, fits, inject
+from tests.inject.scene import Expect
+from tests.rules.rows import context, entry, exit_
 
 BASE = 0x1000
 PUSHES = bytes.fromhex("50 51 52 53 4154 4155 48897c2408 e800000000 0f0b")  # rax rcx rdx rbx r12 r13, a mov of rdi
@@ -72,6 +76,15 @@ def test_what_is_relative_to_rip_moves_along() -> None:
     assert compare is not None
     with pytest.raises(NotHere):
         moved(compare, BASE + 0x40)
+
+
+def test_what_must_be_named_alone_does_not_fit_beside_more() -> None:
+    engine = Engine()
+    (found,) = engine.feed(np.concatenate((entry(context()), exit_(context() | {"rbx": 5, "r12": 6}))))
+    assert fits(Expect(("CW101",), frozenset({"rbx"})), found)
+    assert not fits(Expect(("CW101",), frozenset({"rbx"}), alone=True), found)
+    assert fits(Expect(("CW101",), frozenset({"rbx", "r12"}), alone=True), found)
+    assert not fits(Expect(("CW106",)), found)
 
 
 def test_every_fault_is_for_some_kernel() -> None:
@@ -164,6 +177,9 @@ def test_a_fault_is_tried_again_where_time_ran_out(monkeypatch: pytest.MonkeyPat
         ("clean-nrk", "skip-swapgs-interrupt-entry"),
         ("clean-ia32-osdev", "user-flag-iopl"),
         ("linux-amd64", "double-swapgs-interrupt-exit"),
+        ("linux-amd64", "except-before-the-stack"),
+        ("linux-amd64", "except-before-iret"),
+        ("linux-amd64-nohz_full", "running-tracked"),
     ],
 )
 def test_an_injected_fault_is_found_at_its_first_effect(guest: str, fault: str) -> None:

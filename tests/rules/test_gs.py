@@ -191,6 +191,26 @@ def test_interrupt_on_the_users_stack_with_the_users_base() -> None:
     assert "outside swapgs" in alone.cause
 
 
+def test_exception_on_a_user_s_stack_that_takes_no_frame() -> None:
+    """It is not writable, or not there: the double fault, which has a stack of its own, shows it."""
+    ctx = context()
+    double = {"how": How.EXCEPTION, "vector": 8, "flags": Flag.IST, "frame": 0xFFFFFFFF80340000}
+    (found,) = findings(entry(ctx, How.SYSCALL), swap(), entry(KERNEL | {"rsp": ctx["rsp"]}, **double))
+    assert (found.code, found.field) == ("CW501", "rsp")
+    assert "could not be pushed there" in found.cause
+    assert findings(entry(ctx, How.SYSCALL), swap(), entry(KERNEL, **double)) == []
+
+
+def test_exception_at_the_first_instruction_of_a_system_call() -> None:
+    """Its handler has not had the time to swap: nothing is missing there."""
+    ctx = context()
+    first = KERNEL | {"rip": KERNEL_RIP + 0x600, "rsp": ctx["rsp"], "gs_base": 0x7000, "kernel_gs_base": KERNEL_BASE}
+    calls = entry(ctx, How.SYSCALL), swap(), swap(), exit_(ctx, How.SYSRET), entry(ctx, How.SYSCALL)
+    fault = entry(first, How.EXCEPTION, vector=6, frame=ctx["rsp"] - 40)
+    (found,) = findings(*calls, fault, entry(first | {"rsp": ctx["rsp"] - 0x80}, How.EXCEPTION))
+    assert (found.code, found.field) == ("CW501", "rsp,gs_base")
+
+
 def test_nested_nmi() -> None:
     nmi = entry(KERNEL, How.NMI, flags=Flag.IST, frame=0xFFFFFFFF80400000)
     inner = context(7, user=False)
