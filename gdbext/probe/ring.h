@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -156,7 +157,7 @@ static inline void ring_announce_wait(const ring *r, unsigned cpu, uint64_t seq,
     atomic_store_explicit(SHARED(c->waiting, uint32_t), ticket | 1, memory_order_release);
 }
 
-/* Say why the probe cannot start: to whoever started QEMU, and in the file for the reader. Returns false. */
+/* Say why the probe cannot start: to whoever started QEMU, and in the file for the reader that made it. Returns false. */
 __attribute__((format(printf, 2, 3))) static bool ring_refuse(ring *r, const char *format, ...)
 {
     char text[RING_ERROR_BYTES];
@@ -166,7 +167,7 @@ __attribute__((format(printf, 2, 3))) static bool ring_refuse(ring *r, const cha
     vsnprintf(text, sizeof(text), format, arguments);
     va_end(arguments);
     fprintf(stderr, "ctxprobe: %s\n", text);
-    if (r->header) {
+    if (r->header && r->header->state == RING_STATE_EMPTY) {
         memcpy(r->header->error, text, sizeof(text));
         atomic_store_explicit(SHARED(r->header->state, uint32_t), RING_STATE_FAILED, memory_order_release);
     }
@@ -216,25 +217,47 @@ static size_t ring_pages(size_t size)
     return (size + RING_PAGE - 1) / RING_PAGE * RING_PAGE;
 }
 
+static bool ring_become_writer(ring *r, const char *path)
+{
+    struct flock lock = ring_lock_of(F_WRLCK, RING_WRITER_LOCK);
+    const ring_header *header = r->header;
+
+    if (fcntl(r->fd, F_OFD_SETLK, &lock) == 0) {
+        return true;
+    }
+    r->header = NULL; /* the other probe's file: leave it alone */
+    return ring_refuse(r, "the ring %s belongs to another QEMU, process %u", path, header->writer);
+}
+
+/* What an earlier guest left in the file at `path` is kept under another name, unless somebody reads it. */
+static bool ring_put_aside(ring *r, const char *path)
+{
+    char old[PATH_MAX];
+
+    if (ring_reader_lives(r) || snprintf(old, sizeof(old), "%s.old", path) >= (int)sizeof(old) || rename(path, old) != 0) {
+        return ring_refuse(r, "the ring %s was used before, and cannot be moved out of the way", path);
+    }
+    munmap(r->header, RING_CONTROL_OFFSET);
+    close(r->fd);
+    return true;
+}
+
 /* Open the ring file at `path` and add rings of `rows` rows for `cpus` vCPUs. False: refused, and said why. */
 static bool ring_open(ring *r, const char *path, unsigned cpus, unsigned rows, uint32_t options, uint32_t api)
 {
-    struct flock lock = ring_lock_of(F_WRLCK, RING_WRITER_LOCK);
+    bool fresh;
     int error;
 
     *r = (ring){.fd = -1, .row_size = options & RING_OPTION_SIMD ? RING_SIMD_ROW_SIZE : sizeof(ctx_row)};
-    if (!ring_map_header(r, path)) {
-        return false;
-    }
-    if (fcntl(r->fd, F_OFD_SETLK, &lock) != 0) {
-        ring_header *header = r->header;
-        r->header = NULL; /* the other probe's file: leave it alone */
-        ring_refuse(r, "the ring %s belongs to another QEMU, process %u", path, header->writer);
-        return false;
-    }
-    if (r->header->state != RING_STATE_EMPTY) {
-        return ring_refuse(r, "the ring %s was used before", path);
-    }
+    do {
+        if (!ring_map_header(r, path) || !ring_become_writer(r, path)) {
+            return false;
+        }
+        fresh = r->header->state == RING_STATE_EMPTY;
+        if (!fresh && !ring_put_aside(r, path)) {
+            return false;
+        }
+    } while (!fresh);
     size_t rings = RING_CONTROL_OFFSET + ring_pages(cpus * sizeof(ring_control));
     size_t size = rings + ring_pages((size_t)cpus * rows * r->row_size);
     /* Blocks must exist before they are mapped: a full file system is an error here and SIGBUS later. */

@@ -235,6 +235,25 @@ def test_one_writer_only(start: Start, compiled: Compiled, tmp_path: Path) -> No
     source.close()
 
 
+def test_the_next_guest_of_a_script_takes_the_same_ring(start: Start, compiled: Compiled, tmp_path: Path) -> None:
+    """What the last one left is kept beside it, unless somebody reads it just now."""
+    path, kept = tmp_path / "ring", tmp_path / "ring.old"
+    for events in (10, 20, 30):
+        assert start(compiled("ring_writer.c"), path, 1, 64, events).wait(10) == 0
+    counts = [len(np.concatenate(list(Recording(ring).batches()))) for ring in (kept, path)]
+    assert counts == [20, 30]
+    kept.unlink()
+    reader = RingFile._open(path, writable=True)
+    reader._become_reader()
+    refused = start(compiled("ring_writer.c"), path, 1, 64, 40)
+    assert refused.wait(10) == 1
+    assert refused.stderr is not None
+    assert b"was used before, and cannot be moved out of the way" in refused.stderr.read()
+    reader.close()
+    with Recording(path) as left:
+        assert sum(map(len, left.batches())) == 30
+
+
 def test_another_version_is_refused_on_both_sides(start: Start, compiled: Compiled, tmp_path: Path) -> None:
     ring = RingFile.create(tmp_path / "ring")
     ring.header["version"] = 77
