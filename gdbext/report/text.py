@@ -14,9 +14,10 @@ from gdbext.events.held import NOT_CAPTURED
 from gdbext.report.context import ContextRow, Fields, contexts
 from gdbext.report.document import RunReport
 from gdbext.report.words import MATCHES, by, code_parts, elapsed, last_written
+from gdbext.rules.codes import ERROR
 from gdbext.rules.finding import CodeLine, Finding
 
-_STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
+_STYLES = {ERROR: "bold red", "warning": "bold yellow", "info": "bold cyan"}
 
 
 def render_finding(finding: Finding, full: bool = False) -> RenderableType:
@@ -25,9 +26,15 @@ def render_finding(finding: Finding, full: bool = False) -> RenderableType:
 
 
 def _headline(finding: Finding) -> Text:
-    line = Text.assemble((f"{finding.code} {finding.name}", _STYLES.get(finding.severity, "bold")))
+    line = Text.assemble(_name(finding))
     line.append(f"  event {finding.event}, CPU {finding.cpu}{by(finding)}", "dim")
     return line
+
+
+def _name(finding: Finding) -> Text:
+    """What the exit status hangs on is said in words, too: not everybody sees the colour."""
+    less = "" if finding.severity == ERROR else f" ({finding.severity})"
+    return Text(f"{finding.code} {finding.name}{less}", _STYLES.get(finding.severity, "bold"))
 
 
 def _body(finding: Finding, full: bool) -> list[RenderableType]:
@@ -170,7 +177,7 @@ def render_summary(report: RunReport) -> RenderableType:
         times = "once" if finding.count == 1 else f"{finding.count} times"
         place = finding.interrupted
         table.add_row(
-            Text(f"{finding.code} {finding.name}", _STYLES.get(finding.severity, "bold")),
+            _name(finding),
             finding.field or "",
             times,
             f"first at event {finding.event}, {printable(place.symbol or hex(place.rip))}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -62,7 +63,11 @@ def drafts(
     for slot, variable in enumerate(policy.tracked):
         if f"tracked{slot}" in fields:
             found.append(_tracked(variable, slot, entry, row, match))
-    return found
+    return [_perhaps_traced(draft) if draft.severity == WARNING else draft for draft in found]
+
+
+def _perhaps_traced(draft: Draft) -> Draft:
+    return replace(draft, cause=f"{draft.cause}; a debugger of the guest's own may have done it, hence a warning")
 
 
 def _far(entry: Batch, row: Batch) -> bool:

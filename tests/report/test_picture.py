@@ -18,7 +18,7 @@ from gdbext.rules.engine import Engine
 from gdbext.rules.finding import Finding
 from gdbext.rules.policy import Layout, Policy
 from tests.recording.sessions import header
-from tests.rules.rows import KERNEL_RIP, Kind, batch, context, entry, exit_, stamp
+from tests.rules.rows import KERNEL_RIP, How, Kind, batch, context, entry, exit_, stamp
 
 AREA = 0xFFFFFFFF80700000
 LAYOUT = Layout({name: 8 * place for place, name in enumerate(SLOT_NAMES[:18])}, 18 * 8)
@@ -146,3 +146,16 @@ def test_times() -> None:
         "0 ns", "999 ns", "1.000 µs", "1.500 ms", "2.000 s",
     ]  # fmt: skip
     assert (elapsed(-1500), elapsed(0), elapsed(None)) == ("-1.500 µs", "+0 ns", "")
+
+
+def test_a_warning_is_called_one_without_colour() -> None:
+    for how, word in ((How.EXCEPTION, " (warning)  event"), (How.INTERRUPT, "register-not-restored  event")):
+        engine = Engine()
+        engine.feed(
+            batch(entry(context(), how, vector=1 if how == How.EXCEPTION else 32), exit_(context() | {"rbx": 5}))
+        )
+        (finding,) = engine.findings
+        console = Console(width=100, no_color=True)
+        with console.capture() as capture:
+            console.print(render_finding(finding))
+        assert word in capture.get().splitlines()[0]

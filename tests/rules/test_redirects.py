@@ -88,6 +88,7 @@ def test_without_a_profile_a_stepped_thread_is_only_worth_a_warning() -> None:
         ctx = context(1)
         (finding,) = engine.feed(batch(entry(ctx), exit_(ctx | {"rflags": ctx["rflags"] | 0x100})))
         assert (finding.code, finding.severity) == ("CW102", severity)
+        assert ("hence a warning" in finding.cause) == (severity == "warning")
 
 
 def test_kernel_code_has_no_tracer() -> None:
