@@ -32,6 +32,7 @@ typedef struct {
     uint64_t switching;   /* 1: a stack switch is under way */
     uint64_t jump_target; /* the handler that kernel code may just have jumped to */
     uint64_t self_irets;  /* counted by inline code: irets seen at translation to resume the next instruction */
+    uint64_t spare[11];   /* vCPUs write all the time, and do not share a cache line, nor the one fetched along with it */
 } score;
 
 typedef struct {
