@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gdbext.errors import CtxwatchError, printable
 from gdbext.repl import blocks, config
 from gdbext.repl.debugger import Gdb
-from gdbext.repl.screen import TerminalScreen
+from gdbext.repl.screen import ScriptScreen, TerminalScreen
 from gdbext.repl.session import Session
 
 if TYPE_CHECKING:
@@ -35,7 +35,10 @@ class Request:
 
 
 def run(request: Request) -> int:
-    """Run the REPL until the user leaves; returns the exit status. Raises UsageError for unusable settings."""
+    """Run the REPL until the user leaves; returns the exit status.
+
+    Raises CtxwatchError for unusable settings, and if what it was to begin with cannot be had.
+    """
     settings = config.load()
     if request.keys is not None:
         settings = config.Config(keys=request.keys, gdbinit=settings.gdbinit, suggest=settings.suggest)
@@ -43,13 +46,14 @@ def run(request: Request) -> int:
 
 
 async def _main(request: Request, settings: config.Config) -> int:
-    screen = TerminalScreen()
     start = functools.partial(Gdb.start, arguments=() if settings.gdbinit else ("-nx",))
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        screen: TerminalScreen = ScriptScreen()
         session = Session(screen, settings, start)
         return await _finally_closed(session, screen, _script(session, request.first))
     from gdbext.repl.prompt import Prompt
 
+    screen = TerminalScreen()
     session = Session(screen, settings, start, lambda question: prompt.ask(question))
     prompt = Prompt(session, screen, _history(screen))
     return await _finally_closed(session, screen, prompt.loop(request.first))
@@ -80,8 +84,8 @@ async def _script(session: Session, first: str) -> int:
     """Without a terminal: every line as it comes, each after the guest stands; the first refusal ends it, status 2."""
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGINT, session.live.interrupt)
-    done = not first or await session.run(first)
-    held = ""
+    await session.do(first)
+    done, held = True, ""
     while done and not session.leaving:
         line = await loop.run_in_executor(None, sys.stdin.readline)
         held += line

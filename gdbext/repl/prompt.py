@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from typing import Final
+from collections.abc import Coroutine
+from typing import Any, Final
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
@@ -18,7 +19,7 @@ from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import Output
 from prompt_toolkit.patch_stdout import patch_stdout
 
-from gdbext.errors import printable
+from gdbext.errors import CtxwatchError, printable
 from gdbext.repl import blocks, toolbar
 from gdbext.repl.complete import ReplCompleter
 from gdbext.repl.screen import STYLE, TerminalScreen
@@ -45,7 +46,8 @@ class Prompt:
         output: Output | None = None,
     ) -> None:
         self._session, self._screen = session, screen
-        self._running: set[asyncio.Task[bool]] = set()
+        self._running: set[asyncio.Task[object]] = set()
+        self._refused: CtxwatchError | None = None
         self._questions: list[tuple[str, asyncio.Future[bool]]] = []
         self._kept = ""
         self._prompt: PromptSession[str] = PromptSession(
@@ -66,10 +68,11 @@ class Prompt:
         session.live.connection.watch(lambda before, after: self._prompt.app.invalidate())
 
     async def loop(self, first: str = "") -> int:
-        """Do `first`, then prompt and run until the user leaves; the exit status."""
+        """Do `first`, then prompt and run until the user leaves; the exit status. Raises CtxwatchError if `first` is
+        refused."""
         with patch_stdout(raw=True):
             if first:
-                await self._begin(first, 0)
+                await self._begin(self._session.do(first), 0)
             while not self._session.leaving:
                 try:
                     text = await self._read()
@@ -80,8 +83,10 @@ class Prompt:
                     continue
                 if text == _ASKED:
                     await self._put_questions()
-                else:
-                    await self._begin(text)
+                elif not self._session.leaving:
+                    await self._begin(self._session.run(text))
+        if self._refused is not None:
+            raise self._refused
         return 0
 
     async def _read(self) -> str:
@@ -90,10 +95,10 @@ class Prompt:
         kept, self._kept = self._kept, ""
         return await self._prompt.prompt_async(lambda: toolbar.message(self._session), default=kept)
 
-    async def _begin(self, text: str, patience: float = _AT_ONCE) -> None:
+    async def _begin(self, work: Coroutine[Any, Any, object], patience: float = _AT_ONCE) -> None:
         """Start to do what was typed; return when it is done, or takes longer than a person likes to wait."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._session.live.interrupt)
-        task: asyncio.Task[bool] = asyncio.ensure_future(self._session.run(text))
+        task: asyncio.Task[object] = asyncio.ensure_future(work)
         self._running.add(task)
         task.add_done_callback(self._done)
         deadline = time.monotonic() + patience
@@ -101,9 +106,14 @@ class Prompt:
             await asyncio.wait({task}, timeout=_TICK)
             await self._put_questions()
 
-    def _done(self, task: asyncio.Task[bool]) -> None:
+    def _done(self, task: asyncio.Task[object]) -> None:
         self._running.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, CtxwatchError):
+            self._refused = error
+            self._session.leaving = True
+            self._prompt.app.erase_when_done = True
+        elif error is not None:
             self._screen.error(f"the REPL failed: {type(error).__name__}: {error}; please report it")
         if self._session.leaving and self._prompt.app.is_running:
             self._prompt.app.exit(result="")

@@ -152,9 +152,10 @@ class TerminalScreen:
     def _line(self, line: str, style: str) -> None:
         safe = printable(line)
         if _FINDING.match(safe):
-            self._add([("class:finding", safe)])
+            self._add([("class:finding", wrapped(safe, self.columns))])
         else:
-            self._add((highlight.instruction(safe) if not style else None) or [(style, safe)])
+            whole = highlight.instruction(safe) if not style else None
+            self._add(whole or [(style, wrapped(safe, self.columns))])
 
     def _add(self, fragments: Fragments) -> None:
         self._pending += fragments
@@ -163,9 +164,19 @@ class TerminalScreen:
             self._handle = asyncio.get_running_loop().call_later(_DELAY, self.flush)
 
 
+class ScriptScreen(TerminalScreen):
+    """Where nobody is at a prompt: what is refused goes to standard error, as with ctxwatch's other commands."""
+
+    def error(self, text: str) -> None:
+        """See :class:`Screen`."""
+        self.flush()
+        sys.stdout.flush()
+        print(f"ctxwatch: {printable(text)}", file=sys.stderr, flush=True)
+
+
 def wrapped(line: str, columns: int) -> str:
-    """A line of ours that is wider than the terminal, broken between words; what goes on stands below what is told of
-    the first word, where that has a column of its own."""
+    """A line that is wider than the terminal, broken between words; what goes on stands below what is told of the
+    first word, where that has a column of its own."""
     if len(line) <= columns or not sys.stdout.isatty():
         return line
     named = _NAMED.match(line)

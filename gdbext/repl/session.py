@@ -67,24 +67,28 @@ class Session:
 
     async def execute(self, line: str) -> bool:
         """Run one command; a refusal is shown in one line and False returned."""
-        if not line.strip() or line.lstrip().startswith("#"):
-            return True
-        ours = self.command(line)
-        self._again = "" if ours is not None else typed.again(line)
         try:
-            if ours is not None:
-                command, words = ours
-                await command.run(self, command.parse(words))
-            elif self.recorded is not None:
-                await self.recorded.run(line)
-            else:
-                await self.live.run(line)
+            await self.do(line)
         except Silent:
             return False
         except CtxwatchError as error:
             self.screen.error(str(error))
             return False
         return True
+
+    async def do(self, line: str) -> None:
+        """Run one command. Raises CtxwatchError for what is refused, Silent if GDB has told so."""
+        if not line.strip() or line.lstrip().startswith("#"):
+            return
+        ours = self.command(line)
+        self._again = "" if ours is not None else typed.again(line)
+        if ours is not None:
+            command, words = ours
+            await command.run(self, command.parse(words))
+        elif self.recorded is not None:
+            await self.recorded.run(line)
+        else:
+            await self.live.run(line)
 
     async def findings(self) -> list[Seen]:
         """What was found: in the recording that is open, else in this REPL's life."""

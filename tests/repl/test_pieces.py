@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from gdbext.repl import blocks, config, declare, highlight, mi, peers, topics, t
 from gdbext.repl.connection import Connection, State
 from gdbext.repl.facts import Facts, Findings
 from gdbext.repl.links import AddressLink
-from gdbext.repl.screen import wrapped
+from gdbext.repl.screen import TerminalScreen, wrapped
 from gdbext.repl.session import COMMANDS
 from gdbext.report.refusal import moves
 
@@ -315,3 +316,17 @@ def test_a_line_wider_than_the_terminal_is_broken_between_words(monkeypatch: pyt
     ]
     assert wrapped("x" * 25, 10).split("\n") == ["x" * 10, "  " + "x" * 8, "  " + "x" * 7]
     assert all(len(line) <= 10 for line in wrapped("a" * 30 + "  b", 10).split("\n"))
+
+
+def test_what_gdb_says_is_broken_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+
+    async def gathered() -> str:
+        screen = TerminalScreen()
+        screen.gdb("ctxwatch: CW102 " + "flags-not-restored " * 9 + "\n" + "word " * 40 + "\n")
+        return "".join(text for _, text, *_ in screen._pending)
+
+    lines = asyncio.run(gathered()).splitlines()
+    assert len(lines) > 4
+    assert max(map(len, lines)) <= 80
+    assert all(line.split()[-1] in ("flags-not-restored", "word") for line in lines)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from prompt_toolkit.history import InMemoryHistory
 
+from gdbext.errors import CtxwatchError
 from gdbext.repl.config import Config
 from gdbext.repl.mi import Record
 from tests.repl.fakes import FakeGdb, notify, terminal
@@ -153,7 +154,8 @@ async def test_a_failed_connect_is_back_at_idle() -> None:
     def set_up(gdb: FakeGdb) -> None:
         gdb.refuse["with tcp"] = "localhost:1234: Connection refused."
 
-    async with terminal(CONNECT, setup=set_up) as repl:
+    async with terminal(setup=set_up) as repl:
+        repl.type(f"{CONNECT}\r")
         await repl.until("nobody listens at localhost:1234: Connection refused; start QEMU with -gdb", "idle │")
         repl.gdb.refuse.clear()
         repl.type("reconnect\r")
@@ -161,11 +163,23 @@ async def test_a_failed_connect_is_back_at_idle() -> None:
 
 
 @scenario
+async def test_what_it_was_to_begin_with_cannot_be_had() -> None:
+    def set_up(gdb: FakeGdb) -> None:
+        gdb.refuse["with tcp"] = "localhost:1234: Connection refused."
+
+    async with terminal(CONNECT, setup=set_up) as repl:
+        with pytest.raises(CtxwatchError, match="nobody listens at localhost:1234: Connection refused"):
+            await repl.ended()
+        assert "(ctx" not in repl.text(), "the line that tells it takes the prompt's place"
+
+
+@scenario
 async def test_connecting_is_given_up_by_ctrl_c() -> None:
     def set_up(gdb: FakeGdb) -> None:
         gdb.hold["with tcp"] = asyncio.Event()
 
-    async with terminal(CONNECT, setup=set_up) as repl:
+    async with terminal(setup=set_up) as repl:
+        repl.type(f"{CONNECT}\r")
         await repl.until("(ctx connecting)")
         repl.type("\x03")
         await repl.until("connecting to localhost:1234 was given up", "idle │")
