@@ -29,7 +29,8 @@ class Needs(Enum):
 
     NOTHING = "nothing"
     GUEST = "a guest that stands still"
-    WATCH = "a watch"
+    WATCH = "a watch, and its guest stands still"
+    RUNNING_WATCH = "a watch, whatever its guest does"
 
 
 @dataclass(frozen=True, slots=True)

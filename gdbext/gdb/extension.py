@@ -22,7 +22,7 @@ from gdbext.gdb.judging import Judging
 from gdbext.gdb.mi import register_mi
 from gdbext.gdb.safety import PREFIX, Safety
 from gdbext.gdb.sinks import EngineSink, Sink, StoppedSource, StreamSink
-from gdbext.gdb.target import Target, running
+from gdbext.gdb.target import STOP_IT, Target, running
 from gdbext.gdb.tui import register_tui
 from gdbext.gdb.watch import Watch, asked_for
 from gdbext.gdb.watching import Watching
@@ -60,14 +60,14 @@ class Extension:
         """Raise CtxwatchError unless what a command needs is so."""
         if needs is not Needs.NOTHING and self.walked is not None:
             raise CtxwatchError("a recording is open", "what ctx shows is of it", "close it with ctx replay off first")
-        if needs is Needs.WATCH and self.watch is None:
+        if needs in (Needs.WATCH, Needs.RUNNING_WATCH) and self.watch is None:
             raise CtxwatchError("nothing is watched", todo="use ctx watch first")
         if needs is not Needs.NOTHING:
             inferior = gdb.selected_inferior()
             if inferior.pid == 0:
                 raise CtxwatchError("no guest", "GDB is not connected to one", "use target remote HOST:PORT")
-            if running():
-                raise CtxwatchError("the guest is running", todo="stop it with interrupt or Ctrl-C first")
+            if running() and needs is not Needs.RUNNING_WATCH:
+                raise CtxwatchError("the guest is running", todo=STOP_IT)
 
     def choose_profile(self, name: str | None) -> None:
         """The profile for the next watch; raises UsageError if there is none of that name."""

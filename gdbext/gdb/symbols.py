@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import re
+from itertools import zip_longest
 from typing import Final
 
 import gdb
@@ -30,7 +31,7 @@ def snapshot() -> Symbols:
         names.setdefault(int(address, 16), printable(name))
     symbols = []
     starts = sorted(names)
-    for start, after in zip(starts, [*starts[1:], 1 << 64], strict=True):
+    for start, after in zip_longest(starts, starts[1:], fillvalue=1 << 64):
         end = _end(start, sections)
         if end is not None:  # absolute ones name no place
             symbols.append(Symbol(start, min(after, end), names[start]))

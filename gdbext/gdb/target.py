@@ -15,6 +15,8 @@ _CHUNK: Final = 0xFFB
 """Bytes of a target description asked for at a time (QEMU's packets hold 4096)."""
 _IDTR: Final = re.compile(r"\bIDT=\s*([0-9a-f]+)\s+([0-9a-f]+)")
 _ESCAPED: Final = re.compile(rb"}(.)", re.DOTALL)
+STOP_IT: Final = "stop it with interrupt or Ctrl-C first"
+"""What to do where the guest must stand still."""
 LMA: Final = 1 << 10
 """EFER.LMA: IA-32e mode is active (Intel SDM vol. 3A, 2.2.1)."""
 PE: Final = 1 << 0

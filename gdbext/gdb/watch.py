@@ -129,9 +129,14 @@ class Watch:
             self.judging.record(path, guest, names, qemu, note)
 
     def end_recording(self) -> Path | None:
-        """End the recording; where it is, None if there was none."""
+        """End the recording; where it is, None if there was none. Raises CtxwatchError while the guest runs."""
+        if self.judging is None or self.judging.recording is None:
+            return None
+        if target.running():
+            why = "its last events are judged with its memory, which GDB reads only while it stands still"
+            raise CtxwatchError("the guest is running", why, target.STOP_IT)
         self.sink.settle()
-        return self.judging.end_recording() if self.judging is not None else None
+        return self.judging.end_recording()
 
     def stopped(self) -> str:
         """Our breakpoints are silent: where the guest stands if one of them has stopped it."""

@@ -46,7 +46,8 @@ class Watching(Protocol):
         """Record from now on; raises CtxwatchError."""
 
     def end_recording(self) -> Path | None:
-        """End the recording; where it is, None if there was none."""
+        """End the recording; where it is, None if there was none. Raises CtxwatchError where the guest must stand
+        still for it."""
 
     def stopped(self) -> str:
         """The guest stands still: why, if the watch stopped it and GDB has not said so; else ""."""

@@ -19,10 +19,13 @@ import pytest
 
 from gdbext.qemu import guests
 from gdbext.qemu.machine import Machine
+from gdbext.recording.reader import Recording
+from gdbext.recording.replay import Replay
 from gdbext.repl.connection import State
 from gdbext.repl.debugger import Gdb
 from gdbext.repl.links import BundledLink
 from gdbext.repl.session import Session
+from tests.gdb.probed import Probed
 from tests.repl.fakes import MemoryScreen, terminal
 
 pytestmark = [pytest.mark.gdb, pytest.mark.guest]
@@ -111,6 +114,39 @@ async def test_a_gdbstub_that_has_a_client_is_told_in_one_line(machine: Machine)
         await first.live.leave()
         assert machine.qmp.execute("query-status")["running"] is True, "nobody waits to stop it again"
         assert await second.run("reconnect")
+
+
+@scenario
+async def test_a_recording_ends_while_the_guest_runs(tmp_path: Path) -> None:
+    path = tmp_path / "run.arrow"
+    with Probed("clean-nrk") as live:
+        async with session() as (repl, screen):
+            assert await repl.run(f"connect {live.gdb}\nctx watch\nctx record {path}"), screen.lines
+            assert await repl.run("continue")
+            await until(lambda: repl.live.facts.events > 100)
+            assert not await repl.run(f"ctx record {tmp_path / 'more'}")
+            assert await repl.run("ctx record off"), shown(screen)
+            assert repl.live.connection.state is State.RUNNING
+            assert f"Recorded to {path}." in shown(screen)
+    with Recording(path) as recording:
+        assert recording.flaw is None
+        assert Replay(recording).run().counts.entries > 0
+
+
+@scenario
+async def test_where_gdb_must_judge_a_recording_ends_when_the_guest_stands(machine: Machine, tmp_path: Path) -> None:
+    path = tmp_path / "run.arrow"
+    kernel = guests.build(guests.find("nrk-rflags"))
+    async with session() as (repl, screen):
+        assert await repl.run(f"connect {machine.gdb} --kernel {kernel}\nctx watch\nctx record {path}\ncontinue")
+        await until(lambda: repl.live.facts.events > 20)
+        assert not await repl.run("ctx record off")
+        assert "the guest is running: its last events are judged with its memory" in shown(screen)
+        repl.live.interrupt()
+        await until(lambda: repl.live.connection.state is State.STOPPED)
+        assert await repl.run("ctx record off"), shown(screen)
+    with Recording(path) as recording:
+        assert recording.flaw is None
 
 
 def listener(answer: bytes | None) -> tuple[socket.socket, int]:

@@ -31,6 +31,7 @@ def run(extension: Extension, args: argparse.Namespace) -> None:
         return
     if now is not None:
         raise UsageError(f"already recording to {now}", todo="end it with ctx record off first")
+    extension.check(Needs.WATCH)
     path = Path(args.file).expanduser().absolute()
     try:
         watch.record(path, _guest(), _qemu(watch), extension.say)
@@ -71,7 +72,7 @@ continue
 ctx record off
 """,
     run=run,
-    needs=Needs.WATCH,
+    needs=Needs.RUNNING_WATCH,
     arguments=(argument("file", "the recording to make, or off to end it", metavar="FILE|off"),),
     complete=lambda: ("off",),
 )
