@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 class Wishes:
     """What the source is to do besides delivering events.
 
-    ``simd``: capture SIMD state where the source can; ``insist``: or fail; ``kernel``: the guest's ELF file;
+    ``simd``: capture SIMD state where the source can; ``insist``: or fail; ``stores``: look at every store of kernel
+    code, or fail; ``kernel``: the guest's ELF file;
     ``retime``: the guest's clock may be changed so that time does not pass for it while a debugger is at work.
     """
 
     halt: bool = False
     simd: bool = False
+    stores: bool = False
     insist: bool = False
     kernel: Path | None = None
     retime: bool = False
@@ -108,7 +110,7 @@ class ProbeFeed:
         path = directory / "ring"
         self._ring = RingFile.create(path)
         wishes = self._wishes
-        return plugin_args(self._build, path, simd=wishes.simd, halt=wishes.halt, watch=True)
+        return plugin_args(self._build, path, simd=wishes.simd, halt=wishes.halt, watch=True, stores=wishes.stores)
 
     def blame(self) -> None:
         """The probe refuses a ring that it cannot use, and QEMU says no more than that it refused."""
@@ -163,6 +165,8 @@ def choose(via: str, argv: Sequence[str], wishes: Wishes, note: Callable[[str], 
 
 
 def _gdbstub(wishes: Wishes, note: Callable[[str], None]) -> GdbstubFeed:
+    if wishes.stores:
+        raise EnvironmentUnusable("--stores all needs the probe", "GDB's breakpoints see no stores", "leave it out")
     if wishes.insist:
         raise EnvironmentUnusable("--simd needs the probe", "GDB's breakpoints capture no SIMD state", "leave it out")
     if wishes.simd:

@@ -43,6 +43,7 @@ class Request:
     timeout: float | None = None
     max_findings: int = 0
     simd: bool = False
+    stores: str = "some"
     rules: str | None = None
     stripped: bool = False
     verbose: bool = False
@@ -82,7 +83,7 @@ def run(asked: Request) -> int:
         knowledge = knowledge_of(asked.profile or profile or _recognised(subject.image, view), subject.image, view.note)
         kernel = subject.image.path if subject.image is not None and not subject.image.packed else None
         ours = asked.guest is not None and guests.find(asked.guest).linux is None
-        wishes = feeds.Wishes(asked.halt, asked.simd or simd, asked.simd, kernel, retime=ours)
+        wishes = feeds.Wishes(asked.halt, asked.simd or simd, asked.stores == "all", asked.simd, kernel, retime=ours)
         feed = feeds.choose(asked.via, subject.argv, wishes, view.note)
         with view:
             outcome = session.watch(subject, knowledge, options, feed, view)

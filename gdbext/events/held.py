@@ -42,7 +42,8 @@ def lacking(row: Batch) -> dict[str, str]:
     whole = kind in (Kind.ENTRY, Kind.EXIT)
     missing: dict[str, str] = {}
     if not whole and not int(row["rflags"][0]) & ALWAYS_ONE:
-        held = _HELD.get(kind, frozenset())
+        late = kind == Kind.STORE and bool(row["match"][0])
+        held = _HELD.get(kind, frozenset()) if not late else frozenset({"rip"})
         missing |= {name: NOT_CAPTURED for name in REGISTERS if name not in held}
     if whole and flags & Flag.UNREADABLE:
         missing |= dict.fromkeys(FRAME_FIELDS, "the frame could not be read")

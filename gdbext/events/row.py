@@ -179,7 +179,11 @@ FIELDS: Final[tuple[Field, ...]] = (
         "store, tracked: value; base, cr3: new value; idt: limit; exit to user code that is not IDENTICAL: the four "
         "bytes in front of RIP, 0 if they could not be read",
     ),
-    _u64("match", "exit: seq of the entry the source paired it with, 0 for none; switch-in likewise"),
+    _u64(
+        "match",
+        "exit: seq of the entry the source paired it with, 0 for none; switch-in likewise; store told late: seq of the "
+        "last event before it",
+    ),
     _u64("star", "last STAR value the source saw written on any CPU, 0 if none"),
 )
 

@@ -5,10 +5,11 @@
  * resumed, every swapgs and base write, and what else moves contexts, to a ring in shared memory (see ring.h). It
  * decides nothing but whether a resumed context is bit for bit the interrupted one (ledger.h).
  *
- *     qemu-system-x86_64 -plugin OBJECT,ring=FILE[,simd=on][,watch=on][,halt=on][,self=on][,rows=N]
+ *     qemu-system-x86_64 -plugin OBJECT,ring=FILE[,simd=on][,watch=on][,stores=on][,halt=on][,self=on][,rows=N]
  *
  * simd    capture x87, XMM and MXCSR at entries and exits
  * watch   see stores into watched ranges and tracked variables, once there are any (then every store costs time)
+ * stores  look at every store of kernel code from the beginning: see stores.h and frames.h
  * halt    begin with vCPUs waiting at exits that are not identical
  * self    also report irets that merely serialise (resume the next instruction), which are counted otherwise
  * rows    rows in each vCPU's ring
@@ -104,7 +105,7 @@ static void flush_translations(void)
 
 typedef struct {
     const char *ring;
-    bool simd, watch, halt, self, check;
+    bool simd, watch, stores, halt, self, check;
     unsigned long rows;
 } options;
 
@@ -134,6 +135,7 @@ static bool parse_option(options *o, char *word)
     }
     return (length == 4 && memcmp(word, "simd", 4) == 0 && parse_switch(value, &o->simd)) ||
            (length == 5 && memcmp(word, "watch", 5) == 0 && parse_switch(value, &o->watch)) ||
+           (length == 6 && memcmp(word, "stores", 6) == 0 && parse_switch(value, &o->stores)) ||
            (length == 4 && memcmp(word, "halt", 4) == 0 && parse_switch(value, &o->halt)) ||
            (length == 4 && memcmp(word, "self", 4) == 0 && parse_switch(value, &o->self)) ||
            (length == 5 && memcmp(word, "check", 5) == 0 && parse_switch(value, &o->check));
@@ -146,8 +148,8 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int
 
     for (int i = 0; i < argc; i++) {
         if (!parse_option(&o, argv[i])) {
-            fprintf(stderr, "ctxprobe: bad option '%s'; known: ring=FILE, simd=, watch=, halt=, self=, check=on|off, rows=N "
-                            "(a power of two)\n", argv[i]);
+            fprintf(stderr, "ctxprobe: bad option '%s'; known: ring=FILE, simd=, watch=, stores=, halt=, self=, check=on|off, "
+                            "rows=N (a power of two)\n", argv[i]);
             return -1;
         }
     }
@@ -171,7 +173,9 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int
     shared.header->halt |= o.halt;
     simd_wanted = o.simd;
     watch_allowed = o.watch;
-    stores_seen = o.watch && ring_wants_stores(&shared);
+    stores_seen = o.stores || (o.watch && ring_wants_stores(&shared));
+    frame_was_changed = o.stores;
+    last_stores = o.stores ? calloc(STORE_PLACES, sizeof(*last_stores)) : NULL;
     self_wanted = o.self;
     vcpus = calloc(vcpu_most, sizeof(*vcpus));
     for (unsigned i = 0; vcpus && i < vcpu_most; i++) {

@@ -7,6 +7,7 @@
 
 #include "ledger.h"
 #include "ring.h"
+#include "stores.h"
 #include "vcpu.h"
 
 static ring shared;
@@ -97,7 +98,8 @@ static void fill_simd(vcpu *v, ctx_row *row)
     row->flags |= CTX_FLAG_SIMD | (vcpu_reg(v, REG_CR0) & CR0_TS ? CTX_FLAG_FPU_OFF : 0);
 }
 
-/* Sample the tracked variables; where one lies depends on the CPU if it is relative to the kernel's GS base. */
+/* Sample the tracked variables; where one lies depends on the CPU if it is relative to the kernel's GS base. A context that
+ * was interrupted before the reader named them has none. */
 static void fill_tracked(vcpu *v, ctx_row *row)
 {
     const ring_header *h = shared.header;
@@ -118,6 +120,9 @@ static void fill_tracked(vcpu *v, ctx_row *row)
             row->tracked[i] = UINT64_MAX;
         }
     }
+    for (unsigned i = count; i < RING_TRACKED_SLOTS; i++) {
+        row->tracked[i] = UINT64_MAX;
+    }
 }
 
 /* The live state of an entry or exit. RSP and the five frame columns are then replaced by the context's. */
@@ -134,9 +139,7 @@ static void fill_context(vcpu *v, ctx_row *row)
     if (simd_wanted) {
         fill_simd(v, row);
     }
-    if (shared.header->tracked_count) {
-        fill_tracked(v, row);
-    }
+    fill_tracked(v, row);
 }
 
 /* QEMU's main thread holds every vCPU's stop request once it waits for them on a condition variable, and not before:
@@ -189,6 +192,12 @@ static void publish(vcpu *v, ctx_row *row, bool wait, bool caught)
         await_pause();
     }
     look_at_wishes(); /* last: the reader may have wished while we waited */
+}
+
+/* The number of the last event, whichever vCPU's. */
+static inline uint64_t last_number(void)
+{
+    return atomic_load_explicit(SHARED(shared.header->seq, uint64_t), memory_order_relaxed);
 }
 
 static void emit(vcpu *v, ctx_row *row)

@@ -238,6 +238,9 @@ static void on_store(unsigned index, qemu_plugin_meminfo_t info, uint64_t addres
     vcpu *v = NULL;
     uint64_t frame = 0;
 
+    if (last_stores) {
+        store_note(address, stored(info), size, (uint64_t)userdata, last_number(), index);
+    }
     if (atomic_load_explicit(&frame_was_changed, memory_order_relaxed) && frame_may_lie(address)) {
         frame = frame_changed_by(address, stored(info), size, vcpu_reg(vcpu_of(index), REG_RSP));
     }

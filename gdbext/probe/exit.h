@@ -27,6 +27,32 @@ static void fill_in_front(vcpu *v, ctx_row *row)
     }
 }
 
+/* Tell who stored last into the words below the frame that the exit `row` pops; `row` moves behind these rows. */
+static ctx_row *tell_last_stores(vcpu *v, ctx_row *row)
+{
+    _Alignas(ctx_row) uint8_t copy[RING_SIMD_ROW_SIZE];
+    const ctx_row *leaving = (const ctx_row *)copy;
+    last_store s;
+
+    memcpy(copy, row, shared.row_size);
+    for (uint64_t at = leaving->frame - STORE_SAVED * leaving->size; at < leaving->frame; at += leaving->size) {
+        if (store_last(at, leaving->size, &s)) {
+            row = begin(v, CTX_KIND_STORE, 0, s.pc, leaving->mode);
+            row->cpu = (uint16_t)s.cpu;
+            row->match = s.event;
+            row->addr = s.at;
+            row->value = s.value;
+            row->size = (uint8_t)s.size;
+            row->frame = leaving->frame;
+            row->flags |= CTX_FLAG_NO_BASES | CTX_FLAG_NO_KERNEL_GS;
+            emit(v, row);
+        }
+    }
+    row = ring_reserve(&shared, v->index);
+    memcpy(row, copy, shared.row_size);
+    return row;
+}
+
 static void emit_exit(vcpu *v, ctx_row *row)
 {
     ring_control *c = ring_cpu(&shared, v->index);
@@ -51,6 +77,9 @@ static void emit_exit(vcpu *v, ctx_row *row)
     }
     if (row->how == CTX_HOW_IRET && !(row->flags & (CTX_FLAG_UNREADABLE | CTX_FLAG_SELF)) && frame_popped(row)) {
         atomic_store(&frame_was_changed, true);
+    }
+    if (last_stores && row->how == CTX_HOW_IRET && !(row->flags & (CTX_FLAG_IDENTICAL | CTX_FLAG_UNREADABLE | CTX_FLAG_SELF))) {
+        row = tell_last_stores(v, row);
     }
     ring_number(&shared, row);
     bool wait = wants_verdict(row, &caught);

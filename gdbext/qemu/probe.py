@@ -67,17 +67,18 @@ def plugin_args(
     simd: bool = False,
     halt: bool = False,
     watch: bool = False,
+    stores: bool = False,
     every_self: bool = False,
     rows: int = DEFAULT_ROWS,
 ) -> list[str]:
     """The words that make QEMU load `probe` with its ring at `ring`.
 
     simd: capture x87, XMM and MXCSR.  halt: begin with vCPUs waiting at exits that are not identical.  watch: see
-    stores into watched ranges and tracked variables.  every_self: report irets that only serialise, too.  rows: in
-    each vCPU's ring, a power of two.
+    stores into watched ranges and tracked variables.  stores: look at all stores of kernel code from the beginning.
+    every_self: report irets that only serialise, too.  rows: in each vCPU's ring, a power of two.
     """
     words = [_escape(str(probe.path)), f"ring={_escape(str(ring))}"]
-    switches = {"simd": simd, "halt": halt, "watch": watch, "self": every_self}
+    switches = {"simd": simd, "halt": halt, "watch": watch, "stores": stores, "self": every_self}
     words += [f"{name}=on" for name, wanted in switches.items() if wanted]
     if rows != DEFAULT_ROWS:
         words.append(f"rows={rows}")

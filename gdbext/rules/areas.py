@@ -135,7 +135,7 @@ class AreaJudge:
         if start == end:
             return []
         kind = batch["kind"][start:end]
-        stores = start + np.flatnonzero(kind == Kind.STORE)
+        stores = start + np.flatnonzero((kind == Kind.STORE) & (batch["match"][start:end] == 0))  # those not told late
         owner = self._owners(batch["addr"][stores])
         stores, owner = stores[owner != NOWHERE], owner[owner != NOWHERE]
         self._stores.note(stores)

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from gdbext.arch import vectors
-from gdbext.arch.frames import FRAME_FIELDS
+from gdbext.arch.frames import FRAME_FIELDS, word_size
 from gdbext.arch.registers import GPR64
 from gdbext.code.compare import Kind as Fact
 from gdbext.code.compare import Statement
@@ -17,17 +17,19 @@ from gdbext.ledger.compare import FIELD_BITS, agreement, is_call, is_user
 from gdbext.rules.areas import AreaJudge
 from gdbext.rules.codes import ERROR
 from gdbext.rules.draft import Draft
-from gdbext.rules.finding import Finding
+from gdbext.rules.finding import LOOK_AT_ALL, UNSEEN, Finding
 from gdbext.rules.guest import GuestView
 from gdbext.rules.history import History
 from gdbext.rules.laststores import Write
 from gdbext.rules.pathfacts import PathFacts
 from gdbext.rules.stale import same_again
-from gdbext.rules.stores import FrameStores
+from gdbext.rules.stores import FrameStores, frame_span
 from gdbext.rules.writers import Writers
 
 _CONTEXT_CODES: Final = frozenset({"CW101", "CW102", "CW103", "CW104", "CW106", "CW603"})
 """Findings about a saved register: they have a save path, a slot and a last writer."""
+_WHOLE_CODES: Final = frozenset({"CW107", "CW404"})
+"""Findings about a context that is another's: its registers came from somebody's slots."""
 _TRIES: Final = 1000
 """How often a finding is explained anew to learn its slot's last writer."""
 _TELLING: Final = 0xFFFF
@@ -52,8 +54,8 @@ class Explainer:
 
     def could_say_more(self, finding: Finding) -> bool:
         """True if a finding that comes again may now have a last writer, which was not yet watched the first time."""
-        watched = finding.code in _CONTEXT_CODES and self._areas.known
-        if finding.writer is not None or not (watched or (finding.code == "CW302" and self._frames.known)):
+        concerned = finding.code in _CONTEXT_CODES or finding.code == "CW302"
+        if finding.writer is not None or not concerned or not (self._areas.known or self._frames.known):
             return False
         tries = self._tries.get(finding.key(), 0)
         self._tries[finding.key()] = tries + 1
@@ -67,10 +69,14 @@ class Explainer:
 
     def _explain(self, finding: Finding) -> list[Draft]:
         entry, row = finding.entry_row, finding.row
-        if entry is None or row is None or finding.code not in _CONTEXT_CODES or row["kind"][0] != Kind.EXIT:
-            return []
         fields = [d.field for d in finding.differences if d.field in FIELD_BITS]
-        if not fields:
+        if entry is None or row is None or not fields:
+            return []
+        if finding.code == "CW108":
+            self._add_path(finding, self._paths.switch_statements(entry, row), fields, False)
+        if finding.code in _WHOLE_CODES:
+            self._add_source(finding, row, fields[0])
+        if finding.code not in _CONTEXT_CODES or row["kind"][0] != Kind.EXIT:
             return []
         statements = self._paths.statements(entry, row)
         clash = next((s for s in statements if s.kind is Fact.CLASH and set(s.fields) & set(fields)), None)
@@ -96,9 +102,10 @@ class Explainer:
         elif stale or (finding.code == "CW101" and (skipped if forgotten else seen and not told)):
             why = stale or f"{fields[0]} was not stored by this save"
             extra.append(_stale(finding, why, _CAUSE if skipped else _CONSEQUENCE))
-        if not extra:
-            extra += self._overwritten(finding, entry, row, fields)
-        return extra
+        overwritten = [] if extra else self._overwritten(finding, entry, row, fields)
+        if finding.writer is None and not overwritten and finding.code != "CW302":
+            self._add_stacked(finding, entry, row, fields[0])
+        return extra + overwritten
 
     def _add_path(
         self, finding: Finding, statements: list[Statement], fields: list[str], skipped: bool
@@ -121,16 +128,51 @@ class Explainer:
         if write is None or number is None:
             return ""
         finding.slot = f"slot {number}"
+        if self._add_write(finding, entry, write, f"Slot {number}"):
+            return ""
+        return f"slot {number} was last written at event {write.event}"
+
+    def _add_write(self, finding: Finding, entry: Batch, write: Write, slot: str) -> bool:
+        """Say who wrote `slot` last; True if that was on this save."""
         finding.writer = self._writers.of(write)
         where = finding.writer.symbol or f"{write.pc:#x}"
-        if write.event > int(entry["seq"][0]):
-            finding.cause += f". Slot {number} was written on this save, by {where}"
-            return ""
-        finding.cause += (
-            f". Slot {number} was last written by {self._path_of(write)} at {where}, {self._ago(write, entry)}"
-        )
+        if write.event >= int(entry["seq"][0]):
+            finding.cause += f". {slot} was written on this save, by {where}"
+            return True
+        finding.cause += f". {slot} was last written by {self._path_of(write)} at {where}, {self._ago(write, entry)}"
         finding.cause += "; this save never stored it"
-        return f"slot {number} was last written at event {write.event}"
+        return False
+
+    def _add_source(self, finding: Finding, row: Batch, field: str) -> None:
+        """Say from which slot a context that is another's was loaded, and who wrote that last."""
+        area = self._areas.area_of(row, finding.event)
+        write = self._areas.last_write(area, field, finding.event) if area is not None else None
+        if write is None or area is None:
+            return
+        number = self._areas.slot_number(field)
+        finding.slot, finding.writer = f"slot {number}", self._writers.of(write)
+        where = finding.writer.symbol or f"{write.pc:#x}"
+        finding.cause += (
+            f". It lies in the save area at {area.start:#x}, whose slot {number} was last written by "
+            f"{self._path_of(write)} at {where}, event {write.event} on CPU {write.cpu}"
+        )
+
+    def _add_stacked(self, finding: Finding, entry: Batch, row: Batch, field: str) -> None:
+        """Say who wrote last where the exit found `field` on its stack; have it watched, and say so, if that was not
+        seen."""
+        at = self._paths.loaded_from(row, entry, field)
+        if at is None:
+            return
+        finding.slot = finding.slot or f"slot {field}"
+        word = word_size(int(row["mode"][0]))
+        mask = (1 << 8 * word) - 1
+        write = self._frames.last(at, finding.event)
+        if write is not None and write.value & mask == int(row[field][0]) & mask:
+            self._add_write(finding, entry, write, f"Its slot, at {at:#x} on the stack,")
+            return
+        self._frames.follow(at, at + word)
+        finding.cause += UNSEEN
+        finding.look_at += LOOK_AT_ALL
 
     def _path_of(self, write: Write) -> str:
         """The handler in which a store was made."""
@@ -174,7 +216,10 @@ class Explainer:
         self._follow(entry, row)
         change = self._frames.change(entry, row, fields[0])
         draft = _overwritten(finding, fields, in_place)
-        if change is not None:
+        if change is None:
+            finding.cause, finding.look_at = finding.cause + UNSEEN, finding.look_at + LOOK_AT_ALL
+            draft = replace(draft, cause=draft.cause + UNSEEN, look_at=draft.look_at + LOOK_AT_ALL)
+        else:
             finding.writer, finding.slot = self._writers.of(change), f"slot {fields[0]}"
             cause = f"{draft.cause}{_by(change, finding.writer.symbol)}"
             draft = replace(draft, cause=cause, writer=change, slot=finding.slot)
@@ -189,7 +234,7 @@ class Explainer:
         past = past[(past["kind"] == Kind.ENTRY) & (past["frame"] != 0) & is_user(past)]
         others = np.unique(past["frame"], return_index=True)[1].tolist()
         for frame in (entry, *(past[at : at + 1] for at in others)):
-            self._frames.follow(frame)
+            self._frames.follow(*frame_span(frame))
 
     def _copied(self, finding: Finding, entry: Batch, row: Batch, fields: list[str]) -> bool:
         """True if the save copied a wrong word: the paths are right, and the slot, if it is watched, holds what it was
@@ -260,8 +305,7 @@ def _overwritten(finding: Finding, fields: list[str], in_place: bool) -> Draft:
         )
     cause += ": something wrote into a live hardware frame"
     look = (
-        "what the handler itself and its exit path do to the frame, then stray writes near the top of this stack; "
-        "watch the slot (ctx tcb watch) to see the writer"
+        "what the handler itself and its exit path do to the frame, then stray writes near the top of this stack"
     )
     # Flags alone are seldom hit by a stray store: what is lost says more than where.
     rank = _CONSEQUENCE if fields == ["rflags"] else _CAUSE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from gdbext.arch.registers import named_for
 from gdbext.events.row import Batch
@@ -70,6 +71,11 @@ def fields(differences: Iterable[Difference]) -> str | None:
 def key(code: str, differences: Iterable[Difference], pc: int, handler: int) -> tuple[object, ...]:
     """What findings of one kind have in common: code, fields and path."""
     return code, fields(differences), pc, handler
+
+
+UNSEEN: Final = ". Who wrote it last was not seen"
+"""Behind the cause of a finding about a saved register, until its last writer is known."""
+LOOK_AT_ALL: Final = "; to see who writes it, run it again with --stores all (probe)"
 
 
 TableRow = tuple[str, int | None, int | None, str | None]
@@ -145,6 +151,7 @@ class Finding:
         again.name_registers()
         known = named_for(self.bits, known)
         self.slot, self.writer = again.slot, again.writer
+        self.cause, self.look_at = self.cause.replace(UNSEEN, ""), self.look_at.replace(LOOK_AT_ALL, "")
         told = self.cause.split(". ")
         added = [part for part in again.cause.removeprefix(known).split(". ") if part and part not in told]
         if added:

@@ -24,8 +24,9 @@ class Write(NamedTuple):
 
     @classmethod
     def of(cls, row: Batch) -> Write:
-        """The store of a STORE row (a batch of one)."""
-        return cls(*(int(row[name][0]) for name in _COLUMNS))
+        """The store of a STORE row (a batch of one); of one that is told late, its event is the last before it."""
+        event, cpu, pc, value = (int(row[name][0]) for name in _COLUMNS)
+        return cls(int(row["match"][0]) or event, cpu, pc, value)
 
 
 _COLUMNS: Final = ("seq", "cpu", "pc", "value")

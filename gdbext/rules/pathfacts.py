@@ -12,7 +12,7 @@ from gdbext.code.compare import Statement, compare, pairs
 from gdbext.code.disasm import Code
 from gdbext.code.graph import Graph
 from gdbext.code.paths import Entry, Gateway, Limits, explore
-from gdbext.code.savemap import RestoreMap, SaveMap, restore_maps, save_maps
+from gdbext.code.savemap import RestoreMap, SaveMap, restore_maps, save_maps, switch_maps
 from gdbext.code.values import STACKS
 from gdbext.events.row import Batch, Flag, How
 from gdbext.ledger.compare import is_user
@@ -46,6 +46,14 @@ class PathFacts:
             self._statements[key] = self._compare(key[0], leaving, origin)
         return self._statements[key]
 
+    def switch_statements(self, left: Batch, back: Batch) -> list[Statement]:
+        """What the thread switch that begins at the SWITCH_OUT row `left` and ends at the SWITCH_IN row `back` (batches
+        of one) stores and loads wrongly."""
+        code = self._code(back)
+        functions = explore(code, [Entry(int(left["pc"][0]))], LIMITS).switch_functions
+        maps = next((switch_maps(code, f) for f in functions if int(back["pc"][0]) in f.ends), None)
+        return [statement for statement in compare(*maps) if statement.fault] if maps else []
+
     def stores(self, entry: Batch, leaving: Batch, field: str) -> bool:
         """True if some way of the entry path stores `field` in an area, for code of the interrupted privilege level."""
         if not int(entry["pc"][0]):
@@ -62,6 +70,17 @@ class PathFacts:
         restores = self._restore(entry_of(entry), leaving)
         loaded = any(set(fields) <= restore.layout.keys() and restore.area not in STACKS for restore in restores)
         return loaded and all(self.stores(entry, leaving, field) for field in fields)
+
+    def loaded_from(self, leaving: Batch, entry: Batch, field: str) -> int | None:
+        """The address (guest virtual) from which the iret's path loaded `field`, where that is the stack on which its
+        frame lay; None elsewhere, and where the code does not show it."""
+        if int(leaving["how"][0]) != How.IRET or not int(entry["pc"][0]):
+            return None
+        for restore in self._restore(entry_of(entry), leaving):
+            own, frame = restore.loaded.get(field), restore.loaded.get("rip")
+            if own is not None and frame is not None and (own.segment, own.atom) == (frame.segment, frame.atom):
+                return int(leaving["frame"][0]) + own.disp - frame.disp
+        return None
 
     def frame_in_place(self, entry: Batch, leaving: Batch) -> bool | None:
         """True if the exit pops the very frame the CPU pushed, False if code built it; None if that is not known."""

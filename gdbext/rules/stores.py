@@ -73,11 +73,15 @@ class FrameStores:
                 del self._words[next(iter(self._words))]
             self._words.setdefault(address, deque(maxlen=KEPT)).append(Write.of(row))
 
-    def follow(self, entry: Batch) -> None:
-        """Have all stores into the frame of the ENTRY row `entry` (a batch of one) told from now on."""
-        start, end = frame_span(entry)
+    def follow(self, start: int, end: int) -> None:
+        """Have all stores from `start` to before `end` told from now on."""
         if start and start not in self.spans and len(self.spans) < MAX_FRAMES:
             self.spans[start] = end
+
+    def last(self, address: int, before: int) -> Write | None:
+        """The last store that put a word at `address` before event `before`; None if none was seen."""
+        seen = [write for write in self._words.get(address, ()) if write.event < before]
+        return max(seen, key=lambda write: write.event, default=None)
 
     def change(self, entry: Batch, leaving: Batch, field: str) -> Write | None:
         """The first store that put what `leaving` resumes as `field` into the frame of `entry`; None if unseen."""
@@ -86,5 +90,5 @@ class FrameStores:
         first, last, value = int(entry["seq"][0]), int(leaving["seq"][0]), int(leaving[field][0])
         mask = (1 << 8 * word) - 1
         return next(
-            (w for w in self._words.get(at, ()) if first < w.event < last and w.value & mask == value & mask), None
+            (w for w in self._words.get(at, ()) if first <= w.event < last and w.value & mask == value & mask), None
         )

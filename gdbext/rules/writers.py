@@ -31,7 +31,7 @@ class Writers:
 
     def turn(self, store: Write, *kinds: int) -> Batch | None:
         """The last entry or exit (or row of one of `kinds`) on that CPU before `store`, as a batch of one."""
-        past = self._history.before(store.event)
+        past = self._history.before(store.event + 1)
         wanted = np.isin(past["kind"], np.array(kinds or (Kind.ENTRY, Kind.EXIT))) & (past["cpu"] == store.cpu)
         found = np.flatnonzero(wanted)[-1:]
         return past[found] if len(found) else None

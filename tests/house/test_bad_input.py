@@ -86,6 +86,7 @@ def children(marker: str) -> list[str]:
         (["--", "qemu-system-nonesuch"], "no qemu-system-nonesuch here"),
         (["--via", "gdbstub", "--", *EMPTY, "-s"], "opens a gdbstub"),
         (["--via", "gdbstub", "--simd", "--", *EMPTY], "--simd needs the probe"),
+        (["--via", "gdbstub", "--stores", "all", "--", *EMPTY], "--stores all needs the probe"),
         (["--via", "probe", "--", *EMPTY, "-enable-kvm"], "the probe needs TCG"),
         (["--", *EMPTY, "-daemonize"], "-daemonize"),
         (["--until", "x", "--", *EMPTY, "-serial", "null"], "leads elsewhere"),

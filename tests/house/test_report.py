@@ -36,7 +36,8 @@ def finding() -> Finding:
 def hostile() -> Finding:
     return Finding(
         code="CW101", event=1, cpu=0, vector=32, interrupted=Place(0x1000, "f\x1b[2Jx", 3), pc=0x2000, cause="a\nb\x07",
-        look_at="c\x9b", thread="\u202et", slot="s\r", writer=Writer(0x3000, "w\x1b]0;t\x07"), pc_symbol="p\x00",
+        look_at="c\x9b", thread="\u202et", slot="s\r", pc_symbol="p\x00",
+        writer=Writer(0x3000, "w\x1b]0;t\x07", 6, 1, "t\x1b"),
         differences=(Difference("rax", 1, 2),), table=(("n\x1b", 1, 2, "v\x1b"),),
     )  # fmt: skip
 
@@ -167,7 +168,8 @@ def test_several_fields_keep_their_order() -> None:
     found.differences = (Difference("rax", 1, 2), Difference("rbx", 3, 4))
     document = RunReport("g", "probe", findings=[found]).document()["findings"][0]
     assert (document["field"], document["expected"], document["actual"]) == ("rax,rbx", "0x1,0x3", "0x2,0x4")
-    assert document["writer"] == {"rip": "0x3000", "symbol": "w\x1b]0;t\x07"}
+    writer = {"rip": "0x3000", "symbol": "w\x1b]0;t\x07", "event": 6, "cpu": 1, "thread": "t\x1b"}
+    assert document["writer"] == writer
 
 
 def test_a_warning_is_no_error(finding: Finding) -> None:

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gdbext.events.row import Kind
@@ -32,3 +33,23 @@ def test_stores_into_live_frames(watch: Callable[..., Watched], guest: Callable[
     assert len(stamps)
     assert (stamps["addr"] - stamps["frame"] == 24).all()  # RSP's word of it
     assert (stamps["value"] % 16 == 0).all()
+
+
+def test_all_stores_are_looked_at_from_the_beginning_where_that_is_wanted(
+    watch: Callable[..., Watched], guest: Callable[[str], Path]
+) -> None:
+    """The first time of all is seen, and at exits that are not what was interrupted, what lies below their frame."""
+    watched = watch("-kernel", str(guest("frame-overwritten")), watch=True, stores=True)
+    watched.machine.cont()
+    watched.run(watched.done, 90)
+    rows = watched.rows
+    stores = rows[rows["kind"] == Kind.STORE]
+    at_once = stores[stores["match"] == 0]
+    rsp = at_once[at_once["addr"] - at_once["frame"] == 24]
+    changed = rows[(rows["kind"] == Kind.EXIT) & np.isin(rows["rsp"], rsp["value"])]
+    assert len(changed)
+    assert rsp["seq"][0] < changed["seq"][0]
+    late = stores[stores["match"] != 0]
+    assert len(late)
+    assert (late["match"] < late["seq"]).all()
+    assert ((late["addr"] < late["frame"]) & (late["addr"] + late["size"] > late["frame"] - 24 * 8)).all()

@@ -63,6 +63,8 @@ def test_frame_popped_in_place(handler: Snippet) -> None:
     finding, engine = judged(handler, *overwritten(handler, 1, FRAME))
     assert (finding.code, finding.field, finding.writer) == ("CW302", "rsp", None)
     assert engine.wanted == {FRAME: FRAME + 40}
+    assert "Who wrote it last was not seen" in finding.cause
+    assert "--stores all" in finding.look_at
 
 
 def test_the_store_is_named(handler: Snippet) -> None:
@@ -110,3 +112,62 @@ def test_lost_flags_come_first_until_a_stray_store_is_seen(handler: Snippet) -> 
     engine = Engine(guest=Guest(handler))
     engine.feed(stamp(batch(came, lost)))
     assert [finding.code for finding in engine.findings] == ["CW102", "CW302"]
+
+
+@pytest.fixture
+def calling(assemble: Assemble) -> Snippet:
+    return assemble("entry: pushq %rax; call work; popq %rax; leave: iretq; work: movl $1, %eax; ret")
+
+
+def changed(calling: Snippet, thread: int, *between: Batch) -> tuple[Batch, ...]:
+    """A handler that keeps RAX on its stack, right below the frame, and finds 5 there."""
+    ctx = context(thread)
+    came = entry(ctx, pc=calling["entry"], frame=FRAME)
+    return came, *between, exit_(ctx | {"rax": 5}, pc=calling["leave"], frame=FRAME)
+
+
+def below(value: int, **columns: int) -> Batch:
+    """A store into the word below the frame."""
+    row = stores(FRAME, value)
+    row["addr"] = FRAME - 8
+    for name, content in columns.items():
+        row[name] = content
+    return row
+
+
+def test_a_register_lost_on_the_stack_says_that_nobody_was_seen_and_has_its_slot_watched(calling: Snippet) -> None:
+    finding, engine = judged(calling, *changed(calling, 1))
+    assert (finding.code, finding.field, finding.slot, finding.writer) == ("CW101", "rax", "slot rax", None)
+    assert "Who wrote it last was not seen" in finding.cause
+    assert "--stores all" in finding.look_at
+    assert engine.wanted == {FRAME - 8: FRAME}
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["seen at once", "told late"])
+def test_who_wrote_it_is_named_when_it_comes_again(calling: Snippet, late: bool) -> None:
+    """A store told late carries the number of the last event before it, here that of the second entry."""
+    store = below(5, cpu=1, match=3 if late else 0, frame=FRAME if late else 0)
+    rows = stamp(batch(*changed(calling, 1), *changed(calling, 1, store)))
+    engine = Engine(guest=Guest(calling))
+    for part in (rows[:2], rows[2:]):
+        engine.feed(part)
+    (finding,) = engine.findings
+    assert finding.count == 2
+    assert finding.writer is not None
+    assert (finding.writer.symbol, finding.writer.cpu) == ("stamp_stack+0x7", 1)
+    assert finding.writer.event == (3 if late else 4)
+    assert "was written on this save, by stamp_stack+0x7" in finding.cause
+    assert "not seen" not in finding.cause
+    assert "--stores all" not in finding.look_at
+
+
+def test_a_store_told_late_is_no_new_store_into_an_area(calling: Snippet) -> None:
+    area = np.zeros(1, ROW)
+    area["kind"], area["addr"], area["value"] = Kind.AREA, FRAME - 8, 8
+    push = below(5, rsp=FRAME)
+    engine = Engine(guest=Guest(calling))
+    engine.feed(stamp(batch(area, push)))
+    assert [finding.code for finding in engine.findings] == ["CW401"]
+    late = Engine(guest=Guest(calling))
+    late.feed(stamp(batch(area, below(5, rsp=FRAME, match=1))))
+    assert late.findings == []

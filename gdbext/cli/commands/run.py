@@ -25,6 +25,13 @@ ARGUMENTS = (
     argument("--timeout", metavar="SECONDS", type=float, help="end the run after this time"),
     argument("--max-findings", metavar="N", type=int, default=0, help="end the run after N different findings"),
     argument("--simd", action="store_true", help="compare XMM, MXCSR and x87 state too"),
+    argument(
+        "--stores",
+        choices=("some", "all"),
+        default="some",
+        help="stores to look at: some, those into save areas and live frames once there is a reason, or all from the "
+        "beginning, so that who overwrites a saved register but once is named, at twice the guest's time",
+    ),
     argument("--rules", metavar="CODES", help="report only these codes: CW102,CW2xx"),
     argument("--stripped", action="store_true", help="boot a bundled guest without its symbols"),
     argument("--verbose", "-v", action="store_true", help="say what is done unasked; show whole contexts"),
