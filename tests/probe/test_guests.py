@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from gdbext.arch.registers import GPR64
-from gdbext.events.row import Flag, How, Kind
+from gdbext.events.row import NOT_READ, Flag, How, Kind
 from gdbext.qemu.probe import ProbeBuild, plugin_args
 from gdbext.sources.base import Capability
 from gdbext.sources.probe import LeftoverSource, TrackedVariable
@@ -230,11 +230,13 @@ def test_stores_and_tracked_variables(watch: Watch, guest: Kernel) -> None:
     assert len(set(areas.tolist())) > 2
 
 
-def test_no_stores_are_looked_at_without_a_reason(watch: Watch, guest: Kernel) -> None:
+def test_without_a_reason_no_stores_are_looked_at_and_no_variables(watch: Watch, guest: Kernel) -> None:
     watched = watch("-kernel", str(guest("clean-osdev")), watch=True)
     watched.machine.cont()
     watched.run(watched.done)
     assert not (watched.rows["kind"] == Kind.STORE).any()
+    contexts = watched.rows[np.isin(watched.rows["kind"], (Kind.ENTRY, Kind.EXIT))]
+    assert (contexts["tracked"] == NOT_READ).all()
 
 
 def test_simd_state(watch: Watch, guest: Kernel) -> None:
