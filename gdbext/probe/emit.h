@@ -7,6 +7,7 @@
 
 #include "ledger.h"
 #include "ring.h"
+#include "stores.h"
 #include "vcpu.h"
 
 static ring shared;
@@ -191,6 +192,12 @@ static void publish(vcpu *v, ctx_row *row, bool wait, bool caught)
         await_pause();
     }
     look_at_wishes(); /* last: the reader may have wished while we waited */
+}
+
+/* The number of the last event, whichever vCPU's. */
+static inline uint64_t last_number(void)
+{
+    return atomic_load_explicit(SHARED(shared.header->seq, uint64_t), memory_order_relaxed);
 }
 
 static void emit(vcpu *v, ctx_row *row)
