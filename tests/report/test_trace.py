@@ -56,6 +56,25 @@ def test_every_track_has_a_name_and_an_order(trace: tuple[dict[str, Any], list[s
     assert [args["name"] for args in named["process_name"].values()]
 
 
+def test_slices_of_a_track_nest_or_follow_each_other(trace: tuple[dict[str, Any], list[str]]) -> None:
+    """Viewers drop what overlaps otherwise: each begin would lack its end."""
+    tracks: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for event in trace[0]["traceEvents"]:
+        if event["ph"] == "X":
+            start, length = (round(event[name] * 1000) for name in ("ts", "dur"))
+            tracks[event["tid"]].append((start, start + length))
+    deepest = 0
+    for slices in tracks.values():
+        around: list[int] = []
+        for start, end in sorted(slices, key=lambda one: (one[0], -one[1])):
+            while around and around[-1] <= start:
+                around.pop()
+            assert not around or end <= around[-1]
+            around.append(end)
+            deepest = max(deepest, len(around))
+    assert deepest > 1
+
+
 def test_windows_and_findings_are_in_it(trace: tuple[dict[str, Any], list[str]]) -> None:
     document, codes = trace
     events = document["traceEvents"]
