@@ -17,7 +17,7 @@ from gdbext.ledger.compare import FIELD_BITS, agreement, is_call, is_user
 from gdbext.rules.areas import AreaJudge
 from gdbext.rules.codes import ERROR
 from gdbext.rules.draft import Draft
-from gdbext.rules.finding import LOOK_AT_ALL, UNSEEN, Finding
+from gdbext.rules.finding import LOOK_AT_ALL, LOOK_AT_AREA, UNSEEN, Finding
 from gdbext.rules.guest import GuestView
 from gdbext.rules.history import History
 from gdbext.rules.laststores import Write
@@ -162,6 +162,8 @@ class Explainer:
         seen."""
         at = self._paths.loaded_from(row, entry, field)
         if at is None:
+            if finding.slot is not None:
+                finding.cause, finding.look_at = finding.cause + UNSEEN, finding.look_at + LOOK_AT_AREA
             return
         finding.slot = finding.slot or f"slot {field}"
         word = word_size(int(row["mode"][0]))

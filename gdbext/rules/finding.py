@@ -75,7 +75,9 @@ def key(code: str, differences: Iterable[Difference], pc: int, handler: int) -> 
 
 UNSEEN: Final = ". Who wrote it last was not seen"
 """Behind the cause of a finding about a saved register, until its last writer is known."""
-LOOK_AT_ALL: Final = "; to see who writes it, run it again with --stores all (probe)"
+LOOK_AT_ALL: Final = "; to see who writes it, run it again through the probe with --stores all"
+LOOK_AT_AREA: Final = "; to see who writes it, run it through the probe, if need be with a profile that names the area"
+"""Advice that goes with it: for a frame or a slot on the handler's stack, and for one in an area elsewhere."""
 
 
 TableRow = tuple[str, int | None, int | None, str | None]
@@ -151,7 +153,8 @@ class Finding:
         again.name_registers()
         known = named_for(self.bits, known)
         self.slot, self.writer = again.slot, again.writer
-        self.cause, self.look_at = self.cause.replace(UNSEEN, ""), self.look_at.replace(LOOK_AT_ALL, "")
+        self.cause = self.cause.replace(UNSEEN, "")
+        self.look_at = self.look_at.replace(LOOK_AT_ALL, "").replace(LOOK_AT_AREA, "")
         told = self.cause.split(". ")
         added = [part for part in again.cause.removeprefix(known).split(". ") if part and part not in told]
         if added:

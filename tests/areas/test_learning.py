@@ -212,6 +212,21 @@ def test_a_frame_overwritten_before_it_is_copied_and_a_slot_overwritten_then(ass
     assert "written on this save" in finding.cause or first
 
 
+def test_where_no_stores_are_seen_the_slot_is_named_and_how_its_writer_is_found(assemble: Assemble) -> None:
+    """As through GDB's breakpoints: what the code shows is told, and what it cannot show is said to be unknown."""
+    without = NRK_SAVE.format(more=WHOLE.replace(COPY_WORD.format(word=4, slot=17), ""))
+    snippet = assemble(without + NRK_RESTORE.format(cs=20).replace("restore:", "", 1))
+    (leaving,) = explore(snippet.code, [Entry(snippet["entry"])]).exits
+    now = context(rflags=0x246)
+    engine = Engine(guest=Kernel(snippet))
+    engine.feed(stamp(batch(entry(now, pc=snippet["entry"]), exit_(now | {"rflags": 0x202}, pc=leaving.address))))
+    (finding,) = engine.findings
+    assert (finding.code, finding.slot, finding.writer) == ("CW102", "slot 17", None)
+    assert "never stores RFLAGS" in finding.cause
+    assert finding.cause.endswith("Who wrote it last was not seen")
+    assert "through the probe" in finding.look_at
+
+
 def test_five_words_of_a_three_word_frame() -> None:
     ctx = context(user=False, cs=8, ss=0x10, mode=32)
     words = [ctx["rip"], 8, ctx["rflags"], 0xC0103207, 0x1234, 0, 0, 0]
