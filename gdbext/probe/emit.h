@@ -11,7 +11,8 @@
 #include "vcpu.h"
 
 static ring shared;
-static bool simd_wanted, swapgs_seen, watch_allowed;
+static bool simd_wanted, watch_allowed;
+static atomic_bool swapgs_seen;
 static atomic_bool stores_seen; /* kernel code is translated with a callback at every store */
 static atomic_bool frame_was_changed; /* a reason to look at stores, unasked: see frames.h */
 static _Atomic uint64_t last_star;
