@@ -8,17 +8,20 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
+from gdbext.code.classify import stores_stack_pointer
 from gdbext.code.compare import Statement, compare, pairs
 from gdbext.code.disasm import Code
 from gdbext.code.graph import Graph
 from gdbext.code.paths import Entry, Gateway, Limits, explore
 from gdbext.code.savemap import RestoreMap, SaveMap, restore_maps, save_maps, switch_maps
+from gdbext.code.switches import switch_after
 from gdbext.code.values import STACKS
 from gdbext.events.row import Batch, Flag, How
 from gdbext.ledger.compare import is_user
 from gdbext.rules.guest import GuestView
 
 LIMITS: Final = Limits(instructions=30_000, calls=5)
+SWITCH_LIMITS: Final = Limits(instructions=200, calls=0)
 
 
 class PathFacts:
@@ -49,10 +52,15 @@ class PathFacts:
     def switch_statements(self, left: Batch, back: Batch) -> list[Statement]:
         """What the thread switch that begins at the SWITCH_OUT row `left` and ends at the SWITCH_IN row `back` (batches
         of one) stores and loads wrongly."""
-        code = self._code(back)
-        functions = explore(code, [Entry(int(left["pc"][0]))], LIMITS).switch_functions
-        maps = next((switch_maps(code, f) for f in functions if int(back["pc"][0]) in f.ends), None)
-        return [statement for statement in compare(*maps) if statement.fault] if maps else []
+        code, start = self._code(back), int(left["pc"][0])
+        reach = explore(code, [Entry(start)], SWITCH_LIMITS)
+        for address in sorted(reach.successors):
+            insn = code.insn(address)
+            if insn is not None and stores_stack_pointer(insn):
+                function = switch_after(code, reach, address, start)
+                maps = switch_maps(code, function) if function is not None else None
+                return compare(*maps) if maps is not None else []
+        return []
 
     def stores(self, entry: Batch, leaving: Batch, field: str) -> bool:
         """True if some way of the entry path stores `field` in an area, for code of the interrupted privilege level."""

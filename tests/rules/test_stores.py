@@ -171,3 +171,19 @@ def test_a_store_told_late_is_no_new_store_into_an_area(calling: Snippet) -> Non
     late = Engine(guest=Guest(calling))
     late.feed(stamp(batch(area, below(5, rsp=FRAME, match=1))))
     assert late.findings == []
+
+
+def test_a_switch_that_loses_a_register_is_told_which_of_its_instructions_leave_it(assemble: Assemble) -> None:
+    code = assemble(
+        "switch: pushq %rbp; pushq %r12; pushq %r13; pushq %r14; pushq %r15; movq %rsp, (%rdi); movq %rsi, %rsp;"
+        "popq %r15; popq %r14; popq %r13; popq %r12; popq %rbp; xorl %ebx, %ebx; end: ret"
+    )
+    left, back = np.zeros(1, ROW), np.zeros(1, ROW)
+    for row, kind, pc, rbx in ((left, Kind.SWITCH_OUT, "switch", 7), (back, Kind.SWITCH_IN, "end", 0)):
+        row["kind"], row["pc"], row["mode"], row["rsp"], row["rbx"] = kind, code[pc], 64, 0xFFFFFFFF80600000, rbx
+        row["stack"][0][0] = code["switch"] + 0x100
+    engine = Engine(guest=Guest(code))
+    engine.feed(stamp(batch(left, back)))
+    (finding,) = engine.findings
+    assert (finding.code, finding.field) == ("CW108", "rbx")
+    assert "never stores RBX" in finding.cause
