@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from gdbext.cli.main import main
+from tests.recording.repeat import repeat
+from tests.recording.sessions import busy
 from tests.report import pages
 from tests.report.browser import Page, browser, chromium
 
@@ -24,6 +27,16 @@ def shown() -> Iterator[Page]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A page with findings, and their codes."""
     return pages.make(tmp_path_factory.mktemp("page"))
+
+
+@pytest.fixture(scope="module")
+def million(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a session of a million events."""
+    directory = tmp_path_factory.mktemp("million")
+    pages.record(directory / "short", busy(3000))
+    assert repeat(directory / "short", directory / "long", 1_000_000) >= 1_000_000
+    assert main(["report", str(directory / "long"), "-o", str(directory / "long.html")]) == 0
+    return directory / "long.html"
 
 
 @pytest.fixture
@@ -182,3 +195,26 @@ def test_without_javascript(shown: Page, made: tuple[Path, list[str]]) -> None:
         assert "Look at" in shown.value("document.querySelector('.finding').innerText")
     finally:
         shown.call("Emulation.setScriptExecutionDisabled", value=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_million_events_stay_usable(shown: Page, million: Path, dark: bool, tmp_path: Path) -> None:
+    """By the browser's own clock, with room for a machine that does something else, too."""
+    shown.said.clear()
+    shown.open(million, dark=dark)
+    ready = shown.value("performance.now()") / 1000
+    whole = view(shown)
+    shown.value("document.getElementById('canvas').focus()")
+    answers = []
+    for key in ("+", "+", "ArrowRight", "n", ".", "-", "0"):
+        began = shown.value("performance.now()")
+        shown.key(key)
+        answers.append((shown.value("performance.now()") - began) / 1000)
+    print(f"ready after {ready:.1f} s, keys answered after {', '.join(f'{each:.2f}' for each in answers)} s")
+    assert view(shown) == whole
+    assert readout(shown)
+    assert (ready < 20, max(answers) < 2) == (True, True), (ready, answers)
+    assert shown.said == []
+    shown.picture(tmp_path / "page.png")
+    assert (tmp_path / "page.png").stat().st_size > 20_000
