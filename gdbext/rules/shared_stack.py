@@ -44,6 +44,8 @@ class SharedStackJudge:
         """Judge the switches of a batch in order of ``seq``."""
         kind = batch["kind"]
         switch = ((kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN)) & (batch["how"] != How.TASK)
+        if self._here.dtype != batch.dtype:
+            self._here = np.zeros(0, batch.dtype)
         rows = Joined(self._here, batch.take(np.flatnonzero(switch)))
         if len(rows) > len(self._here):
             self._suspects += self._shared(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gdbext.events.row import ROW, Batch
+from gdbext.events.row import ROW, ROW_SIMD, Batch
 from gdbext.rules.engine import Engine
 from tests.rules.rows import Kind, batch, context, entry, stamp
 
@@ -55,6 +55,16 @@ def died() -> Batch:
 )
 def test_a_thread_that_two_cpus_run(goes_on: Batch) -> None:
     assert found(leaves(0), takes_up(1), leaves(0, OTHER), takes_up(0), goes_on) == [("CW404", 4)]
+
+
+def test_rows_with_simd_state() -> None:
+    rows = stamp(batch(leaves(0), takes_up(1), leaves(0, OTHER), takes_up(0), leaves(1)))
+    wide = np.zeros(len(rows), ROW_SIMD)
+    for name in ROW.names or ():
+        wide[name] = rows[name]
+    engine = Engine()
+    engine.feed(wide[:3])
+    assert [finding.code for finding in engine.feed(wide[3:])] == ["CW404"]
 
 
 def test_the_machine_dies_of_it() -> None:
