@@ -24,6 +24,7 @@ from gdbext.rules.history import History
 from gdbext.rules.kernel_base import KernelBaseJudge
 from gdbext.rules.landing import LandingJudge
 from gdbext.rules.laststores import Write
+from gdbext.rules.lazy_fpu import LazyFpuJudge
 from gdbext.rules.linear import LinearWidth
 from gdbext.rules.nesting import NestingJudge
 from gdbext.rules.policy import Policy
@@ -90,6 +91,7 @@ class Engine:
             KernelBaseJudge(self._gs, self._width, self.history),
             self._resume,
             SelectorJudge(),
+            LazyFpuJudge(),
             SwitchJudge(),
             SharedStackJudge(),
             TaskJudge(),

@@ -210,7 +210,8 @@ def _descriptor(register: str, row: Batch) -> str:
     )
 
 
-def _simd(entry: Batch, row: Batch, match: str) -> Draft:
+def simd_differences(entry: Batch, row: Batch) -> tuple[Difference, ...]:
+    """The XMM and x87 registers and MXCSR that differ between two rows (batches of one) with SIMD state."""
     before, after = entry["simd"][0], row["simd"][0]
     found = []
     for n in range(16):
@@ -223,9 +224,14 @@ def _simd(entry: Batch, row: Batch, match: str) -> Draft:
             found.append(Difference(f"st{n}", old, new))
     if entry["mxcsr"][0] != row["mxcsr"][0]:
         found.append(Difference("mxcsr", int(entry["mxcsr"][0]), int(row["mxcsr"][0])))
+    return tuple(found)
+
+
+def _simd(entry: Batch, row: Batch, match: str) -> Draft:
+    found = simd_differences(entry, row)
     cause = f"{', '.join(d.field for d in found)} did not survive the handler"
     look = "whether handler code uses these registers (compiler flags), and where they are saved and restored"
-    return Draft("CW105", cause, look, tuple(found), ERROR, match)
+    return Draft("CW105", cause, look, found, ERROR, match)
 
 
 def _wrong_context(entry: Batch, row: Batch, fields: list[str], owner: Batch, match: str) -> Draft:
