@@ -66,7 +66,7 @@ class Redirects:
             not self._policy.replaces_own and _goes_back(entry, row, newest, history, self._policy.syscall_returns)
         ):
             kept = _TRACKED if row["flags"][0] & Flag.LINEAR32 else _TRACKED | _BASES
-            return 0xFFFF_FFFF & ~kept
+            return 0xFFFF_FFFF & ~(kept | _taken_by_return(entry, row))
         return 0
 
     def replaced(self, row: Batch, newest: Batch, after: int = 0) -> bool:
@@ -116,6 +116,13 @@ class Redirects:
     def begins(self, rip: int) -> bool:
         """True if contexts began before at `rip`."""
         return rip in self._beginnings
+
+
+def _taken_by_return(entry: Batch, row: Batch) -> int:
+    """The mask of the registers that the exit `row` itself destroys, unless `entry` is a call: not asked for."""
+    if is_call(entry)[0]:
+        return 0
+    return {How.SYSRET: int(BIT["rcx"] | BIT["r11"]), How.SYSEXIT: int(BIT["rcx"] | BIT["rdx"])}.get(row["how"][0], 0)
 
 
 def _goes_back(entry: Batch, row: Batch, newest: Batch, history: History, returns: Collection[str]) -> bool:

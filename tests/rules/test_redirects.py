@@ -53,6 +53,16 @@ def test_without_a_profile_a_call_that_does_not_return_replaces_its_caller() -> 
     assert codes(entry(ctx), *returned, exit_(ctx | {"rdx": 0xBEEF})) == [("CW101", "rdx")]
 
 
+@pytest.mark.parametrize("policy", [LINUX, Policy()], ids=["linux", "no profile"])
+def test_interrupted_code_does_not_get_back_what_sysret_destroys(policy: Policy) -> None:
+    ctx = context()
+    by_sysret = ctx | {"rcx": ctx["rip"], "r11": ctx["rflags"], "rdx": 0xBEEF}
+    ends = entry(ctx), call(ctx, SIGRETURN), exit_(by_sysret, How.SYSRET)
+    assert codes(*ends, policy=policy) == [("CW101", "rcx,r11")]
+    in_call = entry(ctx, How.SYSCALL), call(ctx, SIGRETURN), exit_(by_sysret, How.SYSRET)
+    assert codes(*in_call, policy=policy) == []
+
+
 def test_a_handler_s_return_does_not_replace_the_bases() -> None:
     assert codes(*signalled(rdx=0xBEEF, gs_base=5), policy=LINUX) == [("CW204", "gs_base")]
 
