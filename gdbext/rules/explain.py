@@ -12,7 +12,7 @@ from gdbext.arch.frames import FRAME_FIELDS, word_size
 from gdbext.arch.registers import GPR64
 from gdbext.code.compare import Kind as Fact
 from gdbext.code.compare import Statement
-from gdbext.events.row import Batch, Flag, Kind
+from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import FIELD_BITS, agreement, is_call, is_user
 from gdbext.rules.areas import AreaJudge
 from gdbext.rules.codes import ERROR
@@ -80,16 +80,21 @@ class Explainer:
             return []
         statements = self._paths.statements(entry, row)
         clash = next((s for s in statements if s.kind is Fact.CLASH and set(s.fields) & set(fields)), None)
-        stale = self._add_writer(finding, entry, fields[0])
+        area = self._areas.area_of(entry, finding.event)
+        write = self._areas.last_write(area, fields[0], finding.event) if area is not None else None
+        if write is not None:
+            finding.slot, finding.writer = f"slot {self._areas.slot_number(fields[0])}", self._writers.of(write)
         if clash is not None and finding.writer is None and clash.by is not None:
             finding.writer = self._writers.by_code(clash.by)
         beyond = _beyond_frame(finding, entry)
         if beyond is not None:
+            self._add_write(finding, entry, write)
             return [beyond]
         skipped = self._paths.stores(entry, row, fields[0])
         told = self._add_path(finding, statements, fields, skipped)
         forgotten = any(_not_stored(statement) for statement in told)
         seen = self._add_when_seen(finding, entry, fields[0])
+        stale = self._add_write(finding, entry, write, forgotten and not skipped)
         extra = []
         may_be_old = finding.code in ("CW101", "CW102") and not told
         again = same_again(row, int(entry["seq"][0]), self._history) if may_be_old else None
@@ -120,28 +125,25 @@ class Explainer:
                 finding.slot = f"slot {statement.word}"
         return told
 
-    def _add_writer(self, finding: Finding, entry: Batch, field: str) -> str:
-        """Say who wrote the slot last; why the slot is stale, if that was before the context was interrupted."""
-        area = self._areas.area_of(entry, finding.event)
-        write = self._areas.last_write(area, field, finding.event) if area is not None else None
-        number = self._areas.slot_number(field)
-        if write is None or number is None:
-            return ""
-        finding.slot = f"slot {number}"
-        if self._add_write(finding, entry, write, f"Slot {number}"):
-            return ""
-        return f"slot {number} was last written at event {write.event}"
+    def _add_write(
+        self, finding: Finding, entry: Batch, write: Write | None, forgotten: bool = False, slot: str = ""
+    ) -> str:
+        """Say who wrote the slot last; why it is stale, if that was before the context was interrupted.
 
-    def _add_write(self, finding: Finding, entry: Batch, write: Write, slot: str) -> bool:
-        """Say who wrote `slot` last; True if that was on this save."""
+        forgotten: the entry's code does not store it.  slot: what to call it, other than by its number.
+        """
+        if write is None:
+            return ""
         finding.writer = self._writers.of(write)
+        slot = slot or (finding.slot or "").capitalize()
         where = finding.writer.symbol or f"{write.pc:#x}"
         if write.event >= int(entry["seq"][0]):
             finding.cause += f". {slot} was written on this save, by {where}"
-            return True
+            return ""
+        never = f"{_path(entry)} never stores it" if forgotten else "this save never stored it"
         finding.cause += f". {slot} was last written by {self._path_of(write)} at {where}, {self._ago(write, entry)}"
-        finding.cause += "; this save never stored it"
-        return False
+        finding.cause += f"; {never}"
+        return f"{slot[:1].lower()}{slot[1:]} was last written at event {write.event}"
 
     def _add_source(self, finding: Finding, row: Batch, field: str) -> None:
         """Say from which slot a context that is another's was loaded, and who wrote that last."""
@@ -170,7 +172,7 @@ class Explainer:
         mask = (1 << 8 * word) - 1
         write = self._frames.last(at, finding.event)
         if write is not None and write.value & mask == int(row[field][0]) & mask:
-            self._add_write(finding, entry, write, f"Its slot, at {at:#x} on the stack,")
+            self._add_write(finding, entry, write, slot=f"Its slot, at {at:#x} on the stack,")
             return
         self._frames.follow(at, at + word)
         finding.cause += UNSEEN
@@ -179,11 +181,7 @@ class Explainer:
     def _path_of(self, write: Write) -> str:
         """The handler in which a store was made."""
         last = self._writers.turn(write, Kind.ENTRY)
-        if last is None:
-            return "code"
-        if bool(is_call(last)[0]):
-            return "the system call path"
-        return f"the path of {vectors.name(int(last['vector'][0]))}"
+        return _path(last) if last is not None else "code"
 
     def _ago(self, write: Write, entry: Batch) -> str:
         count = self._history.entries_between(write.event, int(entry["seq"][0]))
@@ -253,6 +251,15 @@ class Explainer:
         return write.event > came and write.value == int(row[fields[0]][0]) and not right
 
 
+def _path(entry: Batch) -> str:
+    """The handler of the ENTRY row `entry` (a batch of one), in words."""
+    if bool(is_call(entry)[0]):
+        return "the system call path"
+    if int(entry["how"][0]) == How.INTERRUPT:
+        return "the interrupt path"
+    return f"the path of {vectors.name(int(entry['vector'][0]))}"
+
+
 def _by(change: Write, symbol: str | None) -> str:
     where = f"{symbol} ({change.pc:#x})" if symbol else f"{change.pc:#x}"
     return f". It was the store of {change.value:#x} at {where}, event {change.event}"
@@ -306,9 +313,7 @@ def _overwritten(finding: Finding, fields: list[str], in_place: bool) -> Draft:
             "as it should be; what they copied had changed"
         )
     cause += ": something wrote into a live hardware frame"
-    look = (
-        "what the handler itself and its exit path do to the frame, then stray writes near the top of this stack"
-    )
+    look = "what the handler itself and its exit path do to the frame, then stray writes near the top of this stack"
     # Flags alone are seldom hit by a stray store: what is lost says more than where.
     rank = _CONSEQUENCE if fields == ["rflags"] else _CAUSE
     return Draft("CW302", cause, look, finding.differences, match=finding.match, rank=rank)

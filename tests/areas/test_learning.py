@@ -212,19 +212,42 @@ def test_a_frame_overwritten_before_it_is_copied_and_a_slot_overwritten_then(ass
     assert "written on this save" in finding.cause or first
 
 
-def test_where_no_stores_are_seen_the_slot_is_named_and_how_its_writer_is_found(assemble: Assemble) -> None:
-    """As through GDB's breakpoints: what the code shows is told, and what it cannot show is said to be unknown."""
+@pytest.fixture
+def forgetful(assemble: Assemble) -> Snippet:
+    """The nrk text's paths, whole but for RFLAGS, which are never stored."""
     without = NRK_SAVE.format(more=WHOLE.replace(COPY_WORD.format(word=4, slot=17), ""))
-    snippet = assemble(without + NRK_RESTORE.format(cs=20).replace("restore:", "", 1))
-    (leaving,) = explore(snippet.code, [Entry(snippet["entry"])]).exits
+    return assemble(without + NRK_RESTORE.format(cs=20).replace("restore:", "", 1))
+
+
+def test_where_no_stores_are_seen_the_slot_is_named_and_how_its_writer_is_found(forgetful: Snippet) -> None:
+    """As through GDB's breakpoints: what the code shows is told, and what it cannot show is said to be unknown."""
+    (leaving,) = explore(forgetful.code, [Entry(forgetful["entry"])]).exits
     now = context(rflags=0x246)
-    engine = Engine(guest=Kernel(snippet))
-    engine.feed(stamp(batch(entry(now, pc=snippet["entry"]), exit_(now | {"rflags": 0x202}, pc=leaving.address))))
+    engine = Engine(guest=Kernel(forgetful))
+    engine.feed(stamp(batch(entry(now, pc=forgetful["entry"]), exit_(now | {"rflags": 0x202}, pc=leaving.address))))
     (finding,) = engine.findings
     assert (finding.code, finding.slot, finding.writer) == ("CW102", "slot 17", None)
     assert "never stores RFLAGS" in finding.cause
     assert finding.cause.endswith("Who wrote it last was not seen")
     assert "through the probe" in finding.look_at
+
+
+def test_what_is_said_of_lost_flags_ends_in_who_wrote_the_slot_last(forgetful: Snippet) -> None:
+    (leaving,) = explore(forgetful.code, [Entry(forgetful["entry"])]).exits
+    layout = find("nrk").layout
+    assert layout is not None
+    before, now = context(rflags=0x202), context(rip=0x400180, rflags=0x246)
+    saved = [store(at, before[name]) for name, at in layout.slots.items() if name in before]
+    save = [store(at, now[name]) for name, at in layout.slots.items() if name in now and name != "rflags"]
+    rows = [*(slot(name, at) for name, at in layout.slots.items()), area_row()]
+    rows += [entry(before, How.SYSCALL), *saved, exit_(before, How.SYSRET)]
+    rows += [entry(now, pc=forgetful["entry"]), *save, exit_(now | {"rflags": 0x202}, pc=leaving.address)]
+    engine = Engine(guest=Kernel(forgetful))
+    engine.feed(stamp(concat(rows)))
+    flags = next(finding for finding in engine.findings if finding.code == "CW102")
+    assert "Slot 17 was last written by the system call path at " in flags.cause
+    assert flags.cause.endswith(", one interrupt ago; the interrupt path never stores it")
+    assert "not seen" not in flags.cause
 
 
 def test_five_words_of_a_three_word_frame() -> None:
