@@ -93,7 +93,7 @@ static void ring_wait_for_room(const ring *r, ring_control *c, uint64_t head)
     }
 }
 
-/* The next row of `cpu`'s ring, zeroed; nobody sees it before ring_publish. */
+/* The next row of `cpu`'s ring, zeroed, the same until ring_publish; nobody sees it before. */
 static inline ctx_row *ring_reserve(const ring *r, unsigned cpu)
 {
     ring_control *c = ring_cpu(r, cpu);
@@ -101,9 +101,6 @@ static inline ctx_row *ring_reserve(const ring *r, unsigned cpu)
 
     if (head - atomic_load_explicit(SHARED(c->tail, uint64_t), memory_order_acquire) > r->mask) {
         ring_wait_for_room(r, c, head);
-        if (!ring_reader_present(r)) {
-            c->overwritten++;
-        }
     }
     ctx_row *row = (ctx_row *)(r->rows + ((uint64_t)cpu * (r->mask + 1) + (head & r->mask)) * r->row_size);
     memset(row, 0, r->row_size);
@@ -121,6 +118,9 @@ static inline void ring_number(const ring *r, ctx_row *row)
 static inline void ring_publish(const ring *r, unsigned cpu)
 {
     ring_control *c = ring_cpu(r, cpu);
+    if (c->head - atomic_load_explicit(SHARED(c->tail, uint64_t), memory_order_relaxed) > r->mask) {
+        c->overwritten++; /* nobody took what lay there */
+    }
     atomic_store_explicit(SHARED(c->head, uint64_t), c->head + 1, memory_order_release);
 }
 

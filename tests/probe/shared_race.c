@@ -1,11 +1,12 @@
 /*
  * What vCPUs and the reader share beside ring and ledger, under threads that do nothing else.
  *
- *     shared_race targets|frames|watches RING
+ *     shared_race targets|frames|watches|rows RING
  *
  * targets  one vCPU translates at an address while another makes it a target: one of them must see the other
  * frames   two frames that share a place are live in turn; a store that changes nothing of either is no change
  * watches  the reader changes the table of watched ranges all the time; a range that is in all of them is watched
+ * rows     (one thread) a row that is begun twice displaces one
  *
  * The exit status is 0 when all was right.
  */
@@ -144,6 +145,18 @@ static void *store_there(void *unused)
     return unused;
 }
 
+static void count_displaced(void)
+{
+    enum { ROWS = 100, RING = 64 };
+
+    for (unsigned n = 0; n < ROWS; n++) {
+        ring_reserve(&shared, 0);
+        ring_reserve(&shared, 0);
+        ring_publish(&shared, 0);
+    }
+    wrong += ring_cpu(&shared, 0)->overwritten != ROWS - RING;
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 3 || !ring_open(&shared, argv[2], 1, 64, 0, 0)) {
@@ -152,6 +165,7 @@ int main(int argc, char **argv)
     switch (argv[1][0]) {
     case 't': race_targets(); break;
     case 'f': race_frames(); break;
+    case 'r': count_displaced(); break;
     default: in_parallel(change_watches, store_there);
     }
     if (wrong) {
