@@ -83,7 +83,7 @@ async def _finally_closed(session: Session, screen: TerminalScreen, work: Corout
 async def _script(session: Session, first: str) -> int:
     """Without a terminal: every line as it comes, each after the guest stands; the first refusal ends it, status 2."""
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGINT, session.live.interrupt)
+    loop.add_signal_handler(signal.SIGINT, session.interrupt)
     await session.do(first)
     done, held = True, ""
     while done and not session.leaving:

@@ -97,7 +97,7 @@ class Prompt:
 
     async def _begin(self, work: Coroutine[Any, Any, object], patience: float = _AT_ONCE) -> None:
         """Start to do what was typed; return when it is done, or takes longer than a person likes to wait."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._session.live.interrupt)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._session.interrupt)
         task: asyncio.Task[object] = asyncio.ensure_future(work)
         self._running.add(task)
         task.add_done_callback(self._done)
@@ -153,8 +153,8 @@ class Prompt:
         @keys.add("c-c")
         @keys.add(Keys.SIGINT)
         def _interrupt(event: KeyPressEvent) -> None:
-            if self._session.live.interruptible:
-                self._session.live.interrupt()
+            if self._session.interruptible:
+                self._session.interrupt()
             elif event.current_buffer.text:
                 event.current_buffer.reset()
             else:

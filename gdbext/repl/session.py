@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gdbext.errors import CtxwatchError, UsageError
@@ -39,6 +42,9 @@ class Session:
         self.recorded: Recorded | None = None
         self.commands = declare.discover(COMMANDS)
         self.leaving = False
+        self.reading = ""
+        """What is read of a recording that is being opened, as a clause."""
+        self._given_up: threading.Event | None = None
         self._again = ""
 
     def command(self, line: str) -> tuple[declare.Command, str] | None:
@@ -103,6 +109,38 @@ class Session:
             raise UsageError("no recording is open", todo="open FILE first")
         return self.recorded
 
+    async def read(self, path: Path) -> Recorded:
+        """A recording, ready to be walked: the rules go through all of it once, minutes for a hundred million events,
+        during which the prompt stays usable. Raises RecordingError, and CtxwatchError when it was given up."""
+        from gdbext.repl.recorded import Recorded
+
+        if self._given_up is not None:
+            raise CtxwatchError("a recording is being opened", todo="Ctrl-C gives it up")
+        given_up = self._given_up = threading.Event()
+
+        def progress(events: int) -> None:
+            self.reading = f"opening {path.name}: {events / 1e6:.1f} million events"
+            if given_up.is_set():
+                raise CtxwatchError(f"opening {path} was given up")
+
+        try:
+            return await asyncio.to_thread(Recorded, path, self.screen, progress)
+        finally:
+            given_up.set()
+            self._given_up, self.reading = None, ""
+
+    @property
+    def interruptible(self) -> bool:
+        """Whether there is something a Ctrl-C would stop."""
+        return self._given_up is not None or self.live.interruptible
+
+    def interrupt(self) -> None:
+        """A Ctrl-C: give up opening a recording, else stop the guest, or what GDB is at."""
+        if self._given_up is not None:
+            self._given_up.set()
+        else:
+            self.live.interrupt()
+
     async def take_recording(self, recorded: Recorded) -> None:
         """Look at `recorded` from now on; the guest or recording before it is left."""
         self.close_recording()
@@ -127,6 +165,8 @@ class Session:
 
     async def close(self) -> None:
         """Leave everything."""
+        if self._given_up is not None:
+            self._given_up.set()
         self.close_recording()
         await self.live.close()
 

@@ -23,6 +23,8 @@ def message(session: Session) -> Fragments:
 
 def toolbar(session: Session) -> Fragments:
     """The status line."""
+    if session.reading:
+        return _joined([[("class:toolbar.state", printable(session.reading))]])
     if session.recorded is not None:
         return _joined([[("", printable(part))] for part in session.recorded.toolbar()])
     live = session.live

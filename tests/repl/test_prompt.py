@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from prompt_toolkit.history import InMemoryHistory
 from gdbext.errors import CtxwatchError
 from gdbext.repl.config import Config
 from gdbext.repl.mi import Record
+from gdbext.repl.screen import Screen
 from tests.repl.fakes import FakeGdb, notify, terminal
 
 CONNECT = "connect localhost:1234"
@@ -492,3 +495,36 @@ async def test_a_wrong_command_line_is_told() -> None:
             repl.type(line + "\r")
             await repl.until(said)
         await repl.until("idle │")
+
+
+class Endless:
+    """A recording that takes for ever to open."""
+
+    def __init__(self, path: Path, screen: Screen, progress: Callable[[int], None]) -> None:
+        while True:
+            progress(3_400_000)
+            time.sleep(0.01)
+
+
+@scenario
+async def test_opening_a_long_recording_is_told_and_given_up_by_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gdbext.repl.recorded.Recorded", Endless)
+    async with terminal() as repl:
+        repl.type("open big.arrow\r")
+        await repl.until("opening big.arrow: 3.4 million events")
+        repl.type("open other.arrow\r")
+        await repl.until("a recording is being opened; Ctrl-C gives it up")
+        repl.type("\x03")
+        await repl.until("opening big.arrow was given up", "idle │")
+
+
+@scenario
+async def test_who_leaves_waits_for_no_recording_that_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gdbext.repl.recorded.Recorded", Endless)
+    async with terminal() as repl:
+        repl.type("open big.arrow\r")
+        await repl.until("opening big.arrow")
+        repl.type("\x04")
+        assert await repl.ended() == 0
+        await repl.session.close()
+        await repl.happens(lambda: not repl.session.reading)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 from pathlib import Path
 
 from gdbext.repl.declare import Command, argument
@@ -12,11 +11,7 @@ from gdbext.repl.session import Session
 
 async def run(session: Session, args: argparse.Namespace) -> None:
     """Open a recording."""
-    from gdbext.repl.recorded import Recorded
-
-    path = Path(args.file).expanduser()
-    # The rules go through all of it once: minutes for a hundred million events, during which the prompt stays usable.
-    opened = await asyncio.to_thread(Recorded, path, session.screen)
+    opened = await session.read(Path(args.file).expanduser())
     await session.take_recording(opened)
     walk = opened.walk
     found = f"{len(walk.findings)} finding{'s' * (len(walk.findings) != 1)}"
