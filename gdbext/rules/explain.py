@@ -74,7 +74,7 @@ class Explainer:
             return []
         if finding.code == "CW108":
             self._add_path(finding, self._paths.switch_statements(entry, row), fields, False)
-        if finding.code in _WHOLE_CODES:
+        if finding.code in _WHOLE_CODES and finding.writer is None:
             self._add_source(finding, row, fields[0])
         if finding.code not in _CONTEXT_CODES or row["kind"][0] != Kind.EXIT:
             return []
@@ -95,6 +95,8 @@ class Explainer:
         forgotten = any(_not_stored(statement) for statement in told)
         seen = self._add_when_seen(finding, entry, fields[0])
         stale = self._add_write(finding, entry, write, forgotten and not skipped)
+        if not told and finding.writer is None:
+            self._add_left(finding, entry, row, fields[0])
         extra = []
         may_be_old = finding.code in ("CW101", "CW102") and not told
         again = same_again(row, int(entry["seq"][0]), self._history) if may_be_old else None
@@ -144,6 +146,16 @@ class Explainer:
         finding.cause += f". {slot} was last written by {self._path_of(write)} at {where}, {self._ago(write, entry)}"
         finding.cause += f"; {never}"
         return f"{slot[:1].lower()}{slot[1:]} was last written at event {write.event}"
+
+    def _add_left(self, finding: Finding, entry: Batch, row: Batch, field: str) -> None:
+        """Say where the entry path stores a register that the exit path never loads."""
+        left = self._paths.not_loaded(entry, row, field)
+        if left is not None:
+            finding.slot, finding.writer = f"slot {left[0]}", self._writers.by_code(left[1])
+            where = finding.writer.symbol or f"{left[1]:#x}"
+            finding.cause += (
+                f". The entry path stores it in slot {left[0]}, at {where}, and the exit path never loads it from there"
+            )
 
     def _add_source(self, finding: Finding, row: Batch, field: str) -> None:
         """Say from which slot a context that is another's was loaded, and who wrote that last."""

@@ -15,7 +15,7 @@ from gdbext.code.graph import Graph
 from gdbext.code.paths import Entry, Gateway, Limits, explore
 from gdbext.code.savemap import RestoreMap, SaveMap, restore_maps, save_maps, switch_maps
 from gdbext.code.switches import switch_after
-from gdbext.code.values import STACKS
+from gdbext.code.values import STACKS, Place
 from gdbext.events.row import Batch, Flag, How
 from gdbext.ledger.compare import is_user
 from gdbext.rules.guest import GuestView
@@ -43,11 +43,22 @@ class PathFacts:
         """
         if not int(entry["pc"][0]):
             return []
-        origin = "user" if bool(is_user(entry)[0]) else "kernel"
-        key = (entry_of(entry), int(leaving["pc"][0]), origin)
+        key = (entry_of(entry), int(leaving["pc"][0]), _origin(entry))
         if key not in self._statements:
-            self._statements[key] = self._compare(key[0], leaving, origin)
+            told: dict[tuple[object, ...], Statement] = {}
+            for save, restore in self._ways(entry, leaving):
+                for statement in compare(save, restore):
+                    told.setdefault((statement.kind, statement.fields, statement.word), statement)
+            self._statements[key] = sorted(told.values(), key=lambda statement: not statement.fault)
         return self._statements[key]
+
+    def _ways(self, entry: Batch, leaving: Batch) -> list[tuple[SaveMap, RestoreMap]]:
+        """The ways in, for code of the interrupted privilege level, beside the ways out that belong to them."""
+        if not int(entry["pc"][0]):
+            return []
+        key, origin = entry_of(entry), _origin(entry)
+        saves = [save for save in self._save(key, leaving) if save.origin in ("", origin)]
+        return pairs(saves, self._restore(key, leaving))
 
     def switch_statements(self, left: Batch, back: Batch) -> list[Statement]:
         """What the thread switch that begins at the SWITCH_OUT row `left` and ends at the SWITCH_IN row `back` (batches
@@ -66,9 +77,21 @@ class PathFacts:
         """True if some way of the entry path stores `field` in an area, for code of the interrupted privilege level."""
         if not int(entry["pc"][0]):
             return False
-        origin = "user" if bool(is_user(entry)[0]) else "kernel"
         saves = self._save(entry_of(entry), leaving)
-        return any(save.origin in ("", origin) and field in save.layout for save in saves)
+        return any(save.origin in ("", _origin(entry)) and field in save.layout for save in saves)
+
+    def not_loaded(self, entry: Batch, leaving: Batch, field: str) -> tuple[int, int] | None:
+        """(slot, the instruction that stores there) of a `field` that the entry path stores and no way of the exit path
+        loads, counted in words from where its area begins; None of all others."""
+        ways = self._ways(entry, leaving)
+        if not ways or any(field in restore.loaded for _, restore in ways):
+            return None
+        for save, _ in ways:
+            area, at = save.area, save.layout.get(field)
+            by = save.stored_by.get(Place(*area, at)) if area is not None and at is not None else None
+            if at is not None and by is not None:
+                return (at - save.base) // (save.bits // 8), by
+        return None
 
     def copies(self, entry: Batch, leaving: Batch, fields: Collection[str]) -> bool:
         """True if the entry path copies `fields` of the frame to an area, and the exit loads them from there."""
@@ -104,14 +127,6 @@ class PathFacts:
         bits = 64 if row["mode"][0] == 64 else 32
         return self._codes.setdefault(bits, Code(self._guest.read, bits))
 
-    def _compare(self, entry: Entry, leaving: Batch, origin: str) -> list[Statement]:
-        saves = [save for save in self._save(entry, leaving) if save.origin in ("", origin)]
-        told: dict[tuple[object, ...], Statement] = {}
-        for save, restore in pairs(saves, self._restore(entry, leaving)):
-            for statement in compare(save, restore):
-                told.setdefault((statement.kind, statement.fields, statement.word), statement)
-        return sorted(told.values(), key=lambda statement: not statement.fault)
-
     def _save(self, entry: Entry, row: Batch) -> list[SaveMap]:
         """The ways of `entry`, those included that copy the context to an area only once a switch is decided."""
         if entry not in self._saves:
@@ -132,6 +147,10 @@ class PathFacts:
                 exit_ = next((e for e in reach.exits if e.address == pc), None)
             self._restores[key] = restore_maps(code, reach, exit_, Graph(reach)) if exit_ else []
         return self._restores[key]
+
+
+def _origin(entry: Batch) -> str:
+    return "user" if bool(is_user(entry)[0]) else "kernel"
 
 
 def entry_of(row: Batch) -> Entry:

@@ -9,7 +9,7 @@ from gdbext.events.row import ROW, Batch
 from gdbext.rules.engine import Engine
 from gdbext.rules.finding import Finding
 from tests.code.conftest import Assemble, Snippet, assemble
-from tests.rules.rows import Kind, batch, context, entry, exit_, stamp
+from tests.rules.rows import Flag, Kind, batch, context, entry, exit_, stamp
 
 __all__ = ["assemble"]
 
@@ -187,3 +187,20 @@ def test_a_switch_that_loses_a_register_is_told_which_of_its_instructions_leave_
     (finding,) = engine.findings
     assert (finding.code, finding.field) == ("CW108", "rbx")
     assert "never stores RBX" in finding.cause
+
+
+def test_a_selector_that_is_stored_and_never_loaded_names_its_slot_and_who_stores_it(assemble: Assemble) -> None:
+    code = assemble(
+        "entry: pushal; pushl %ds; push: pushl %es; call work; addl $4, %esp; popl %ds; popal; leave: iretl; work: ret",
+        bits=32,
+    )
+    ctx = context(mode=32, flags=Flag.LINEAR32, es=0x23, ds=0x23, cs=0x1B, ss=0x23, rip=0x400100, rsp=0x7F1000)
+    came = entry(ctx, pc=code["entry"], frame=0xC0106F00)
+    lost = exit_(ctx | {"es": 0x10}, pc=code["leave"], frame=0xC0106F00)
+    engine = Engine(guest=Guest(code))
+    engine.feed(stamp(batch(came, lost)))
+    (finding,) = engine.findings
+    assert (finding.code, finding.field, finding.slot) == ("CW103", "es", "slot 0")
+    assert finding.writer is not None
+    assert (finding.writer.rip, finding.writer.event) == (code["push"], None)
+    assert "never loads it" in finding.cause
