@@ -19,8 +19,9 @@ from gdbext.arch.registers import GPR32, GPR64, display_name
 from gdbext.errors import NotCapable, RecordingError, UsageError
 from gdbext.events.columns import Columns, Rows
 from gdbext.events.held import REGISTERS, lacking
-from gdbext.events.row import SLOT_NAMES, Batch, Flag, How, Kind
+from gdbext.events.row import SLOT_NAMES, Batch, Flag, How, Kind, concat
 from gdbext.recording.header import Header
+from gdbext.recording.mark import Unit
 from gdbext.recording.reader import Recording
 from gdbext.recording.replay import Replay
 from gdbext.rules.engine import Counts
@@ -29,14 +30,15 @@ from gdbext.rules.gslog import GsLog
 from gdbext.rules.parity import ParityCount
 
 _CACHED: Final = 4
-"""Batches kept decoded."""
+"""Units kept decoded."""
 _SAVES: Final = (Kind.AREA, Kind.SLOT, Kind.STORE)
 
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
-    """One batch's place: events `first` to `last`, and what was counted before it."""
+    """Batches that were judged together: how many events, from `first` to `last`, and what was counted before."""
 
+    rows: int
     first: int
     last: int
     counts: tuple[int, int, int, int]
@@ -107,8 +109,7 @@ class Walk:
             """Why the recording ends before the run did, None for a whole one."""
             if not self._units:
                 raise RecordingError(f"{path} holds no events", self.flaw or "nothing was watched")
-            # What lies behind a flaw was not judged and is not walked.
-            self._places = self._recording.index()[: len(self._units)]
+            self._places = self._where()
         except BaseException:
             self._recording.close()
             raise
@@ -296,7 +297,8 @@ class Walk:
         for rows, _ in replay.steps():
             if not len(rows):
                 continue
-            self._units.append(_Unit(int(rows["seq"].min()), int(rows["seq"].max()), counts, copy.deepcopy(parity)))
+            seq = rows["seq"]
+            self._units.append(_Unit(len(rows), int(seq.min()), int(seq.max()), counts, copy.deepcopy(parity)))
             parity.count(rows)
             for cpu in np.unique(rows["cpu"]):
                 self._cpus.setdefault(int(cpu), int(rows["seq"][rows["cpu"] == cpu][0]))
@@ -306,12 +308,22 @@ class Walk:
                 progress(events)
         return replay.engine.findings, replay.engine.counts
 
+    def _where(self) -> list[list[Unit]]:
+        """The batches of the file that each unit is made of; what lies behind a flaw was not judged and is in none."""
+        found = iter(self._recording.index())
+        places = []
+        for unit in self._units:
+            places.append([next(found)])
+            while sum(batch.mark.rows for batch in places[-1]) < unit.rows:
+                places[-1].append(next(found))
+        return places
+
     def _unit(self, index: int) -> Batch:
-        """The rows of a batch."""
+        """The rows of a unit."""
         if index not in self._cache:
             while len(self._cache) >= _CACHED:
                 del self._cache[next(iter(self._cache))]
-            self._cache[index] = self._recording.batch(self._places[index])
+            self._cache[index] = concat([self._recording.batch(place) for place in self._places[index]])
         return self._cache[index]
 
     def _parity(self) -> dict[int, int]:

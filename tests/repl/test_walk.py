@@ -11,7 +11,7 @@ import pytest
 from gdbext.arch.registers import GPR64
 from gdbext.errors import CtxwatchError, NotCapable, RecordingError, UsageError
 from gdbext.events.row import SLOT_NAMES, Batch, Flag, Kind, empty
-from gdbext.recording import writer
+from gdbext.recording import reader, writer
 from gdbext.recording.walk import Walk
 from gdbext.repl.recorded import Recorded
 from gdbext.repl.session import Session
@@ -27,7 +27,9 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Batches of 64 events, of which two at a time are judged together."""
+    monkeypatch.setattr(reader, "TOGETHER", 128)
     record(tmp_path / "run.arrow", busy(100))
     return tmp_path / "run.arrow"
 
