@@ -75,7 +75,7 @@ class Explainer:
         if finding.code == "CW108":
             self._add_path(finding, self._paths.switch_statements(entry, row), fields, False)
         if finding.code in _WHOLE_CODES and finding.writer is None:
-            self._add_source(finding, row, fields[0])
+            self._add_source(finding, entry, row, fields[0])
         if finding.code not in _CONTEXT_CODES or row["kind"][0] != Kind.EXIT:
             return []
         statements = self._paths.statements(entry, row)
@@ -157,8 +157,17 @@ class Explainer:
                 f". The entry path stores it in slot {left[0]}, at {where}, and the exit path never loads it from there"
             )
 
-    def _add_source(self, finding: Finding, row: Batch, field: str) -> None:
+    def _add_source(self, finding: Finding, entry: Batch, row: Batch, field: str) -> None:
         """Say from which slot a context that is another's was loaded, and who wrote that last."""
+        shared = self._paths.shared(entry, row, field)
+        if shared is not None:
+            finding.slot, finding.writer = f"slot {shared[0]}", self._writers.by_code(shared[1])
+            where = finding.writer.symbol or f"{shared[1]:#x}"
+            finding.cause += (
+                f". The exit path loads it from {shared[0]}, which all threads share, and where {where} stores it: it "
+                "finds that of the thread that came that way last"
+            )
+            return
         area = self._areas.area_of(row, finding.event)
         write = self._areas.last_write(area, field, finding.event) if area is not None else None
         if write is None or area is None:

@@ -93,6 +93,15 @@ class PathFacts:
                 return (at - save.base) // (save.bits // 8), by
         return None
 
+    def shared(self, entry: Batch, leaving: Batch, field: str) -> tuple[str, int] | None:
+        """(place, the instruction that stores there) of a `field` that goes through a place reached by no pointer, so
+        that all threads share it (all of a CPU, where it is relative to the GS base); None of all others."""
+        for save, restore in self._ways(entry, leaving):
+            place = restore.loaded.get(field)
+            if place is not None and place.atom is None and place in save.stored_by:
+                return place.text(save.bits), save.stored_by[place]
+        return None
+
     def copies(self, entry: Batch, leaving: Batch, fields: Collection[str]) -> bool:
         """True if the entry path copies `fields` of the frame to an area, and the exit loads them from there."""
         statements = self.statements(entry, leaving)

@@ -9,7 +9,7 @@ from gdbext.events.row import ROW, Batch
 from gdbext.rules.engine import Engine
 from gdbext.rules.finding import Finding
 from tests.code.conftest import Assemble, Snippet, assemble
-from tests.rules.rows import Flag, Kind, batch, context, entry, exit_, stamp
+from tests.rules.rows import Flag, How, Kind, batch, context, entry, exit_, stamp
 
 __all__ = ["assemble"]
 
@@ -204,3 +204,22 @@ def test_a_selector_that_is_stored_and_never_loaded_names_its_slot_and_who_store
     assert finding.writer is not None
     assert (finding.writer.rip, finding.writer.event) == (code["push"], None)
     assert "never loads it" in finding.cause
+
+
+def test_a_register_kept_where_all_threads_of_a_cpu_keep_it_names_the_place_and_who_stores_there(
+    assemble: Assemble,
+) -> None:
+    code = assemble(
+        "entry: swapgs; scratch: movq %rsp, %gs:8; movq %gs:16, %rsp; pushq %rcx; pushq %r11; call work;"
+        "popq %r11; popq %rcx; movq %gs:8, %rsp; swapgs; leave: sysretq; work: ret"
+    )
+    mine, others = context(1, rsp=0x7F1000), context(2, rsp=0x7F2000)
+    calls = [entry(ctx, How.SYSCALL, pc=code["entry"]) for ctx in (mine, others)]
+    wrong = exit_(mine | {"rsp": others["rsp"]}, How.SYSRET, pc=code["leave"])
+    engine = Engine(guest=Guest(code))
+    engine.feed(stamp(batch(*calls, wrong)))
+    (finding,) = engine.findings
+    assert (finding.code, finding.field, finding.slot) == ("CW107", "rsp", "slot gs:[0x8]")
+    assert finding.writer is not None
+    assert finding.writer.rip == code["scratch"]
+    assert "which all threads share" in finding.cause
