@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import pkgutil
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from glob import escape, glob
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import gdb
@@ -64,6 +66,8 @@ class Command:
     arguments: tuple[Argument, ...] = ()
     needs: Needs = Needs.NOTHING
     complete: Callable[[], Sequence[str]] | None = None
+    files: bool = False
+    """Its argument is a file."""
     recorded: bool = False
     """While a recording is open, it is the recording that answers."""
 
@@ -153,7 +157,11 @@ class Adapter(gdb.Command):  # type: ignore[misc]  # GDB's classes have no types
         return command.recorded
 
     def complete(self, text: str, word: str) -> Sequence[str]:
-        """Options and what the command itself offers."""
+        """Options, what the command itself offers, and files where it takes one. GDB completes from where it thinks
+        that a word begins, which is behind a dash or a slash."""
         words = [one.name for one in self._command.arguments if one.name.startswith("-")]
         words += self._command.complete() if self._command.complete else ()
-        return [candidate for candidate in words if candidate.startswith(word)]
+        typed = text.rpartition(" ")[2]
+        if self._command.files:
+            words += [f"{name}/" if os.path.isdir(name) else name for name in sorted(glob(f"{escape(typed)}*"))]
+        return [candidate[len(typed) - len(word) :] for candidate in words if candidate.startswith(typed)]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gdbext.events.row import Batch
 from gdbext.report.document import QemuFacts, RunReport
@@ -17,6 +18,9 @@ from gdbext.sources.knowledge import Knowledge
 
 if TYPE_CHECKING:
     from gdbext.recording.writer import Recorder
+
+
+_NUMBERS: Final = itertools.count(1)
 
 
 class Judging:
@@ -37,6 +41,8 @@ class Judging:
         *,
         may_wait: bool = False,
     ) -> None:
+        self.number = next(_NUMBERS)
+        """Tells it from all others of this GDB."""
         self._source, self._guest = source, guest
         self._knowledge, self._codes = knowledge, codes
         self._tell, self._may_wait = tell, may_wait

@@ -64,7 +64,8 @@ def _place(extension: Extension) -> Answer:
 
 
 def findings(extension: Extension, columns: int = 0) -> Answer:
-    """All findings so far: each the object of the JSON report, with ``lines``, the text ``ctx findings`` shows.
+    """All findings so far: each the object of the JSON report, with ``lines``, the text ``ctx findings`` shows;
+    ``watch``: a number that tells their watch from others of this GDB.
 
     columns: with a number, ``picture`` too: the finding as ``ctxwatch run`` draws it on a terminal so wide, in colour.
     """
@@ -74,7 +75,7 @@ def findings(extension: Extension, columns: int = 0) -> Answer:
         if columns:
             answer["picture"] = text.drawn(finding, columns)
         answers.append(answer)
-    return {"findings": answers}
+    return {"watch": extension.judging.number if extension.judging is not None else 0, "findings": answers}
 
 
 def _plain(value: Any) -> Any:

@@ -67,34 +67,31 @@ class Findings:
     """The findings of this REPL's life: those of the watch at hand, and of the ones before."""
 
     def __init__(self) -> None:
-        self._past: list[Seen] = []
-        self._now: list[Seen] = []
+        self._watches: dict[tuple[int, str], list[Seen]] = {}
+        self._gdb = 0
+        self._now = (0, "")
 
     def take(self, answer: Mapping[str, Any]) -> None:
-        """Note the answer to ``-ctx-findings``. When the extension starts over (another watch, another GDB), what was
-        there before is kept."""
-        told = [_seen(one) for one in answer.get("findings", []) if isinstance(one, dict)]
-        keys = {(one.code, one.event) for one in told}
-        if not {(one.code, one.event) for one in self._now} <= keys:
-            self.keep()
-        self._now = told
+        """Note the answer to ``-ctx-findings``, which tells of one watch."""
+        self._now = self._gdb, str(answer.get("watch", ""))
+        self._watches[self._now] = [_seen(one) for one in answer.get("findings", []) if isinstance(one, dict)]
 
-    def keep(self) -> None:
-        """The watch is over: its findings stay."""
-        self._past += self._now
-        self._now = []
+    def another_gdb(self) -> None:
+        """What is told from now on is told by another GDB, whose watches are others."""
+        self._gdb += 1
+        self._now = self._gdb, ""
 
     def all(self) -> list[Seen]:
         """All of them, in order."""
-        return self._past + self._now
+        return [one for told in self._watches.values() for one in told]
 
     @property
     def current(self) -> list[Seen]:
         """Those of the watch at hand."""
-        return list(self._now)
+        return list(self._watches.get(self._now, ()))
 
     def __len__(self) -> int:
-        return len(self._past) + len(self._now)
+        return sum(map(len, self._watches.values()))
 
 
 def _seen(answer: Mapping[str, Any]) -> Seen:

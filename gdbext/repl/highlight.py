@@ -11,7 +11,7 @@ Fragments = StyleAndTextTuples
 """prompt_toolkit's formatted text: a list of (style, text)."""
 
 _INSTRUCTION: Final = re.compile(
-    r"(?P<mark>=> |\s*)(?P<address>0x[0-9a-f]+)(?P<symbol> <[^>\s]+>)?:(?P<gap>\t(?:(?:[0-9a-f]{2} )*[0-9a-f]{2}\t)?)"
+    r"(?P<mark>=> |\s*)(?P<address>0x[0-9a-f]+)(?P<symbol> <[^>\s]+>)?:(?P<gap>\s+(?:(?:[0-9a-f]{2} )*[0-9a-f]{2}\s+)?)"
     r"(?P<code>(?:\(bad\)|[a-z][a-z0-9.]*)(?:\s.*)?)"
 )
 """A line of ``x/i`` or ``disassemble``, with or without the raw bytes; the code begins with a mnemonic."""

@@ -136,6 +136,7 @@ class Live:
             if self.debugger is not None:
                 await self.debugger.close()
             self._tells = True
+            self.findings.another_gdb()
             self.debugger = await self._start(self._take, self._gdb_ended)
 
     # Commands
@@ -309,7 +310,6 @@ class Live:
             self._refresh_soon()
         elif state in (State.DEAD, State.IDLE):
             self.facts.lost()
-            self.findings.keep()
         if state is State.DEAD:
             self.screen.end_line()
             self.screen.error(f"{self.connection.reason}; findings and history are kept, `reconnect` begins anew")

@@ -46,7 +46,7 @@ STYLE: Final = Style.from_dict({
 })  # fmt: skip
 
 _FINDING: Final = re.compile(r"ctxwatch: CW\d{3} ")
-_NAMED: Final = re.compile(r"\s*\S+\s{2,}")
+_NAMED: Final = re.compile(r"\s*\S+(?: \S+)?\s{2,}")
 _DELAY: Final = 0.02
 """Seconds in which lines are gathered: the prompt is drawn anew for each batch, not for each line."""
 
@@ -154,8 +154,10 @@ class TerminalScreen:
         if _FINDING.match(safe):
             self._add([("class:finding", wrapped(safe, self.columns))])
         else:
-            whole = highlight.instruction(safe) if not style else None
-            self._add(whole or [(style, wrapped(safe, self.columns))])
+            first, *more = wrapped(safe, self.columns).split("\n")
+            self._add((highlight.instruction(first) if not style else None) or [(style, first)])
+            for rest in more:
+                self._add([(style, rest)])
 
     def _add(self, fragments: Fragments) -> None:
         self._pending += fragments
@@ -176,11 +178,12 @@ class ScriptScreen(TerminalScreen):
 
 def wrapped(line: str, columns: int) -> str:
     """A line that is wider than the terminal, broken between words; what goes on stands below what is told of the
-    first word, where that has a column of its own."""
-    if len(line) <= columns or not sys.stdout.isatty():
+    first words, where that has a column of its own."""
+    if len(line.expandtabs()) <= columns or not sys.stdout.isatty():
         return line
-    named = _NAMED.match(line)
-    indent = " " * min(named.end() if named is not None else 2, columns // 2)
+    named = _NAMED.match(line.expandtabs())
+    start = named.end() if named is not None else len(line) - len(line.lstrip()) + 2
+    indent = " " * min(start, columns // 2)
     return "\n".join(textwrap.wrap(line, columns, subsequent_indent=indent, break_on_hyphens=False))
 
 

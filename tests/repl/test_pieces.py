@@ -194,17 +194,20 @@ def finding(event: int, count: int = 1) -> dict[str, Any]:
     return {"code": "CW102", "name": "n", "event": str(event), "count": str(count), "lines": ["l"], "picture": "p"}
 
 
-def test_findings_of_a_watch_that_is_over_are_kept() -> None:
+def test_findings_of_a_watch_that_is_over_are_kept_and_told_once() -> None:
     findings = Findings()
-    findings.take({"findings": [finding(1)]})
-    findings.take({"findings": [finding(1, 5), finding(9)]})
+    findings.take({"watch": "1", "findings": [finding(1)]})
+    findings.take({"watch": "1", "findings": [finding(1, 5), finding(9)]})
     assert [(one.event, one.count) for one in findings.all()] == [(1, 5), (9, 1)]
-    findings.take({"findings": []})
-    findings.take({"findings": [finding(3)]})
-    assert [one.event for one in findings.all()] == [1, 9, 3]
-    assert [one.event for one in findings.current] == [3]
-    findings.keep()
+    findings.take({"watch": "2", "findings": [finding(1)]})
+    assert [one.event for one in findings.all()] == [1, 9, 1]
+    assert [one.event for one in findings.current] == [1]
+    findings.take({"watch": "2", "findings": [finding(1)]})
     assert len(findings) == 3
+    findings.another_gdb()
+    assert findings.current == []
+    findings.take({"watch": "1", "findings": [finding(4)]})
+    assert [one.event for one in findings.all()] == [1, 9, 1, 4]
 
 
 @pytest.mark.parametrize(
@@ -330,3 +333,31 @@ def test_what_gdb_says_is_broken_between_words(monkeypatch: pytest.MonkeyPatch) 
     assert len(lines) > 4
     assert max(map(len, lines)) <= 80
     assert all(line.split()[-1] in ("flags-not-restored", "word") for line in lines)
+
+
+def test_what_goes_on_stands_below_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert wrapped("  look at      whether the entry path stores the RFLAGS", 40).split("\n") == [
+        "  look at      whether the entry path",
+        "               stores the RFLAGS",
+    ]
+    assert wrapped("   a handler on IST stack 1: entered again before its iret", 40).split("\n") == [
+        "   a handler on IST stack 1: entered",
+        "     again before its iret",
+    ]
+
+
+def test_a_long_instruction_is_broken_between_words_and_coloured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+
+    async def gathered() -> list[tuple[str, str]]:
+        screen = TerminalScreen()
+        name = "restore_context_of_the_interrupted"
+        screen.gdb(f"   0xffffffff8010342d <{name}+129>:\tje     0xffffffff80103432 <{name}+134>\n")
+        return [(part[0], part[1]) for part in screen._pending]
+
+    shown = asyncio.run(gathered())
+    lines = "".join(text for _, text in shown).splitlines()
+    assert len(lines) == 2
+    assert lines[1].strip() == "0xffffffff80103432 <restore_context_of_the_interrupted+134>"
+    assert ("class:address", "0xffffffff8010342d") in shown

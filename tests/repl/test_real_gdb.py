@@ -91,6 +91,22 @@ async def test_a_bundled_guest_is_booted_run_and_stopped() -> None:
 
 
 @scenario
+async def test_options_and_files_of_ctxwatch_are_completed_from_a_dash_and_a_slash_on(tmp_path: Path) -> None:
+    (tmp_path / "first.arrow").touch()
+    (tmp_path / "second").mkdir()
+    async with session() as (repl, _):
+        await repl.live.ensure_debugger()
+        options = [f"ctx watch --{name}" for name in ("halt", "rules", "stream", "via")]
+        assert await repl.live.complete("ctx watch --") == options
+        assert await repl.live.complete("ctx watch --ha") == ["ctx watch --halt"]
+        assert await repl.live.complete(f"ctx record {tmp_path}/fi") == [f"ctx record {tmp_path}/first.arrow"]
+        assert await repl.live.complete(f"ctx replay {tmp_path}/") == [
+            f"ctx replay {tmp_path}/first.arrow",
+            f"ctx replay {tmp_path}/second/",
+        ]
+
+
+@scenario
 async def test_somebodys_guest_goes_on_without_us(machine: Machine) -> None:
     async with session() as (repl, screen):
         assert await repl.run(f"connect {machine.gdb}")

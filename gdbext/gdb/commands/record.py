@@ -75,4 +75,5 @@ ctx record off
     needs=Needs.RUNNING_WATCH,
     arguments=(argument("file", "the recording to make, or off to end it", metavar="FILE|off"),),
     complete=lambda: ("off",),
+    files=True,
 )

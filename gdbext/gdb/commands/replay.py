@@ -117,4 +117,5 @@ ctx replay off
         ),
     ),
     complete=lambda: (*_MOVES, *_ANSWERS, "off"),
+    files=True,
 )
