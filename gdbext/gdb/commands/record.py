@@ -63,7 +63,7 @@ COMMAND = Command(
         REPL and ctx replay can work on it later without the guest. The file has its name when the recording is
         closed, by ctx record off or with the watch; until then it is called FILE.incomplete, and what was written
         can be read whatever happens. The rules begin anew with the recording: a replay finds what they find from
-        here on.
+        here on. To begin, the guest must stand still; to end, only where GDB's breakpoints watch it.
     """,
     example="""
 ctx watch
