@@ -53,6 +53,7 @@ def test_quit_ends_a_script(recording: Path) -> None:
     ("words", "said"),
     [
         (("nrk-rflag",), "no bundled guest is called 'nrk-rflag'; did you mean nrk-rflags"),
+        (("missing.arrow",), "missing.arrow cannot be read: No such file or directory"),
         (("nrk-rflags", "--connect", "localhost:1"), "both something to open and --connect are given"),
         (("--kernel", "x"), "--kernel goes with --connect"),
         (("--keys", "ed"), "invalid choice: 'ed'"),

@@ -29,7 +29,7 @@ def _first(args: argparse.Namespace) -> str:
         return ""
     from gdbext.qemu import guests
 
-    if Path(args.what).exists() or "/" in args.what:
+    if Path(args.what).exists() or "/" in args.what or "." in args.what:  # no guest has a dot in its name
         return shlex.join(["open", args.what])
     return shlex.join(["boot", guests.find(args.what).name])
 
