@@ -22,6 +22,7 @@ from gdbext.gdb.judging import Judging
 from gdbext.gdb.mi import register_mi
 from gdbext.gdb.safety import PREFIX, Safety
 from gdbext.gdb.sinks import EngineSink, Sink, StoppedSource, StreamSink
+from gdbext.gdb.stops import Settling
 from gdbext.gdb.target import STOP_IT, Target, running
 from gdbext.gdb.tui import register_tui
 from gdbext.gdb.watch import Watch, asked_for
@@ -53,11 +54,13 @@ class Extension:
         self._lines: list[str] = []
         self._posted = False
         self._runs = False
+        self._settling = Settling(self._stopped)
 
     # What commands ask for
 
     def check(self, needs: Needs) -> None:
         """Raise CtxwatchError unless what a command needs is so."""
+        self._settling.run()
         if needs is not Needs.NOTHING and self.walked is not None:
             raise CtxwatchError("a recording is open", "what ctx shows is of it", "close it with ctx replay off first")
         if needs in (Needs.WATCH, Needs.RUNNING_WATCH) and self.watch is None:
@@ -181,6 +184,7 @@ class Extension:
             atexit.register(self._forget_all)
 
     def _on_continue(self, event: Any) -> None:
+        self._settling.drop()
         self._runs = True
         if isinstance(self.watch, Watch):
             self.interrupts.hold()
@@ -190,20 +194,21 @@ class Extension:
         if not running():
             self._runs = False
             self.interrupts.release()
+        self._settling.run()
         self.flush()
 
     def _on_stop(self, event: Any) -> None:
         """The guest stands still for the user; a Ctrl-C that comes now asks for nothing more."""
         with contextlib.suppress(KeyboardInterrupt):
-            self._stopped(event)
+            self._runs = False
+            self.interrupts.release()
+            if self.watch is not None and getattr(event, "stop_signal", None) == "SIGQUIT":  # QEMU's for a shutdown
+                self.watch.shut_down(died=not asked_for(self.watch.target))
+            self._settling.stop(event)
 
-    def _stopped(self, event: Any) -> None:
-        self._runs = False
-        self.interrupts.release()
+    def _stopped(self) -> None:
         watch = self.watch
         if watch is not None:
-            if getattr(event, "stop_signal", None) == "SIGQUIT":  # what QEMU reports for a shutdown
-                watch.shut_down(died=not asked_for(watch.target))
             watch.tidy()
             why = watch.stopped()
             if why:

@@ -1,8 +1,8 @@
 """Out of a window into which a step back has led, forward again.
 
 The context that an ``iret`` or ``sysret`` resumes may be anywhere: no breakpoint can stand behind it, and a step back
-over one ends inside the window. QEMU replays the same way out. A stop handler must not let the guest run; so an event
-posted from it does, and the stop that follows tells where that led.
+over one ends inside the window. QEMU replays the same way out. A stop handler must not let the guest run; so the
+prompt that follows does, or where there is none an event posted, and the next stop tells where that led.
 """
 
 from __future__ import annotations
@@ -45,8 +45,10 @@ class LeadOut:
         self._command, self._place, self._left = command, place, _STRETCHES
 
     def go(self) -> None:
-        """Posted: let the guest run forward."""
-        place = self._windows.here() if self.wanted and not running() and gdb.selected_inferior().pid else None
+        """Let the guest run forward, if it is to."""
+        if not self.wanted:
+            return
+        place = self._windows.here() if not running() and gdb.selected_inferior().pid else None
         if place is None or place.window is None:
             self.forget()
             return
@@ -57,7 +59,7 @@ class LeadOut:
             self._turned = backwards()
             if self._turned:
                 gdb.execute("set exec-direction forward", to_string=True)
-            gdb.execute("continue", to_string=True)
+            gdb.execute("continue")
         except (CtxwatchError, gdb.error) as error:
             self.forget()
             self._say(f"{safetext.stop(place)} ({error})")

@@ -23,6 +23,7 @@ from gdbext.gdb.leadout import LeadOut
 from gdbext.gdb.points import Point
 from gdbext.gdb.safeedges import Edge, Edges, own
 from gdbext.gdb.skip import Landing
+from gdbext.gdb.stops import Settling
 from gdbext.gdb.target import backwards, running
 from gdbext.gdb.windows import Place, Windows
 
@@ -56,6 +57,11 @@ class Safety:
         self._back = False
         """Whether its edges are those of a guest that runs backwards."""
         self._stood = 0
+        self._hit: int | None = None
+        """The edge that the guest was stopped at."""
+        self._settling = Settling(self._stopped)
+        self._rested = True
+        """Whether the guest stood still for the user, who may have made a breakpoint that GDB tells nobody of."""
         self._lead_out = LeadOut(windows, extension.say)
         self._refused: list[gdb.Breakpoint] = []
         self._judged: set[int] = set()
@@ -78,6 +84,7 @@ class Safety:
         self.on = on
         self.note(f"switched {'on' if on else 'off'}")
         if on:
+            self._judged |= {number for number, _ in dprintfs()}
             self.hooks.install()
             self.look()
         else:
@@ -115,6 +122,7 @@ class Safety:
 
     def before(self, command: str) -> None:
         """A guarded command is about to run; raises Refused."""
+        self._settling.run()
         self._command, self._ran = "", ""
         self._breaking = command in safehooks.BREAKS
         looked_at = command in (*safehooks.CALLS, *safehooks.RUNS, safehooks.RETURN)
@@ -171,11 +179,18 @@ class Safety:
         gdb.events.exited.connect(self._on_exit)
 
     def _on_continue(self, event: Any) -> None:
+        self._settling.drop()
         self._allow_calls()
-        if self._command and not self._edges.armed:
+        if not self._edges.armed:
             self._ran = self._command
-            self._arm(self._ran)
+            if self._ran:
+                self._arm(self._ran)
         self._command = ""
+        if self._rested and self.active:  # the machine interface makes dprintfs that no hook follows
+            refused = self._delete_dprintfs()
+            if refused is not None:
+                self._say(refused)
+        self._rested = False
         self._windows.forget()
 
     def _arm(self, command: str) -> None:
@@ -199,12 +214,14 @@ class Safety:
     def _on_stop(self, event: Any) -> None:
         """The guest stands still for the user; a Ctrl-C that comes now asks for nothing more."""
         with contextlib.suppress(KeyboardInterrupt):
-            self._stopped()
+            self._rested = True
+            self._hit = self._edges.hit
+            self._edges.disarm()
+            self._settling.stop(event)
 
     def _stopped(self) -> None:
-        hit, stood = self._edges.hit, self._stood
-        ran_back = self._ran if self._back else ""
-        self._edges.disarm()
+        hit, stood = self._hit, self._stood
+        ran_back = f"reverse-{self._ran.removeprefix('reverse-')}" if self._ran and self._back else ""
         self._tell_refused()
         if not self.on or running() or not _remote():
             return
@@ -252,13 +269,13 @@ class Safety:
             gdb.post_event(self._settle)
 
     def _post_lead_out(self) -> None:
-        """As :meth:`_post`; without, the next prompt does it."""
+        """As :meth:`_post`; a prompt does it sooner."""
         if self._lead_out.wanted and gdb.parameter("confirm"):
             gdb.post_event(self._lead_out.go)
 
     def _on_prompt(self) -> None:
-        if self._lead_out.wanted:
-            gdb.post_event(self._lead_out.go)
+        self._settling.run()
+        self._lead_out.go()  # in front of the prompt, not behind it
         self._settle()
 
     def _settle(self) -> None:
@@ -349,8 +366,10 @@ class Safety:
 
     def _limit_calls(self, place: Place | None) -> None:
         if place is not None and place.window is not None and self.active:
+            on = bool(gdb.parameter(_MAY_CALL))
             if self._may_call is None:
-                self._may_call = bool(gdb.parameter(_MAY_CALL))
+                self._may_call = on
+            if on:  # still, or again: the user may have it so elsewhere
                 _set_may_call(False)
         else:
             self._allow_calls()

@@ -17,6 +17,7 @@ from gdbext.errors import CtxwatchError, printable
 from gdbext.gdb import text
 from gdbext.gdb.functions import parity_name
 from gdbext.gdb.guest import named, symbol
+from gdbext.gdb.stops import commands_follow
 from gdbext.gdb.target import Target, running
 from gdbext.gdb.windows import Place
 
@@ -146,7 +147,9 @@ def register_tui(extension: Extension) -> None:
         with contextlib.suppress(gdb.error):  # the user has one of that name
             gdb.execute(f"tui new-layout {name} {windows}", to_string=True)
 
-    def refresh(_event: Any = None) -> None:
+    def refresh(event: Any = None) -> None:
+        if commands_follow(event):
+            return  # a prompt comes too
         for pane in list(panes):
             pane.render()
 

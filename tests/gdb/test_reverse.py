@@ -113,3 +113,19 @@ def test_backwards_steps_are_refused_in_a_window_and_stop_behind_one(gdb: Typed)
     assert "stopped at the edge of a window (syscall-entry" in said
     assert gdb.type("output/x $rip") == landing
     assert window(gdb) == '"none"'
+
+
+def test_a_step_back_into_an_exit_is_led_out_of_it_again(gdb: Typed) -> None:
+    for line in ("python import sys; sys.path.append('.')", "python from tests.gdb.safety_places import *"):
+        gdb.type(line)
+    for place in ("exit_of('syscall_entry', 'sysret')", "exit_of('restore_context', 'iret')"):
+        bug_free(gdb.type(f"python to({place})", 60))
+        assert "Arrived at" in gdb.type("ctx skip", 60)
+        target = gdb.type("output/x $rip")
+        for forward, back in (("", "reverse-stepi"), ("stepi 2", "reverse-stepi 9")):
+            gdb.type(forward or "echo", 60)
+            said = gdb.type(back, 60)
+            bug_free(said)
+            assert re.search(r"edge of a window \(exit, .*: reverse-stepi led to .* inside it, .* forward again", said)
+            assert gdb.type("output/x $rip") == target, (place, back)
+            assert "is on" in gdb.type("show may-call-functions")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gdbext.qemu.machine import COUNTED_TIME
 from gdbext.recording.reader import Recording
 from tests.gdb.conftest import Boot, bug_free, run_gdb
 from tests.gdb.sessions import Mi, Typed
@@ -23,6 +24,10 @@ ABBREVIATED = (
 
 def pc(gdb: Typed) -> str:
     return gdb.type("output/x $rip")
+
+
+def window(gdb: Typed) -> str:
+    return gdb.type("output $ctx_window($pc)").strip('"')
 
 
 def place(gdb: Mi) -> str:
@@ -79,6 +84,9 @@ def test_calls_are_refused_in_a_window_alone_and_the_setting_comes_back(boot: Bo
             said = gdb.type(command)
             assert "may-call-functions is off" in said, command
             assert "calls into the guest are refused" in said, command
+        for command in ("with may-call-functions on -- print tick(0)", "print tick(0)"):
+            assert "may-call-functions is off" in gdb.type(command)
+            gdb.type("set may-call-functions on")
         assert re.match(r"\$\d+ = \d+\n$", gdb.type("print ticks"))
         gdb.type("ctx skip")
         assert "is on" in gdb.type("show may-call-functions")
@@ -100,6 +108,35 @@ def test_breakpoints_made_before_the_guest_had_a_table_are_refused_at_the_next_s
         gdb.type("delete 3")
         assert "Breakpoint 4, " in gdb.type("continue")
         assert "Breakpoint 4, " in gdb.type("continue")
+
+
+@pytest.mark.parametrize("watched", ["", "ctx watch --via gdbstub"])
+def test_commands_of_a_breakpoint_may_run_the_guest(boot: Boot, watched: str) -> None:
+    """GDB would run them from within our handlers of the stop, and never come back."""
+    live = boot("clean-nrk", "-icount", COUNTED_TIME)
+    with Typed(*live.connect, *UP, watched or "echo") as gdb:
+        gdb.type("break tick")
+        gdb.type("commands\nstepi\nend")
+        gdb.type("continue")
+        assert gdb.type("output $rip == (unsigned long)&tick") == "0"
+        assert gdb.type("info symbol $rip").startswith("tick + ")
+        gdb.type("delete")
+
+        gdb.type("set $visits = 0")
+        gdb.type("break tick")
+        gdb.type("commands\nsilent\nset $visits = $visits + 1\nif $visits < 5\ncontinue\nend\nend")
+        gdb.type("continue")
+        assert gdb.type("output $visits") == "5"
+        gdb.type("delete")
+
+        gdb.type("ctx safe override break *(syscall_entry+3)")
+        gdb.type("commands\nstepi\nend")
+        assert "stepi refused: " in gdb.type("continue")
+        assert window(gdb) == "syscall-entry"
+        assert "Arrived at" in gdb.type("ctx skip")
+        gdb.type("commands\nctx skip\nend")
+        assert "Arrived at" in gdb.type("continue")
+        assert window(gdb) == "none"
 
 
 def test_override_lets_one_command_through_and_is_recorded(boot: Boot) -> None:
@@ -209,6 +246,12 @@ def test_the_machine_interface_is_refused_alike(boot: Boot) -> None:
         gdb.ask_until("breakpoint [0-9] refused and deleted", "-break-insert *(syscall_entry+3)")
         assert "'body': []" in gdb.answer("-break-list")
         assert place(gdb) == before
+        gdb.answer('-dprintf-insert *(syscall_entry+3) "here"')  # nothing follows it that could be heard of
+        gdb.answer("-break-insert -t tick")
+        assert "in a window (syscall-entry)" in gdb.ask("-exec-continue")
+        assert "dprintf" not in gdb.say("info breakpoints")
+        gdb.say("ctx safe override tbreak *(syscall_entry+3)")
+        gdb.ask("-exec-continue")
         assert "Arrived at" in gdb.say("ctx skip")
 
 
