@@ -8,6 +8,7 @@ import pytest
 
 from gdbext.qemu import guests
 from gdbext.qemu.guests import Guest
+from tests.guests_live.pages import REFRESH, stale
 from tests.guests_live.watching import Watched, watch
 
 pytestmark = pytest.mark.guest
@@ -72,6 +73,7 @@ def test_bug_by_probe(guest: Guest) -> None:
     expect_writer(guest, run)
     assert run.document["events"]["lost"] == 0, run.evidence
     assert run.document["source"] == "probe"
+    assert stale(guest, run.said) == [], f"docs/codes are stale: {REFRESH}=1 renews them\n{run.evidence}"
 
 
 @pytest.mark.parametrize("guest", [pytest.param(g, marks=_pace(g)) for g in BUGGY], ids=name)

@@ -46,3 +46,12 @@ def test_what_is_not_there_is_seen() -> None:
     text = "`ctxwatch walk x`\n    ctxwatch run a --fast -- qemu --smp\n(gdb) ctx hide\n`ctx watch`, (ctx running)\n"
     text += "scripts/none\n"
     assert list(wrong(text)) == ["ctxwatch walk", "ctxwatch run --fast", "ctx hide", "scripts/none"]
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "codes").glob("*.md")), ids=lambda page: str(page.stem))
+def test_a_code_is_shown_by_a_guest_that_its_page_names(page: Path) -> None:
+    """What is shown of it is held against the guest's run in tests/guests_live."""
+    named = re.findall(r"`([\w-]+)`", page.read_text("utf-8").partition("Bundled guests: ")[2].partition("\n")[0])
+    shown = re.findall(r"^\$ ctxwatch run ([\w-]+)\n(CW\d+) ", page.read_text("utf-8"), re.MULTILINE)
+    assert bool(named) == bool(shown)
+    assert all(guest in named and code == page.stem for guest, code in shown)
