@@ -82,7 +82,7 @@ static uint64_t take_away(uint64_t rsp, uint64_t back)
 static bool stands_there(const vcpu *v, uint64_t rsp)
 {
     for (unsigned i = 0; i < vcpu_most; i++) {
-        if (i != v->index && vcpus[i]->came_to == rsp) {
+        if (i != v->index && rsp != 0 && vcpus[i]->came_to == rsp) {
             return true;
         }
     }

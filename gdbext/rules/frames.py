@@ -1,11 +1,11 @@
-"""The stack pointer at iret against the frames the CPU pushed: CW301."""
+"""The stack pointer at iret against the frames the CPU pushed: CW301, or CW402 where it is the frame that is moved."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from gdbext.arch.frames import word_size
-from gdbext.events.row import Batch, Flag, How
+from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.rules.draft import Draft
 from gdbext.rules.finding import Difference
 
@@ -28,6 +28,29 @@ def judge_unbalanced(row: Batch, near: Batch) -> tuple[Draft, Batch] | None:
             entry = near[at : at + 1]
             return unbalanced_by(entry, row, words, size), entry
     return None
+
+
+def judge_moved(entry: Batch, row: Batch, past: Batch) -> Draft | None:
+    """Judge an iret (a batch of one) that pops above the frame of `entry`: is it the frame that lies too low?
+
+    It does if the CPU had resumed what `entry` interrupted from just there, and that code has pushed since: its context
+    is kept where its stack begins (seL4's idle thread). past: the events before `entry`.
+    """
+    resumed = past[(past["cpu"] == entry["cpu"]) & (past["kind"] == Kind.EXIT)][-1:]
+    if not len(resumed) or resumed["frame"][0] != row["frame"][0] or resumed["mode"][0] != row["mode"][0]:
+        return None
+    size, stack = word_size(int(row["mode"][0])), int(resumed["rsp"][0])
+    pushed, moved = stack - int(entry["rsp"][0]), int(row["frame"][0]) - int(entry["frame"][0])
+    if not 0 < pushed <= moved:
+        return None
+    cause = (
+        f"the code that iret resumed at event {int(resumed['seq'][0])} had pushed {pushed // size} "
+        f"word{'s' * (pushed > size)} when it was interrupted: its context is kept where its stack begins, at "
+        f"{int(row['frame'][0]):#x}, and all that was saved of it lies {moved // size} "
+        f"word{'s' * (moved > size)} too low"
+    )
+    look = "what pushes in the interrupted code (a compiler's prologue, a call), which has no stack to push to"
+    return Draft("CW402", cause, look, (Difference("rsp", stack, int(entry["rsp"][0])),), match="nearest")
 
 
 def judge_unreadable(row: Batch, live: Batch, near: Batch) -> tuple[Draft, Batch | None] | None:

@@ -23,7 +23,7 @@ from gdbext.rules import emulation, returns, stale, verdicts
 from gdbext.rules.cpu_base import CpuBases
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.fastcalls import FastCalls
-from gdbext.rules.frames import judge_unbalanced, judge_unreadable, unbalanced_by
+from gdbext.rules.frames import judge_moved, judge_unbalanced, judge_unreadable, unbalanced_by
 from gdbext.rules.history import History
 from gdbext.rules.kernel_frames import KernelFrames
 from gdbext.rules.linear import LinearWidth
@@ -195,6 +195,9 @@ class ResumeJudge:
             return None
         near = live.near
         found = judge_unbalanced(left.row, near) if len(near) else None
+        moved = judge_moved(found[1], left.row, self._history.before(int(found[1]["seq"][0]))) if found else None
+        if found and moved:
+            return moved, found[1]
         for words, key in enumerate(left.below if not found else (), 1):
             for number in self._pending.find(key):
                 entry = self._pending.rows([number])

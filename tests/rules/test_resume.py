@@ -251,6 +251,25 @@ def test_unbalanced_frame(words: int) -> None:
     assert codes(before, after) == [("CW301", "rsp")]
 
 
+@pytest.mark.parametrize(("mode", "pushed", "moved"), [(32, 4, 4), (64, 8, 16)])
+def test_a_context_that_is_moved_by_what_its_code_has_pushed(mode: int, pushed: int, moved: int) -> None:
+    """An idle thread whose stack begins where its context is kept; 64-bit frames are aligned besides."""
+    flags = Flag.LINEAR32 | Flag.NO_STACK if mode == 32 else 0
+    stack = FRAME + (12 if mode == 32 else 40)
+    ctx = context(user=False, rip=0xE0116000, rsp=stack, cs=8, ss=0x10, rflags=0x202, mode=mode, flags=flags)
+    begins, elsewhere = exit_(ctx, frame=FRAME), exit_(ctx, frame=FRAME - 0x400)
+    hangs = ctx | {"rip": 0xE0116001, "rsp": stack - pushed}
+    words = [hangs[name] for name in (("rip", "cs", "rflags", "rsp", "ss") if mode == 64 else ("rip", "cs", "rflags"))]
+    frame = [*words, 7, 7, 7, 7, 7][:8]
+    popped = [*frame[moved // (mode // 8) :], 0, 0][:8]
+    wrong = dict(zip(("rip", "cs", "rflags"), popped, strict=False))
+    wrong["cs"] &= 0xFFFF
+    there = entry(hangs, frame=FRAME - moved, stack=[frame])
+    back = exit_(ctx | wrong, frame=FRAME, stack=[popped])
+    assert codes(begins, there, back) == [("CW402", "rsp")]
+    assert codes(elsewhere, there, back) == [("CW301", "rsp")]
+
+
 def test_unbalanced_frame_after_a_fixup() -> None:
     ctx = context(2, user=False)
     before = entry(ctx, How.EXCEPTION)
