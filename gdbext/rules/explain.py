@@ -142,7 +142,8 @@ class Explainer:
         if write.event >= int(entry["seq"][0]):
             finding.cause += f". {slot} was written on this save, by {where}"
             return ""
-        never = f"{_path(entry)} never stores it" if forgotten else "this save never stored it"
+        path = "the system call path" if bool(is_call(entry)[0]) else "the interrupt path"
+        never = f"{path} never stores it" if forgotten else "this save never stored it"
         finding.cause += f". {slot} was last written by {self._path_of(write)} at {where}, {self._ago(write, entry)}"
         finding.cause += f"; {never}"
         return f"{slot[:1].lower()}{slot[1:]} was last written at event {write.event}"

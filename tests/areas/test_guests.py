@@ -43,6 +43,8 @@ def run(tmp_path: Path, *words: str) -> tuple[int, list[dict[str, Any]]]:
         (["slot-clash"], "CW405", "slot 19", "interrupt_entry"),
         (["same-ring-frame"], "CW403", None, "copy_kernel_context"),
         (["frame-overwritten"], "CW302", "slot rsp", "stamp_stack"),
+        (["selector-lost"], "CW103", "slot 2", "interrupt_entry"),
+        (["wrong-thread"], "CW107", None, "syscall_entry"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,
 )
@@ -66,6 +68,17 @@ def test_the_lost_flags_end_in_who_wrote_the_slot_last(tmp_path: Path) -> None:
     assert "Slot 17 was last written by the system call path" in cause
     assert re.search(r", (one interrupt|\d+ interrupts) ago; the interrupt path never stores it$", cause)
     assert "never stores RFLAGS" in cause
+
+
+def test_a_frame_overwritten_once_names_who_did_it_where_all_stores_are_looked_at(tmp_path: Path) -> None:
+    _, findings = run(tmp_path, "frame-overwritten", "--stores", "all", "--max-findings", "1")
+    (first,) = findings
+    assert (first["code"], first["slot"]) == ("CW302", "slot rsp")
+    assert first["writer"]["symbol"].startswith("stamp_stack")
+    assert first["writer"]["event"] < first["event"]
+    assert first["writer"]["cpu"] == 0
+    assert first["writer"]["thread"].startswith("cr3 0x")
+    assert "not seen" not in first["cause"]
 
 
 def test_a_shifted_area_is_shown_beside_the_area_unshifted(tmp_path: Path) -> None:
