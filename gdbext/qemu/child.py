@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
-import signal
 import subprocess
 from collections.abc import Sequence
 from typing import Any
 
-_PR_SET_PDEATHSIG = 1
+from gdbext.sources.leash import leash
 
 
 def silence() -> None:
@@ -29,16 +27,13 @@ def spawn(argv: Sequence[str]) -> Any:
     silence()
     from pwnlib.tubes.process import PIPE, process
 
-    prctl = ctypes.CDLL(None).prctl
+    tie = leash()
     core_limit = resource.getrlimit(resource.RLIMIT_CORE)
-    parent = os.getpid()
 
     def in_child() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, core_limit)  # pwntools asks for core files; nobody else did
         os.dup2(1, 2)  # pwntools would make a second pipe
         os.setsid()  # a Ctrl-C on our terminal is for us
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
+        tie()
 
     return process(list(argv), stdin=PIPE, stdout=PIPE, stderr=subprocess.DEVNULL, preexec_fn=in_child)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
 import shutil
 import signal
 import subprocess
@@ -14,9 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from gdbext.errors import CtxwatchError, EnvironmentUnusable
+from gdbext.sources.leash import leash
 
 EXTENSION: Final = Path(__file__).resolve().parents[1] / "ctxwatch.py"
-_PR_SET_PDEATHSIG: Final = 1
 _START: Final = 20.0
 """Seconds GDB may take to start and to load the extension."""
 _POLL: Final = 0.02
@@ -206,14 +204,6 @@ class GdbChild:
 
 def spawn(argv: list[str]) -> subprocess.Popen[bytes]:
     """Start `argv` in a session of its own; the kernel kills it when the calling thread ends."""
-    prctl = ctypes.CDLL(None).prctl
-    parent = os.getpid()
-
-    def in_child() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-
     try:
         return subprocess.Popen(
             argv,
@@ -221,7 +211,7 @@ def spawn(argv: list[str]) -> subprocess.Popen[bytes]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=in_child,
+            preexec_fn=leash(),
             bufsize=0,
         )
     except OSError as error:

@@ -11,6 +11,7 @@ import time
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
+from gdbext.sources.leash import leash
 from tests.gdb.conftest import EXTENSION
 
 Message = dict[str, Any]
@@ -31,7 +32,7 @@ class Client:
     def __init__(self) -> None:
         options = ("-nx", "-q", "-i=dap", "-iex", "set debuginfod enabled off", "-ex", f"source {EXTENSION}")
         self.process = subprocess.Popen(
-            ["gdb", *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            ["gdb", *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, preexec_fn=leash()
         )
         self.log: list[Message] = []
         """All that came, in order."""

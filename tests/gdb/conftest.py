@@ -17,6 +17,7 @@ import pytest
 
 from gdbext.qemu import guests
 from gdbext.qemu.machine import Machine
+from gdbext.sources.leash import leash
 
 EXTENSION = Path(__file__).parents[2] / "gdbext" / "ctxwatch.py"
 
@@ -61,6 +62,7 @@ def start_gdb(*commands: str, extension: bool = True, environment: dict[str, str
             text=True,
             env=variables,
             start_new_session=True,
+            preexec_fn=leash(),
         )
     )
 

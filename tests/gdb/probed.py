@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gdbext.qemu import guests, probe
 from gdbext.qemu.guests import Guest
+from gdbext.sources.leash import leash
 
 
 class Probed:
@@ -32,7 +33,7 @@ class Probed:
             assert qemu is not None
             words += probe.plugin_args(probe.build(Path(qemu)), self.ring, watch=True)
             words += ["-qmp", f"unix:{self.ring.with_suffix('.qmp')},server=on,wait=off"]
-        self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True)
+        self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=leash())
 
     def __enter__(self) -> Probed:
         deadline = time.monotonic() + 20

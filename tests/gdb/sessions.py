@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from pygdbmi.gdbcontroller import GdbController
 
+from gdbext.sources.leash import leash
 from tests.gdb.conftest import EXTENSION
 
 PROMPT = "(gdb) "
@@ -36,6 +37,7 @@ class Typed:
             stderr=theirs,
             env=environment,
             start_new_session=True,
+            preexec_fn=leash(),
         )
         os.close(theirs)
         self.read()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gdbext.qemu import guests
+from gdbext.sources.leash import leash
 from tests.gdb.conftest import bug_free
 from tests.gdb.sessions import Typed
 
@@ -40,7 +41,7 @@ def qemu(directory: Path, mode: str, *more: str) -> Iterator[subprocess.Popen[st
         "-drive", f"file={directory / 'snapshots'},if=none,id=rr",
         "-icount", f"shift=3,rr={mode},rrfile={directory / 'log'},rrsnapshot=start", *more,
     ]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=leash())
     try:
         yield process
     finally:
