@@ -20,6 +20,7 @@ from tests.inject.code_faults import (
     except_in_window,
     exchange_loads,
     exchange_stores,
+    leave_scratch,
     skip_swapgs,
 )
 from tests.inject.scene import INTERRUPT, KERNEL, NMI, SYSCALL, USER, Expect, Injection, Scene
@@ -202,6 +203,7 @@ def _swaps() -> Iterator[Fault]:
         skip, double = partial(skip_swapgs, where), partial(double_swapgs, where)
         yield Fault(f"skip-swapgs-{where}", f"the swapgs of the {where} is left out", skip, (64,))
         yield Fault(f"double-swapgs-{where}", f"the swapgs of the {where} is made twice", double, (64,))
+    yield Fault("syscall-stale-rsp", "the system call's entry does not store the user's RSP", leave_scratch, (64,))
     for where, (_, _, users) in WINDOWS.items():
         left = " and ".join("RSP" if name == "rsp" else "GS base" for name in sorted(users))
         says = f"an instruction raises an exception with the user's {left}"
