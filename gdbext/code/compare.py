@@ -286,7 +286,8 @@ class _Comparison:
         what = f"leaves {left.text(self.bits)} in it" if left else "never loads it"
         if stored:
             text = f"{entry} stores {who} in {stored[0].text(self.bits)}; {leaving} {what}"
-            return [Statement(Kind.NOT_RESTORED, (name,), text, stored[0], self._index(stored[0]))]
+            by = self.save.stored_by.get(stored[0])
+            return [Statement(Kind.NOT_RESTORED, (name,), text, stored[0], self._index(stored[0]), by)]
         text = f"{entry} never stores {who}, and {leaving} {what}"
         return [Statement(Kind.LOST, (name,), text)]
 

@@ -55,7 +55,7 @@ class Explainer:
     def could_say_more(self, finding: Finding) -> bool:
         """True if a finding that comes again may now have a last writer, which was not yet watched the first time."""
         concerned = finding.code in _CONTEXT_CODES or finding.code == "CW302"
-        if finding.writer is not None or not concerned or not (self._areas.known or self._frames.known):
+        if finding.writer_seen or not concerned or not (self._areas.known or self._frames.known):
             return False
         tries = self._tries.get(finding.key(), 0)
         self._tries[finding.key()] = tries + 1
@@ -84,8 +84,6 @@ class Explainer:
         write = self._areas.last_write(area, fields[0], finding.event) if area is not None else None
         if write is not None:
             finding.slot, finding.writer = f"slot {self._areas.slot_number(fields[0])}", self._writers.of(write)
-        if clash is not None and finding.writer is None and clash.by is not None:
-            finding.writer = self._writers.by_code(clash.by)
         beyond = _beyond_frame(finding, entry)
         if beyond is not None:
             self._add_write(finding, entry, write)
@@ -93,6 +91,9 @@ class Explainer:
         skipped = self._paths.stores(entry, row, fields[0])
         told = self._add_path(finding, statements, fields, skipped)
         forgotten = any(_not_stored(statement) for statement in told)
+        by = next((statement.by for statement in told if statement.by is not None), None)
+        if write is None and by is not None:
+            finding.writer = self._writers.by_code(by)
         seen = self._add_when_seen(finding, entry, fields[0])
         stale = self._add_write(finding, entry, write, forgotten and not skipped)
         if not told and finding.writer is None:

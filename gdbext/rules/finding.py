@@ -136,6 +136,11 @@ class Finding:
         """The differing fields, comma-separated, or None."""
         return fields(self.differences)
 
+    @property
+    def writer_seen(self) -> bool:
+        """True if the last writer is one whose store was seen, not one that the code shows."""
+        return self.writer is not None and self.writer.event is not None
+
     def key(self) -> tuple[object, ...]:
         """Equal findings (same code, field and path) have equal keys and are shown once with a count."""
         return key(self.code, self.differences, self.pc, self.handler)
@@ -148,7 +153,7 @@ class Finding:
 
     def learn_writer(self, again: Finding, known: str = "") -> None:
         """Take over slot and writer from `again`, an equal finding of a later event, whose cause began with `known`."""
-        if self.writer is not None or again.writer is None:
+        if self.writer_seen or again.writer is None:
             return
         again.name_registers()
         known = named_for(self.bits, known)
