@@ -31,6 +31,7 @@ FIELD_BITS: Final[tuple[str, ...]] = (
 """Bit n of a difference mask is this field."""
 
 BIT: Final = {name: np.uint32(1 << index) for index, name in enumerate(FIELD_BITS)}
+SELECTORS: Final = ("cs", "ss", "ds", "es", "fs", "gs")
 GPR_BITS: Final = 0xFFFF
 LOW_BITS: Final = 0xFF
 """The general registers that 32-bit code has: RAX to RDI."""
@@ -199,9 +200,16 @@ def _lost_base(name: str, entries: Columns, exits: Columns) -> Bools:
 
 
 def _asked(name: str, entries: Columns, exits: Columns) -> Bools:
-    """True for system calls whose caller passed the new value in a register."""
+    """True for system calls whose caller passed the new value in a register.
+
+    Zero is in one of them as a rule and tells nothing; but the kernel clears a selector of 64-bit code where its base
+    was asked for (Linux, arch_prctl).
+    """
     asked: Bools = is_call(entries) & (gprs(entries) == exits[name].astype(np.uint64)[:, None]).any(axis=1)
-    return asked
+    told: Bools = exits[name] != 0
+    if name in SELECTORS:
+        told |= ~_small(exits)
+    return asked & told
 
 
 _HAD_TO_COME_BACK: Final = {

@@ -96,6 +96,14 @@ def test_system_call_may_set_fs_base_to_its_argument() -> None:
     assert codes(entry(ctx, How.SYSCALL), exit_(after | {"fs_base": 0x123000}, How.SYSRET)) == [("CW104", "fs_base")]
 
 
+def test_a_register_that_is_zero_asks_for_nothing() -> None:
+    ctx = context(rdx=0)
+    assert codes(entry(ctx, How.SYSCALL), exit_(ctx | {"fs_base": 0}, How.SYSRET)) == [("CW104", "fs_base")]
+    assert codes(entry(ctx | {"fs": 0x53}, How.SYSCALL), exit_(ctx | {"fs": 0}, How.SYSRET)) == []
+    small = ctx | {"mode": 32, "flags": Flag.LINEAR32, "fs": 0x23}
+    assert codes(entry(small, How.SOFT), exit_(small | {"fs": 0})) == [("CW103", "fs")]
+
+
 def test_system_call_changes_its_result_only() -> None:
     ctx = context()
     assert codes(entry(ctx, How.SYSCALL), exit_(ctx | {"rax": 9}, How.SYSRET)) == []
