@@ -154,6 +154,8 @@ class Live:
             return
         if self._one_at_a_time.locked() and running:
             raise CtxwatchError(f"GDB waits for the guest in {self.doing!r}", todo="Ctrl-C interrupts it")
+        if running and typed.needs_rest(command):
+            raise CtxwatchError("the guest is running", todo="Ctrl-C stops it")
         await self._permit(command)
         async with self._one_at_a_time:
             self.doing, self._pressed = command, 0

@@ -15,6 +15,7 @@ _LISTS: Final = re.compile(r"(x|l|list)(?![\w-])")
 _TARGET: Final = re.compile(r"tar(?:g(?:et?)?)?\s+(?:extended-)?rem(?:o(?:te?)?)?\s+(\S+)\s*")
 _ENDS: Final = re.compile(r"(?:k|kill|r|run|start|starti|tar(?:g(?:et?)?)?\s+\S+)(?![\w-])")
 _SHELL: Final = re.compile(r"(?:!|she(?:ll?)?(?![\w-]))\s*(.*)")
+_DISASSEMBLES: Final = re.compile(r"disas(?:s(?:e(?:m(?:b(?:le?)?)?)?)?)?(?![\w-])")
 _LEAVES: Final = re.compile(r"(?:k|kill|disconnect|det|deta?|detac?|detach)(?![\w-])")
 
 
@@ -56,6 +57,11 @@ def target(line: str) -> str | None:
 def ends_guest(line: str) -> bool:
     """GDB would end the guest for it: it asks first where it has a terminal, and takes a yes for granted elsewhere."""
     return bool(_ENDS.match(line.strip()))
+
+
+def needs_rest(line: str) -> bool:
+    """GDB (13 at least) ends itself, by an error that nobody catches, where the guest runs meanwhile."""
+    return bool(_DISASSEMBLES.match(line.strip()))
 
 
 def leaves(line: str) -> bool:

@@ -199,6 +199,19 @@ async def test_what_gdb_refuses_is_shown_once() -> None:
 
 
 @scenario
+async def test_what_would_end_gdb_while_the_guest_runs_is_not_tried() -> None:
+    async with terminal(CONNECT) as repl:
+        await repl.until("stopped │")
+        repl.type("continue\r")
+        await repl.until("(ctx running)")
+        for line in ("disassemble main", "disas /r 0x1000,+8"):
+            repl.type(f"{line}\r")
+            await repl.until(line)
+        await repl.happens(lambda: repl.text().count("the guest is running; Ctrl-C stops it") == 2)
+        assert not [command for command in repl.gdb.asked if "disas" in command]
+
+
+@scenario
 async def test_a_running_guest_refuses_in_one_line() -> None:
     async with terminal(CONNECT) as repl:
         await repl.until("stopped │")

@@ -73,7 +73,7 @@ def test_attach_run_and_interrupt_with_a_prompt_in_between(machine: Machine, tmp
         repl.until("is stopped;", "stopped │")
         repl.line("ctx watch")
         repl.line("continue")
-        repl.until("(ctx running)", "running │", "CW102", "events/s")
+        repl.until("(ctx running)", "running │", "CW102", "events/s", seconds=200)  # its clock does not wait for GDB
         repl.type("explain CW10")
         repl.until("(ctx running) explain CW10")
         repl.type("2")
