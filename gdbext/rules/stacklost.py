@@ -4,6 +4,9 @@
 the caller's, by ``sysret``, ``sysexit`` or ``iret``. A wrong one makes the return look like the first run of a thread,
 which begins behind its maker's call on a stack of its own. But that thread runs only after a switch to it: where the
 maker itself runs, because it never went away or has come back, its call is what returns.
+
+So it is with a thread that was interrupted where threads begin (CW101): all that tells it from another one that begins
+there is its stack pointer.
 """
 
 from __future__ import annotations
@@ -32,10 +35,15 @@ def call_on_another_stack(
 ) -> tuple[Batch, int] | None:
     """The fast call that `row`, an exit to user code (a batch of one), ends with another RSP, and what differs (mask).
 
-    call: the last context of its thread that waits (a batch of one, or empty).
+    call: the last context of its thread that waits (a batch of one, or empty). If it was interrupted, it must be told
+    by its FS base, RSP alone may differ, and only switches of stacks show that no other thread runs.
     """
-    if not len(call) or not by_call(call)[0]:
+    if not len(call):
         return None
+    if not by_call(call)[0]:
+        told = call["rip"][0] == row["rip"][0] and call["fs_base"][0] != 0 and _switches(row, history)
+        lost = int(differences(call, row, law)[0]) if told else 0
+        return (call, lost) if lost == int(BIT["rsp"]) and _runs(call, row, history) else None
     if call["rsp"][0] == row["rsp"][0] or not _returns(call, row) or not _runs(call, row, history):
         return None
     landed = row.copy()
@@ -78,6 +86,12 @@ def _runs(call: Batch, row: Batch, history: History) -> bool:
         elif not away and where == at and kind == Kind.CR3:
             astray = other
     return at == cpu and not away and not astray
+
+
+def _switches(row: Batch, history: History) -> bool:
+    """True if the CPU of `row` was seen to switch from one stack to another."""
+    past = history.before(int(row["seq"][0]))
+    return bool((np.isin(past["kind"], _SWITCHES[:2]) & (past["cpu"] == row["cpu"])).any())
 
 
 def switched_since(call: Batch, row: Batch, history: History) -> bool:

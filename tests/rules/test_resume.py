@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gdbext.arch import vectors
+from gdbext.arch.registers import GPR64
 from gdbext.events.row import ROW, Batch
 from gdbext.rules.engine import Engine
 from gdbext.rules.fixups import Fixups
@@ -468,6 +469,18 @@ def test_a_call_returns_to_its_stack_unless_another_thread_ran(leaving: int) -> 
     assert codes(stamp(batch(switch(cpu=1), call, lost))) == []  # whether switches are seen is not known
     moved = exit_(ctx | {"rsp": 0x1000, "rip": ctx["rip"] + 8}, leaving)
     assert codes(stamp(batch(switch(), call, moved))) == []
+
+
+def test_a_thread_interrupted_where_it_begins_goes_on_on_its_stack_unless_another_ran() -> None:
+    """With registers that hold nothing, it differs from the next one that begins there by RSP alone."""
+    ctx = context(fs_base=0x5000) | {name: 0 for name in GPR64 if name != "rsp"}
+    begins, stops, lost = exit_(ctx), entry(ctx), exit_(ctx | {"rsp": 0xFFFF_8000_0000_1000})
+    assert codes(stamp(batch(switch(), begins, stops, lost))) == [("CW101", "rsp")]
+    assert codes(stamp(batch(switch(), begins, stops, switch(Kind.SWITCH_OUT), lost))) == []
+    assert codes(stamp(batch(begins, stops, lost))) == []
+    assert codes(stamp(batch(switch(Kind.CR3, value=0x900000), begins, stops, lost))) == []
+    nobody = {"fs_base": 0}  # any thread's
+    assert codes(stamp(batch(switch(), begins, entry(ctx | nobody), exit_(ctx | {"rsp": 0x1000} | nobody)))) == []
 
 
 AWAY = 1000
