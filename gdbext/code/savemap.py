@@ -15,7 +15,7 @@ from typing import Final
 from gdbext.arch.frames import FRAME_FIELDS
 from gdbext.arch.registers import CALLEE_SAVED_32, CALLEE_SAVED_64, GPR64
 from gdbext.arch.vectors import WITH_ERROR_CODE
-from gdbext.code.disasm import Code
+from gdbext.code.disasm import Code, Flow
 from gdbext.code.graph import Graph
 from gdbext.code.paths import Entry, Exit, Gateway, Reach
 from gdbext.code.state import State
@@ -144,6 +144,8 @@ GIVEN_AWAY: Final = {
 }
 """Fields that such an entry need not keep: the result, what the instruction itself uses, what the CPU does not tell."""
 _EXIT_BOUNDS: Final = Bounds(steps=300, paths=32)
+_BEHIND: Final = 512
+"""Bytes behind its load of RSP within which a hand-written switch goes on."""
 _STEPS_BACK: Final = 250
 _HEADS: Final = 24
 
@@ -338,8 +340,29 @@ def switch_maps(code: Code, function: SwitchFunction) -> tuple[SaveMap, RestoreM
     coming = next((p for p in walker.run(load.end, State(code.bits)) if p.end is End.STOP), None)
     if coming is None:
         return None
+    last = code.insn(coming.address)
+    if last is not None and last.flow is Flow.JUMP and last.target is None:
+        again = _where_it_goes_on(code, function, save)
+        walker = Walker(code, stop=frozenset(again[1:]))
+        coming = next((p for p in walker.run(again[0], coming.state) if p.end is End.STOP), None) if again else None
+        if coming is None:
+            return None
     values = {name: coming.state.regs[name] for name in (*fields, "rflags")}
     for name in ("fs_base", "simd"):
         if coming.state.regs[name] != Value(Start(name)):
             values[name] = coming.state.regs[name]
     return save, _taken(coming.address, code.bits, load.end, frozenset({function.load}), values)
+
+
+def _where_it_goes_on(code: Code, function: SwitchFunction, save: SaveMap) -> tuple[int, int] | tuple[()]:
+    """Where a thread goes on whose switch ends in a jump through memory: an address behind that it has stored, and the
+    ``ret`` that follows there; nothing if there is none."""
+    for value in save.written.values():
+        start = address = value.constant or 0
+        if not function.load < start < function.load + _BEHIND:
+            continue
+        while (insn := code.insn(address)) is not None and insn.flow is Flow.NEXT and address < start + _BEHIND:
+            address = insn.end
+        if insn is not None and insn.flow is Flow.RETURN:
+            return start, address
+    return ()

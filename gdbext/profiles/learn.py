@@ -288,5 +288,7 @@ _COMPARED = frozenset({*GPR64, "rip", "rflags"})
 
 def describe(entry: Entry) -> str:
     """An entry as a person names it: ``#PF page fault at 0x…``."""
-    what = {Gateway.SYSCALL: "syscall", Gateway.SYSENTER: "sysenter"}.get(entry.gateway) or vectors.name(entry.vector)
+    what = {Gateway.SYSCALL: "syscall", Gateway.SYSENTER: "sysenter"}.get(entry.gateway)
+    if what is None:  # no vector: a thread switch, or an entry point that no table names
+        what = vectors.name(entry.vector) if entry.vector != vectors.UNKNOWN else "code"
     return f"{what} at {entry.address:#x}"

@@ -480,3 +480,29 @@ def test_random_code_never_raises_or_hangs(parts: list[bytes], tail: bytes, bits
             assert all(statement.text for statement in compare(save, restore))
     for function in reach.switch_functions:
         switch_maps(code, function)
+
+
+@pytest.mark.parametrize(
+    ("pops", "lost"), [("pop %rbx; pop %rbp; pop %r12", []), ("add $8, %rsp; pop %rbp; pop %r12", ["rbx"])]
+)
+def test_a_switch_that_ends_in_a_jump_to_where_the_thread_goes_on(
+    assemble: Any, pops: str, lost: list[str]
+) -> None:
+    """As a compiler's inline assembly has it: RIP is kept beside RSP, and the pops lie where it leads."""
+    snippet = assemble(f"""
+    entry: call switch_to
+        iretq
+    switch_to: push %r12; push %rbp; push %rbx
+        lea on(%rip), %rax
+        mov %rax, (%rdi)
+        mov %rsp, 8(%rdi)
+        mov 8(%rsi), %rsp
+        jmp *(%rsi)
+    on: {pops}
+        ret
+    """)
+    (function,) = explore(snippet.code, [snippet["entry"]]).switch_functions
+    result = switch_maps(snippet.code, function)
+    assert result is not None
+    told = [s for s in compare(*result) if s.fault and set(s.fields) & {"rbx", "rbp", "r12"}]
+    assert [name for statement in told for name in statement.fields] == lost
