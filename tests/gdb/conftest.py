@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from gdbext.qemu import guests
+from gdbext.qemu.guests import Guest
 from gdbext.qemu.machine import Machine
 from gdbext.sources.leash import leash
 
@@ -140,6 +142,17 @@ def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
                     kept = Path(tempfile.mkdtemp(prefix="ctxwatch-test-")) / "serial.log"
                     kept.write_text("\n".join(live.lines), "utf-8")
                     print(f"serial output kept in {kept}")
+
+
+def lasting(monkeypatch: pytest.MonkeyPatch, ticks: int) -> None:
+    """Have guests run until so many ticks are over."""
+    find = guests.find
+
+    def longer(name: str) -> Guest:
+        guest = find(name)
+        return dataclasses.replace(guest, defines=(*guest.defines, f"TICKS={ticks}"))
+
+    monkeypatch.setattr(guests, "find", longer)
 
 
 @pytest.hookimpl(hookwrapper=True)

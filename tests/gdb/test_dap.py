@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.gdb.adapter import Client, has_adapter
-from tests.gdb.conftest import Boot, Live
+from tests.gdb.conftest import Boot, Live, lasting
 
 pytestmark = [
     pytest.mark.gdb,
@@ -102,7 +102,8 @@ def test_calls_are_refused_in_a_window_alone(client: Client, up: Up) -> None:
     assert "is on" in client.console("show may-call-functions")
 
 
-def test_a_step_from_in_front_stops_at_the_edge(client: Client, up: Up) -> None:
+def test_a_step_from_in_front_stops_at_the_edge(client: Client, up: Up, monkeypatch: pytest.MonkeyPatch) -> None:
+    lasting(monkeypatch, 200_000)
     up("clean-osdev")
     client.console("python import sys; sys.path.append('.'); from tests.gdb.safety_places import *")
     for request in ("stepIn", "next"):

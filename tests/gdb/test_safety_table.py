@@ -4,7 +4,6 @@ machine interface: real GDBs, real guests. What they did is the table of docs/sa
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import random
@@ -16,9 +15,7 @@ from typing import Any, Final
 
 import pytest
 
-from gdbext.qemu import guests
-from gdbext.qemu.guests import Guest
-from tests.gdb.conftest import Boot, bug_free
+from tests.gdb.conftest import Boot, bug_free, lasting
 from tests.gdb.probed import Probed
 from tests.gdb.sessions import Mi, Typed, script
 
@@ -153,17 +150,6 @@ def rows(found: dict[tuple[str, str, str], str]) -> Iterator[str]:
             agreed = len(set(outcomes.values())) == 1
             cells.append(outcomes["MI"] if agreed else "; ".join(f"{way}: {done}" for way, done in outcomes.items()))
         yield f"| `{command}` | " + " | ".join(cells) + " |"
-
-
-def lasting(monkeypatch: pytest.MonkeyPatch, ticks: int) -> None:
-    """Have guests run until so many ticks are over."""
-    find = guests.find
-
-    def longer(name: str) -> Guest:
-        guest = find(name)
-        return dataclasses.replace(guest, defines=(*guest.defines, f"TICKS={ticks}"))
-
-    monkeypatch.setattr(guests, "find", longer)
 
 
 def test_every_command_at_every_kind_of_window_by_every_way(
