@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
+from typing import Final
 
+from gdbext.arch.registers import GPR32, GPR64
 from gdbext.errors import printable
 from gdbext.events.held import NOT_CAPTURED
 from gdbext.report.context import ContextRow, Fields, contexts
 from gdbext.report.words import MATCHES, by, code_parts, elapsed, last_written
 from gdbext.rules.codes import CODES
 from gdbext.rules.finding import CodeLine, Finding
+
+_NAME: Final = re.compile(
+    rf"(?:{'|'.join((*GPR64, *GPR32))}|[er]?(?:ip|flags)|xmm\d+|\w+_base|iret\w?|sys(?:call|ret|enter|exit)|swapgs)\b"
+)
+"""Of a register or an instruction."""
 
 
 def article(number: int, finding: Finding) -> str:
@@ -146,8 +154,9 @@ def _address(address: int, symbol: str | None) -> str:
 
 
 def _capital(sentence: str) -> str:
-    """The sentence with its first letter a capital."""
-    return sentence[:1].upper() + sentence[1:]
+    """The sentence with its first letter a capital, unless it begins with the name of a register or instruction."""
+    named = _NAME.match(sentence) is not None
+    return sentence if named else sentence[:1].upper() + sentence[1:]
 
 
 def _text(value: object) -> str:

@@ -227,3 +227,16 @@ def test_a_session_without_events(tmp_path: Path) -> None:
     read = pages.words(path.read_text("utf-8"))
     assert "Nothing found." in read
     assert "No entry was seen." in read
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("rbx did not survive", "rbx did not survive"),
+        ("sysret loads RIP 0x8", "sysret loads RIP 0x8"),
+        ("the exit path never loads it", "The exit path never loads it"),
+        ("system calls are not among them", "System calls are not among them"),
+    ],
+)
+def test_names_keep_their_letters_where_a_sentence_begins_with_them(said: str, shown: str) -> None:
+    assert htmlfinding._capital(said) == shown
