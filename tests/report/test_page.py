@@ -95,8 +95,8 @@ def test_a_finding_with_everything_in_it() -> None:
     evil = "<i>\x1b&"
     finding = Finding(
         code="CW402", event=5, cpu=1, vector=32, interrupted=Place(0xFFFFFFFF80001000, evil, 0), pc=0x2000, cause=evil,
-        look_at=evil, thread=evil, slot=evil, writer=Writer(0x3000, evil, 4, 1, evil), pc_symbol=evil, handler=0x4000, entry=3,
-        match="thread", differences=(Difference("frame", 1, 2),),
+        look_at=evil, thread=evil, slot=evil, writer=Writer(0x3000, evil, 4, 1, evil), pc_symbol=evil, handler=0x4000,
+        entry=3, match="thread", differences=(Difference("frame", 1, 2),),
         table=(("rip", 1, 2, "rsp"), ("rax", 7, 7, None), (evil, None, 3, evil)),
         steps=(Step(3, 1, 0, evil, 0x10, evil), Step(5, 1, 2500, "iret resumes it", 0x20, None)),
         guilty_code=(CodeLine(0x1FFE, "push rax"), CodeLine(0x2000, evil)),
@@ -108,8 +108,8 @@ def test_a_finding_with_everything_in_it() -> None:
     assert "\x1b" not in text
     read = " ".join(pages.words(text).split())
     for part in (
-        "last written at", ", event 4 on CPU 1, for", "the last entry of the same thread", "kernel code", "Save area slot holds un-shifted",
-        "rip 0x1 0x2 rsp", "rax 0x7 0x7", "? 0x3", "From save to resume +0 ns event 3", "+2.500 µs event 5 iret",
+        "last written at", ", event 4 on CPU 1, for", "the last entry of the same thread", "kernel code",
+        "Save area slot holds un-shifted", "rip 0x1 0x2 rsp", "rax 0x7 0x7", "? 0x3", "From save to resume +0 ns event 3", "+2.500 µs event 5 iret",
         "Where it was seen 1ffe push rax", "What was interrupted ffffffff80001000 nop",
     ):  # fmt: skip
         assert part in read
