@@ -109,7 +109,8 @@ def test_a_finding_with_everything_in_it() -> None:
     read = " ".join(pages.words(text).split())
     for part in (
         "last written at", ", event 4 on CPU 1, for", "the last entry of the same thread", "kernel code",
-        "Save area slot holds un-shifted", "rip 0x1 0x2 rsp", "rax 0x7 0x7", "? 0x3", "From save to resume +0 ns event 3", "+2.500 µs event 5 iret",
+        "Save area slot holds un-shifted", "rip 0x1 0x2 rsp", "rax 0x7 0x7", "? 0x3",
+        "From save to resume +0 ns event 3", "+2.500 µs event 5 iret",
         "Where it was seen 1ffe push rax", "What was interrupted ffffffff80001000 nop",
     ):  # fmt: skip
         assert part in read
