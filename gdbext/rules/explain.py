@@ -69,6 +69,8 @@ class Explainer:
 
     def _explain(self, finding: Finding) -> list[Draft]:
         entry, row = finding.entry_row, finding.row
+        if entry is not None and finding.code == "CW105":
+            self._add_calculation(finding, entry)
         fields = [d.field for d in finding.differences if d.field in FIELD_BITS]
         if entry is None or row is None or not fields:
             return []
@@ -148,6 +150,15 @@ class Explainer:
         finding.cause += f". {slot} was last written by {self._path_of(write)} at {where}, {self._ago(write, entry)}"
         finding.cause += f"; {never}"
         return f"{slot[:1].lower()}{slot[1:]} was last written at event {write.event}"
+
+    def _add_calculation(self, finding: Finding, entry: Batch) -> None:
+        """Say where the handler's own code calculates in a SIMD register that did not survive it."""
+        register = finding.differences[0].field if finding.differences else ""
+        at = self._paths.calculates(entry, register) if register.startswith("xmm") else None
+        if at is not None:
+            finding.writer = self._writers.by_code(at)
+            where = finding.writer.symbol or f"{at:#x}"
+            finding.cause += f". The handler's own code calculates in {register}, at {where}"
 
     def _add_left(self, finding: Finding, entry: Batch, row: Batch, field: str) -> None:
         """Say where the entry path stores a register that the exit path never loads."""

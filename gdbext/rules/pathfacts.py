@@ -102,6 +102,17 @@ class PathFacts:
                 return place.text(save.bits), save.stored_by[place]
         return None
 
+    def calculates(self, entry: Batch, register: str) -> int | None:
+        """The instruction of the handler, fewest calls away, that calculates in `register` (``xmm0``); None if none."""
+        key = entry_of(entry)
+        if not key.address:
+            return None
+        code = self._code(entry)
+        reach = explore(code, [key], LIMITS)
+        decoded = ((at, code.insn(at)) for at in reach.successors)
+        found = [at for at, insn in decoded if insn is not None and insn.op_str.startswith(f"{register}, ")]
+        return min(found, key=lambda at: (reach.depth(at), at), default=None)
+
     def copies(self, entry: Batch, leaving: Batch, fields: Collection[str]) -> bool:
         """True if the entry path copies `fields` of the frame to an area, and the exit loads them from there."""
         statements = self.statements(entry, leaving)

@@ -44,7 +44,8 @@ def run(tmp_path: Path, *words: str) -> tuple[int, list[dict[str, Any]]]:
         (["same-ring-frame"], "CW403", None, "copy_kernel_context"),
         (["frame-overwritten"], "CW302", "slot rsp", "stamp_stack"),
         (["selector-lost"], "CW103", "slot 2", "interrupt_entry"),
-        (["wrong-thread"], "CW107", None, "syscall_entry"),
+        (["wrong-thread"], "CW107", "slot gs:[0x18]", "syscall_entry"),
+        (["xmm-clobbered-by-handler"], "CW105", None, "note_load"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,
 )

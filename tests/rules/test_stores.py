@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gdbext.events.row import ROW, Batch
+from gdbext.events.row import ROW, Batch, empty
 from gdbext.rules.engine import Engine
 from gdbext.rules.finding import Finding
 from tests.code.conftest import Assemble, Snippet, assemble
@@ -223,3 +223,26 @@ def test_a_register_kept_where_all_threads_of_a_cpu_keep_it_names_the_place_and_
     assert finding.writer is not None
     assert finding.writer.rip == code["scratch"]
     assert "which all threads share" in finding.cause
+
+
+def with_simd(row: Batch, xmm0: int) -> Batch:
+    made = empty(1, simd=True)
+    for name in ROW.names or ():
+        made[name] = row[name]
+    made["flags"] |= Flag.SIMD
+    made["simd"]["xmm"][0, 0, 0] = xmm0
+    return made
+
+
+def test_a_handler_that_calculates_in_the_interrupted_code_s_registers_is_named(assemble: Assemble) -> None:
+    code = assemble("entry: pushq %rax; call work; popq %rax; leave: iretq; work: nop; guilty: pxor %xmm0, %xmm0; ret")
+    ctx = context()
+    came = with_simd(entry(ctx, pc=code["entry"], frame=FRAME), 7)
+    lost = with_simd(exit_(ctx, pc=code["leave"], frame=FRAME), 0)
+    engine = Engine(guest=Guest(code))
+    engine.feed(stamp(batch(came, lost)))
+    (finding,) = engine.findings
+    assert (finding.code, finding.field) == ("CW105", "xmm0")
+    assert finding.writer is not None
+    assert finding.writer.rip == code["guilty"]
+    assert "calculates in xmm0" in finding.cause
