@@ -38,9 +38,11 @@ from gdbext.sources.ring_file import Merger, RingFile, in_order
 
 _NAP: Final = (0.0002, 0.002)
 """Shortest and longest sleep between looks at the ring, in seconds."""
-_REST: Final = 0.05
-"""Seconds the ring is left alone after a batch where no vCPU waits for a verdict: rows judged together cost a
-fraction, and the vCPUs may need the reader's core."""
+_REST: Final = (0.02, 0.2)
+"""Shortest and longest time, in seconds, that the ring is left alone after a batch where no vCPU waits for a verdict:
+rows judged together cost a fraction, and the vCPUs may need the reader's core."""
+_REST_SHARE: Final = 19
+"""How many times as long as the last batch took to be judged, within these."""
 
 _STOP_TIMEOUT: Final = 10.0
 _PATIENCE: Final = 0.1
@@ -93,6 +95,7 @@ class ProbeSource:
         self._monitor = monitor
         self._retry = retry
         self._merger = Merger(time.monotonic)
+        self._given: float | None = None
         self._rested = 0.0
         self._ready: list[Batch] = []
         self._standing: dict[int, Batch] = {}
@@ -162,6 +165,10 @@ class ProbeSource:
 
     def _rest(self, deadline: float) -> None:
         """Let rows gather, as long as there is room for many more."""
+        if self._given is not None:
+            now = time.monotonic()
+            self._rested = now + min(max(_REST_SHARE * (now - self._given), _REST[0]), _REST[1])
+            self._given = None
         if not int(self._ring.header["halt"][0]):
             until = min(self._rested, deadline)
             while time.monotonic() < until and self._ring.writer_lives() and not self._ring.filling:
@@ -169,7 +176,7 @@ class ProbeSource:
 
     def _note(self, rows: Batch) -> Batch:
         """Remember in which events vCPUs wait."""
-        self._rested = time.monotonic() + _REST
+        self._given = time.monotonic()
         for index in np.flatnonzero(rows["flags"] & Flag.WAITING):
             self._standing[int(rows["cpu"][index])] = rows[index : index + 1].copy()
         return rows
