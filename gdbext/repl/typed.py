@@ -15,7 +15,9 @@ _LISTS: Final = re.compile(r"(x|l|list)(?![\w-])")
 _TARGET: Final = re.compile(r"tar(?:g(?:et?)?)?\s+(?:extended-)?rem(?:o(?:te?)?)?\s+(\S+)\s*")
 _ENDS: Final = re.compile(r"(?:k|kill|r|run|start|starti|tar(?:g(?:et?)?)?\s+\S+)(?![\w-])")
 _SHELL: Final = re.compile(r"(?:!|she(?:ll?)?(?![\w-]))\s*(.*)")
-_DISASSEMBLES: Final = re.compile(r"disas(?:s(?:e(?:m(?:b(?:le?)?)?)?)?)?(?![\w-])")
+_DISASSEMBLES: Final = re.compile(
+    r"disas(?:s(?:e(?:m(?:b(?:le?)?)?)?)?)?(?![\w-])|(?:x|disp(?:l(?:ay?)?)?)\s*/-?\d*[a-z]*i[a-z]*(?!\w)"
+)
 _LEAVES: Final = re.compile(r"(?:k|kill|disconnect|det|deta?|detac?|detach)(?![\w-])")
 
 

@@ -204,11 +204,11 @@ async def test_what_would_end_gdb_while_the_guest_runs_is_not_tried() -> None:
         await repl.until("stopped │")
         repl.type("continue\r")
         await repl.until("(ctx running)")
-        for line in ("disassemble main", "disas /r 0x1000,+8"):
+        for line in ("disassemble main", "disas /r 0x1000,+8", "x/3i 0x1000", "display/i 0x1000"):
             repl.type(f"{line}\r")
             await repl.until(line)
-        await repl.happens(lambda: repl.text().count("the guest is running; Ctrl-C stops it") == 2)
-        assert not [command for command in repl.gdb.asked if "disas" in command]
+        await repl.happens(lambda: repl.text().count("the guest is running; Ctrl-C stops it") == 4)
+        assert not [command for command in repl.gdb.asked if "0x1000" in command or "disas" in command]
 
 
 @scenario
@@ -217,8 +217,8 @@ async def test_a_running_guest_refuses_in_one_line() -> None:
         await repl.until("stopped │")
         repl.type("continue\r")
         await repl.until("(ctx running)")
-        repl.gdb.refuse["x/i"] = "Cannot execute this command while the target is running."
-        repl.type("x/i $pc\r")
+        repl.gdb.refuse["x/x"] = "Cannot execute this command while the target is running."
+        repl.type("x/x $pc\r")
         shown = await repl.until("the guest is running; Ctrl-C stops it")
         assert "Cannot execute" not in shown
 
