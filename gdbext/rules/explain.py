@@ -249,14 +249,15 @@ class Explainer:
             return []
         self._follow(entry, row)
         change = self._frames.change(entry, row, fields[0])
-        draft = _overwritten(finding, fields, in_place)
+        draft = replace(_overwritten(finding, fields, in_place), slot=f"slot {fields[0]}")
+        finding.slot = finding.slot or draft.slot
         if change is None:
             finding.cause, finding.look_at = finding.cause + UNSEEN, finding.look_at + LOOK_AT_ALL
             draft = replace(draft, cause=draft.cause + UNSEEN, look_at=draft.look_at + LOOK_AT_ALL)
         else:
-            finding.writer, finding.slot = self._writers.of(change), f"slot {fields[0]}"
+            finding.writer, finding.slot = self._writers.of(change), draft.slot
             cause = f"{draft.cause}{_by(change, finding.writer.symbol)}"
-            draft = replace(draft, cause=cause, writer=change, slot=finding.slot)
+            draft = replace(draft, cause=cause, writer=change)
         if set(fields) <= {"rip", "rsp"}:  # no register was lost: this says all of it
             finding.code, finding.cause, finding.look_at = draft.code, draft.cause, draft.look_at
             return []

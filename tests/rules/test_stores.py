@@ -61,7 +61,7 @@ def judged(handler: Snippet, *rows: Batch) -> tuple[Finding, Engine]:
 
 def test_frame_popped_in_place(handler: Snippet) -> None:
     finding, engine = judged(handler, *overwritten(handler, 1, FRAME))
-    assert (finding.code, finding.field, finding.writer) == ("CW302", "rsp", None)
+    assert (finding.code, finding.field, finding.slot, finding.writer) == ("CW302", "rsp", "slot rsp", None)
     assert engine.wanted == {FRAME: FRAME + 40}
     assert "Who wrote it last was not seen" in finding.cause
     assert "--stores all" in finding.look_at
