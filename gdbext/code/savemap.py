@@ -113,7 +113,8 @@ class RestoreMap:
 
     ``loaded``: field → place; ``untouched``: registers that hold what they held at `start`; ``other``: field → value
     that is neither. ``start``: where the path begins, or one such place where several ways are alike; ``follows``:
-    the calls that return where such a path begins.
+    the calls that return where such a path begins.  ``in_place``: an iret's frame is not built by this path, on
+    whichever stack, but popped from where it lay.
     """
 
     exit: int
@@ -123,6 +124,7 @@ class RestoreMap:
     loaded: dict[str, Place]
     untouched: frozenset[str]
     other: dict[str, Value]
+    in_place: bool = False
 
     @property
     def area(self) -> AreaKey | None:
@@ -296,7 +298,8 @@ def _restore_map(state: State, leaving: Exit, head: int, follows: frozenset[int]
         swapped = name == "gs_base" and state.regs[name] == Value(Start("kernel_gs_base"))
         if state.regs[name] != Value(Start(name)) and not swapped:
             values[name] = state.regs[name]
-    return _taken(leaving.address, state.bits, head, follows, values)
+    found = _taken(leaving.address, state.bits, head, follows, values)
+    return replace(found, in_place=leaving.how == "iret" and values["rip"].place == state.stack_place(0))
 
 
 def _taken(exit_: int, bits: int, head: int, follows: frozenset[int], values: dict[str, Value]) -> RestoreMap:

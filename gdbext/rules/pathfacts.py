@@ -138,10 +138,7 @@ class PathFacts:
         if int(leaving["how"][0]) != How.IRET or entry["frame"][0] != leaving["frame"][0]:
             return False
         maps = self._restore(entry_of(entry), leaving)
-        if not maps:
-            return None
-        place = maps[0].loaded.get("rip")
-        return place is not None and (place.segment, place.atom) in STACKS
+        return maps[0].in_place if maps else None
 
     def _code(self, row: Batch) -> Code:
         bits = 64 if row["mode"][0] == 64 else 32

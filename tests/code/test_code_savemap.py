@@ -58,7 +58,36 @@ def test_pt_regs_by_pushes(assemble: Any) -> None:
     assert save.never == ()
     assert save.reached_by == "the stack"
     assert restore.follows == {save.ended}
+    assert restore.in_place
     assert compare(save, restore) == []
+
+
+def test_a_frame_that_the_exit_builds_on_another_stack(assemble: Any) -> None:
+    snippet = assemble("""
+    entry: push %rdi
+        mov %rsp, %rdi
+        mov %gs:16, %rsp
+        push 40(%rdi)
+        push 32(%rdi)
+        push 24(%rdi)
+        push 16(%rdi)
+        push 8(%rdi)
+        push (%rdi)
+        call handler
+        pop %rdi
+        mov %rsp, %rcx
+        mov %gs:32, %rsp
+        push 32(%rcx)
+        push 24(%rcx)
+        push 16(%rcx)
+        push 8(%rcx)
+        push (%rcx)
+        iretq
+    handler: ret
+    """)
+    _, restore = snippet.maps(Entry(snippet["entry"], vector=32))
+    assert restore.loaded["rip"].disp == 8
+    assert not restore.in_place
 
 
 def test_pt_regs_with_a_register_popped_into_another(assemble: Any) -> None:
@@ -485,9 +514,7 @@ def test_random_code_never_raises_or_hangs(parts: list[bytes], tail: bytes, bits
 @pytest.mark.parametrize(
     ("pops", "lost"), [("pop %rbx; pop %rbp; pop %r12", []), ("add $8, %rsp; pop %rbp; pop %r12", ["rbx"])]
 )
-def test_a_switch_that_ends_in_a_jump_to_where_the_thread_goes_on(
-    assemble: Any, pops: str, lost: list[str]
-) -> None:
+def test_a_switch_that_ends_in_a_jump_to_where_the_thread_goes_on(assemble: Any, pops: str, lost: list[str]) -> None:
     """As a compiler's inline assembly has it: RIP is kept beside RSP, and the pops lie where it leads."""
     snippet = assemble(f"""
     entry: call switch_to
