@@ -17,10 +17,11 @@ from gdbext.arch.registers import CALLEE_SAVED_32, CALLEE_SAVED_64, GPR64
 from gdbext.arch.vectors import WITH_ERROR_CODE
 from gdbext.code.disasm import Code, Flow
 from gdbext.code.graph import Graph
+from gdbext.code.machine import execute
 from gdbext.code.paths import Entry, Exit, Gateway, Reach
 from gdbext.code.state import State
 from gdbext.code.switches import SwitchFunction
-from gdbext.code.values import FRAME, STACK, STACKS, Atom, Context, Place, Start, Value
+from gdbext.code.values import FRAME, STACK, STACKS, Atom, Context, Place, Result, Start, Value
 from gdbext.code.walk import Bounds, End, Path, Walker
 
 AreaKey = tuple[str, Atom | None]
@@ -146,6 +147,7 @@ GIVEN_AWAY: Final = {
 }
 """Fields that such an entry need not keep: the result, what the instruction itself uses, what the CPU does not tell."""
 _EXIT_BOUNDS: Final = Bounds(steps=300, paths=32)
+_CALLEE_BOUNDS: Final = Bounds(steps=60, paths=4)
 _BEHIND: Final = 512
 """Bytes behind its load of RSP within which a hand-written switch goes on."""
 _STEPS_BACK: Final = 250
@@ -268,10 +270,27 @@ def restore_maps(code: Code, reach: Reach, leaving: Exit, graph: Graph | None = 
     maps: list[RestoreMap] = []
     for head in heads[:_HEADS]:
         follows = frozenset({graph.returns[head]} if head in graph.returns else ())
-        for path in walker.run(head, State(code.bits), helpers=0):
+        state = State(code.bits)
+        for call in follows:
+            for name in _set_by(code, call):
+                state.regs[name] = Value(Result(call, name))
+        for path in walker.run(head, state, helpers=0):
             if path.end is End.STOP:
                 _merge(maps, _restore_map(path.state, leaving, head, follows))
     return sorted(maps, key=lambda m: -len(m.loaded))
+
+
+def _set_by(code: Code, call: int) -> set[str]:
+    """The callee-saved registers that the function called at `call` returns with other values: it is a helper that
+    loads them, no compiled code. Of one that is not followed to its end, none are known."""
+    insn = code.insn(call)
+    if insn is None or insn.target is None:
+        return set()
+    state = State(code.bits)
+    execute(state, insn, code)
+    ways = Walker(code, _CALLEE_BOUNDS, frozenset({insn.end})).run(insn.target, state, helpers=0)
+    back = [way.state for way in ways if way.end is End.STOP]
+    return {name for name in callee_saved(code.bits) if any(s.regs[name] != Value(Start(name)) for s in back)}
 
 
 def _merge(maps: list[RestoreMap], found: RestoreMap) -> None:

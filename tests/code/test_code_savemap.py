@@ -62,6 +62,34 @@ def test_pt_regs_by_pushes(assemble: Any) -> None:
     assert compare(save, restore) == []
 
 
+@pytest.mark.parametrize("helper", ["mov 24(%rdi), %r12", "push %r12\nmov 24(%rdi), %r12\npop %r12"])
+def test_a_register_that_the_exit_s_helper_loads_is_not_called_lost(assemble: Any, helper: str) -> None:
+    snippet = assemble(f"""
+    entry: swapgs
+        mov %gs:8, %rsp
+        mov %rcx, (%rsp)
+        mov %r11, 8(%rsp)
+        mov %rbx, 16(%rsp)
+        mov %rbp, 32(%rsp)
+        mov %gs:16, %rsp
+        call handler
+        mov %gs:8, %rdi
+        call load
+        mov (%rdi), %rcx
+        mov 8(%rdi), %r11
+        mov 16(%rdi), %rbx
+        mov 32(%rdi), %rbp
+        swapgs
+        sysretq
+    handler: ret
+    load: {helper}
+        ret
+    """)
+    save, restore = snippet.maps(Entry(snippet["entry"], Gateway.SYSCALL, 0x100))
+    lost = [s for s in compare(save, restore) if "r12" in s.fields and s.fault]
+    assert bool(lost) == ("pop" in helper)
+
+
 def test_a_frame_that_the_exit_builds_on_another_stack(assemble: Any) -> None:
     snippet = assemble("""
     entry: push %rdi
