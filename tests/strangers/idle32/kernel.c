@@ -77,7 +77,7 @@ static __attribute__((noreturn)) void leave(int by_call)
             asm volatile("movl %0, %%cr3" ::"r"(t->table) : "memory");
             tss[1] = (u32)(&t->b + 1);
 #ifdef BUG_TLS
-            if (ticks < 300 || t != &threads[1])
+            if (ticks < 100 || t != &threads[1])
 #endif
             gdt[6] = segment(t->tls, 0xf2);
             if (by_call)
@@ -89,14 +89,14 @@ static __attribute__((noreturn)) void leave(int by_call)
     resume(&t->b);
 }
 
-__attribute__((noreturn)) void on_trap(void)
+__attribute__((noreturn)) void on_trap(u32 number)
 {
     struct thread *t = now;
     u32 at;
-    switch (t->b.number) {
+    switch (number) {
     case 32:
         out(0x20, 0x20);
-        if (++ticks == 12000)
+        if (++ticks == 6000)
             say("idle32: enough of it\n");
         for (u32 n = 0; n < THREADS; n++)
             if (threads[n].state == ASLEEP && threads[n].wake <= ticks)
@@ -190,6 +190,6 @@ void kernel(void)
                  "movl %%cr0, %%eax; orl $0x80010000, %%eax; movl %%eax, %%cr0" ::"r"(threads[0].table) : "eax");
     out(0x20, 0x11); out(0xa0, 0x11); out(0x21, 32); out(0xa1, 40); out(0x21, 4); out(0xa1, 2);
     out(0x21, 1); out(0xa1, 1); out(0x21, 0xfe); out(0xa1, 0xff);
-    out(0x43, 0x34); out(0x40, (1193182 / 4000) & 0xff); out(0x40, (1193182 / 4000) >> 8);
+    out(0x43, 0x34); out(0x40, (1193182 / 1000) & 0xff); out(0x40, (1193182 / 1000) >> 8);
     leave(0);
 }

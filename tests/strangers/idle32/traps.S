@@ -31,7 +31,9 @@ trap:
     movw $0x10, %ax
     movw %ax, %ds
     movw %ax, %es
+    movl 44(%esp), %eax
     movl $stack_top, %esp
+    pushl %eax
     cld
     call on_trap
 

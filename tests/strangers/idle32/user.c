@@ -33,19 +33,19 @@ __attribute__((noreturn, used)) static void run(u32 n)
     for (u32 i = 0;; i++) {
         u32 keep = i * 9;
         switch (n) {
-        case 0: spin(0x1234567, 30000); call(1, 2); break;
+        case 0: spin(0x1234567, 8000); call(1, 2); break;
         case 1:
             local[i % 4] = ~i;
             call(5, (u32)&local[i % 4]);
-            spin(i, 200000);
+            spin(i, 20000);
             asm volatile("movl %%gs:0, %0" : "=r"(seen));
             if (seen != ~i)
                 call(2, 0);
             break;
-        case 2: spin(n, 9000); call(3, 3); asm volatile("" : "+D"(keep)); call(1, 1); break;
+        case 2: spin(n, 3000); call(3, 3); asm volatile("" : "+D"(keep)); call(1, 1); break;
         case 3: if (!call(4, 0)) call(2, 0); spin(i, 500); break;
         case 4: *(volatile u32 *)0x50000000 = i; call(6, 0); spin(i, 500); asm volatile("hlt"); break;
-        default: spin(i ^ 0x55, 60000); asm volatile("hlt" : "+D"(keep)); break;
+        default: spin(i ^ 0x55, 15000); asm volatile("hlt" : "+D"(keep)); break;
         }
         if (keep != i * 9)
             call(2, 0);
