@@ -62,10 +62,10 @@ class Explainer:
         return tries < _TRIES
 
     def complete(self, finding: Finding) -> list[Draft]:
-        """Add to the finding's cause, slot and writer; return what this shows besides it."""
+        """Add to the finding's cause, slot and writer; return what this shows besides it: of a warning, warnings."""
         extra = self._explain(finding)
         finding.name_registers()
-        return extra
+        return extra if finding.severity == ERROR else [replace(draft, severity=finding.severity) for draft in extra]
 
     def _explain(self, finding: Finding) -> list[Draft]:
         entry, row = finding.entry_row, finding.row

@@ -10,7 +10,7 @@ import numpy as np
 from gdbext.arch import flags as rf
 from gdbext.arch import vectors
 from gdbext.arch.registers import GPR64
-from gdbext.events.row import Batch, concat
+from gdbext.events.row import Batch, Flag, concat
 from gdbext.ledger import compare
 from gdbext.ledger.compare import agreement, is_call, is_user, space
 from gdbext.ledger.live import Live
@@ -154,8 +154,11 @@ def _says_it_better(entry: Batch, row: Batch) -> bool:
 
 
 def _may_be_stepped(entry: Batch, row: Batch) -> bool:
-    """True if all that differs is TF of user code: a debugger steps it, or has stopped to."""
-    return bool(is_user(row)[0]) and (int(entry["rflags"][0]) ^ int(row["rflags"][0])) & ~rf.RF == rf.TF
+    """True if all that differs is TF of user code, of what is known: a debugger steps it, or has stopped to."""
+    unknown = rf.RF
+    if (entry["flags"][0] | row["flags"][0]) & Flag.FLAGS_PARTIAL:
+        unknown |= rf.STATUS | rf.DF
+    return bool(is_user(row)[0]) and (int(entry["rflags"][0]) ^ int(row["rflags"][0])) & ~unknown == rf.TF
 
 
 def _tracked(variable: Tracked, slot: int, entry: Batch, row: Batch, match: str) -> Draft:

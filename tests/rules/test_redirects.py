@@ -8,7 +8,9 @@ import pytest
 
 from gdbext.arch.registers import GPR64
 from gdbext.events.row import Batch, Kind
+from gdbext.rules.draft import Draft
 from gdbext.rules.engine import Engine
+from gdbext.rules.explain import Explainer
 from gdbext.rules.policy import Calls, Policy
 from tests.rules.rows import Flag, How, batch, context, entry, exit_
 from tests.rules.test_resume import codes
@@ -99,6 +101,22 @@ def test_without_a_profile_a_stepped_thread_is_only_worth_a_warning() -> None:
         (finding,) = engine.feed(batch(entry(ctx), exit_(ctx | {"rflags": ctx["rflags"] | 0x100})))
         assert (finding.code, finding.severity) == ("CW102", severity)
         assert ("hence a warning" in finding.cause) == (severity == "warning")
+
+
+def test_a_stepped_thread_s_sysenter_knows_no_status_flags() -> None:
+    engine, ctx = Engine(), context(1, rflags=0x202)
+    rows = [entry(ctx, How.SYSENTER, flags=Flag.FLAGS_PARTIAL), exit_(ctx | {"rflags": 0x346})]
+    (finding,) = engine.feed(batch(*rows))
+    assert (finding.code, finding.severity) == ("CW102", "warning")
+
+
+def test_what_a_warning_shows_besides_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Explainer, "_explain", lambda *_: [Draft("CW302", "cause", "look")])
+    for how, severity in ((How.EXCEPTION, "warning"), (How.INTERRUPT, "error")):
+        engine, ctx = Engine(), context(1)
+        vector = 1 if how == How.EXCEPTION else 32
+        found = engine.feed(batch(entry(ctx, how, vector=vector), exit_(ctx | {"rbx": 5})))
+        assert [(finding.code, finding.severity) for finding in found] == [("CW101", severity), ("CW302", severity)]
 
 
 def test_kernel_code_has_no_tracer() -> None:
