@@ -97,8 +97,9 @@ def _others(entry: Batch, live: Batch, past: Batch | None) -> Batch:
 
 
 def _exchanged(entry: Batch, row: Batch) -> bool:
-    """True if the active base at exit is the kernel's: the wrong parity, which the GS rules judge."""
-    return bool(row["gs_base"][0] == entry["kernel_gs_base"][0] and entry["gs_base"][0] != entry["kernel_gs_base"][0])
+    """True if the active base at exit is the kernel's: the wrong parity, which the GS rules judge. (0 is nobody's.)"""
+    kernels = entry["kernel_gs_base"][0]
+    return bool(kernels and row["gs_base"][0] == kernels and entry["gs_base"][0] != kernels)
 
 
 def _diffs(entry: Batch, row: Batch, fields: list[str]) -> tuple[Difference, ...]:

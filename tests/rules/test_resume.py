@@ -90,6 +90,13 @@ def test_fs_base_of_user_code_only() -> None:
     assert codes(entry(context(user=False)), exit_(context(user=False, fs_base=7))) == []
 
 
+def test_a_gs_base_that_is_cleared_where_there_is_no_kernels_one() -> None:
+    ctx = context(kernel_gs_base=0)
+    assert codes(entry(ctx), exit_(ctx | {"gs_base": 0})) == [("CW204", "gs_base")]
+    small = ctx | {"mode": 32, "flags": Flag.LINEAR32 | Flag.NO_KERNEL_GS}
+    assert codes(entry(small), exit_(small | {"gs_base": 0})) == [("CW204", "gs_base")]
+
+
 def test_system_call_may_set_fs_base_to_its_argument() -> None:
     ctx = context(rsi=0xABC000)
     after = ctx | {"rax": 0, "fs_base": 0xABC000}
