@@ -41,6 +41,7 @@ __attribute__((noreturn, used)) static void run(u32 n)
             asm volatile("movl %%gs:0, %0" : "=r"(seen));
             if (seen != ~i)
                 call(2, 0);
+            call(1, 2);
             break;
         case 2: spin(n, 3000); call(3, 3); asm volatile("" : "+D"(keep)); call(1, 1); break;
         case 3: if (!call(4, 0)) call(2, 0); spin(i, 500); break;
