@@ -96,7 +96,7 @@ __attribute__((noreturn)) void on_trap(u32 number)
     switch (number) {
     case 32:
         out(0x20, 0x20);
-        if (++ticks == 6000)
+        if (++ticks == 3000)
             say("idle32: enough of it\n");
         for (u32 n = 0; n < THREADS; n++)
             if (threads[n].state == ASLEEP && threads[n].wake <= ticks)

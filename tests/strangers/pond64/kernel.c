@@ -142,7 +142,7 @@ static void tick(void)
     wrmsr(0x80b, 0);
     if (me()->id)
         return;
-    if (++ticks == 4000)
+    if (++ticks == 2000)
         print("pond64: that was all\n");
     for (int n = 0; n < THREADS; n++) {
         if (threads[n].state == ASLEEP && threads[n].wake <= ticks)

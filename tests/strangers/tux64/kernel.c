@@ -144,6 +144,10 @@ static void schedule(void)
     c->resched = 0;
     if (prev != c->idle && prev->state == READY)
         enqueue(c, prev);
+#ifdef BUG_STEAL
+    next = pick(&cpus[(c->id + 1) % CPUS], prev); /* a thief by nature, who does not ask whether the task still runs */
+    if (!next)
+#endif
     next = pick(c, prev);
     for (u64 n = 1; !next && n < CPUS; n++)
         next = pick(&cpus[(c->id + n) % CPUS], prev);
