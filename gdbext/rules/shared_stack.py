@@ -77,17 +77,19 @@ class SharedStackJudge:
     def _confirm(self, suspect: _Suspect, batch: Columns) -> list[Judged]:
         """The verdict on a suspect, if the batch shows the first CPU on the stack still, or the machine's death.
 
-        Else it is kept until that CPU switches.
+        Else it is kept until that CPU takes up something in the kernel, by a switch or by an iret: where it comes to
+        does not tell where it was, and the stack may have been left by an iret before.
         """
         later = batch["seq"] > suspect.second["seq"][0]
         kind, mine = batch["kind"], batch["cpu"] == suspect.first["cpu"][0]
-        switched = np.flatnonzero(later & mine & ((kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN)))[:1]
-        later[int(switched[0]) + 1 if len(switched) else len(later) :] = False
-        interrupted = np.flatnonzero(later & mine & (kind == Kind.ENTRY) & ~is_user(batch))
-        away = batch.at("rsp", np.concatenate((switched, interrupted))) - suspect.first["rsp"] + np.uint64(STACK_REACH)
-        if (away < 2 * STACK_REACH).any() or (later & (kind == Kind.DIED)).any():
+        off = batch["rsp"] - suspect.first["rsp"] + np.uint64(STACK_REACH) >= 2 * STACK_REACH
+        gone = (kind == Kind.SWITCH_IN) | ((kind == Kind.EXIT) & ~is_user(batch))
+        ends = np.flatnonzero(later & mine & (gone | (kind == Kind.SWITCH_OUT)))[:1]
+        later[int(ends[0]) + 1 if len(ends) else len(later) :] = False
+        seen = (kind == Kind.SWITCH_OUT) | ((kind == Kind.ENTRY) & ~is_user(batch))
+        if (later & mine & seen & ~off).any() or (later & (kind == Kind.DIED)).any():
             return [(_draft(suspect), suspect.second, None)]
-        if not len(switched):
+        if not len(ends):
             self._suspects.append(suspect)
         return []
 

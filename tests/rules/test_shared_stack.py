@@ -7,7 +7,7 @@ import pytest
 
 from gdbext.events.row import ROW, ROW_SIMD, Batch
 from gdbext.rules.engine import Engine
-from tests.rules.rows import Kind, batch, context, entry, stamp
+from tests.rules.rows import Kind, batch, context, entry, exit_, stamp
 
 STACK = 0xFFFF_8000_0010_0F00
 OTHER = 0xFFFF_8000_0020_0F00
@@ -85,3 +85,16 @@ def test_a_thread_whose_end_was_not_seen() -> None:
 
 def test_nothing_is_said_before_the_first_cpu_is_seen_there() -> None:
     assert found(leaves(0), takes_up(1), takes_up(0), interrupted(0, STACK)) == []
+
+
+def test_a_thread_that_an_iret_leaves_and_a_switch_takes_up_again() -> None:
+    """The first CPU was interrupted on the stack, went on with a program, and later comes back."""
+    user = entry(context(rsp=0x7000), cpu=1)
+    assert found(takes_up(1), interrupted(1, STACK + 8), takes_up(0), user, takes_up(1)) == []
+
+
+@pytest.mark.parametrize("to", [OTHER, STACK + 8], ids=["elsewhere", "back"])
+def test_a_thread_that_one_iret_leaves_and_another_takes_up_again(to: int) -> None:
+    iret = exit_(context(user=False, rsp=to) | {"rip": 0x1234, "rbx": 1, "rbp": 2, "r12": 3, "r13": 4}, cpu=1)
+    codes = found(takes_up(1), interrupted(1, STACK), takes_up(0), iret, interrupted(1, STACK + 8))
+    assert "CW404" not in dict(codes)
