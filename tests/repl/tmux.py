@@ -22,7 +22,16 @@ class Tmux:
     ) -> None:
         self._directory = tempfile.mkdtemp(prefix="ctxwatch-tmux-")
         self._socket = f"{self._directory}/s"
-        code = "import sys; from gdbext.cli.main import main; sys.exit(main())"
+        # tmux now and then does not know how the program of a dead pane ended: it tells itself.
+        self._status = Path(self._directory, "status")
+        code = f"""if True:
+            import pathlib, sys
+            from gdbext.cli.main import main
+            status = main()
+            sys.stdout.flush()
+            pathlib.Path({str(self._status)!r}).write_text(str(status))
+            sys.exit(status)
+            """
         environment = {"XDG_STATE_HOME": home / "state", "XDG_CONFIG_HOME": home / "config"}
         settings = [word for name, value in environment.items() for word in ("-e", f"{name}={value}")]
         self._tmux("-f", "/dev/null", "new-session", "-d", "-x", str(columns), "-y", str(rows), *settings,
@@ -54,9 +63,10 @@ class Tmux:
         self.type(text)
         self.key("Enter")
 
-    def text(self, colours: bool = False) -> str:
-        """What the screen shows."""
-        return self._tmux("capture-pane", "-p", *(("-e",) if colours else ()), check=False)
+    def text(self, colours: bool = False, scrolled: bool = False) -> str:
+        """What the screen shows; `scrolled`: with what has left it at the top, as a line does when the program ends."""
+        more = (*(("-e",) if colours else ()), *(("-S", "-") if scrolled else ()))
+        return self._tmux("capture-pane", "-p", *more, check=False)
 
     @property
     def toolbar(self) -> str:
@@ -74,12 +84,11 @@ class Tmux:
             time.sleep(0.03)
 
     def ended(self, seconds: float = 10.0) -> int:
-        """Wait for the program to end; its exit status."""
+        """Wait for ctxwatch to end; its exit status."""
         deadline = time.monotonic() + seconds
         while True:
-            dead, status = self._tmux("display-message", "-p", "#{pane_dead},#{pane_dead_status}").strip().split(",")
-            if dead == "1":
-                return int(status or 0)
+            if self._tmux("display-message", "-p", "#{pane_dead}").strip() == "1" and self._status.exists():
+                return int(self._status.read_text())
             assert time.monotonic() < deadline, f"it did not end:\n{self.text()}"
             time.sleep(0.05)
 
