@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import gdb
 
 from gdbext.errors import CtxwatchError, EnvironmentUnusable, printable
-from gdbext.gdb import adapter, declare, text
+from gdbext.gdb import adapter, declare, safetext, text
 from gdbext.gdb.declare import Needs
 from gdbext.gdb.functions import register_functions
 from gdbext.gdb.guest import GdbGuest, GdbNames
@@ -160,8 +160,10 @@ class Extension:
             adapter.say("".join(f"{PREFIX}{printable(line)}\n" for line in lines))
             return
         with gdb.with_parameter("pagination", False) if _pages() else contextlib.nullcontext():
+            columns = safetext.columns()
             for line in lines:
-                gdb.write(f"{PREFIX}{printable(line)}\n")
+                whole = PREFIX + printable(line)
+                gdb.write((safetext.filled(whole, columns, 4) if columns else whole) + "\n")
             gdb.flush()
 
     def _found(self, finding: Finding) -> None:

@@ -59,7 +59,7 @@ class Refused(CtxwatchError):
         """The line and the details. columns: of the terminal, so that no word is cut; None leaves lines as they are."""
         lines = [str(self), *(f"  {line}" for line in self.details)]
         if columns is not None:
-            lines = [_filled(lines[0], columns, 4), *(_filled(line, columns, _INDENT) for line in lines[1:])]
+            lines = [filled(lines[0], columns, 4), *(filled(line, columns, _INDENT) for line in lines[1:])]
         return "\n".join(lines)
 
 
@@ -69,7 +69,8 @@ def columns() -> int | None:
     return width - 1 if os.isatty(1) and width and width >= _NARROWEST else None
 
 
-def _filled(line: str, columns: int, indent: int) -> str:
+def filled(line: str, columns: int, indent: int) -> str:
+    """`line` in lines of so many columns that cut no word; those after the first are indented."""
     return textwrap.fill(line, columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
 
 

@@ -46,6 +46,11 @@ def test_a_refusal_says_where_what_and_what_to_do(boot: Boot) -> None:
         narrow = gdb.type("stepi 4")
         assert max(map(len, narrow.splitlines())) < 100
         assert narrow.split() == said.split()  # no word is cut
+        assert "Arrived at" in gdb.type("ctx skip")
+        gdb.type(IN_WINDOW[0])
+        told = gdb.type(IN_WINDOW[1])
+        assert max(map(len, told.splitlines())) < 100
+        assert "ctx skip runs past it" in " ".join(told.split())
         gdb.type("set width 0")
         assert "syscall_entry+0x15" in gdb.type("break *(syscall_entry+3)")  # the nearest safe address
         assert "Arrived at" in gdb.type("ctx skip")
