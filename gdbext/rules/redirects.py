@@ -90,16 +90,33 @@ class Redirects:
         if not bool(is_user(row)[0]):
             return False
         past = history.before(int(row["seq"][0]))
+        return self._returned(past, row, (space(past) == space(row)) & (past["rsp"] != row["rsp"]))
+
+    def forked(self, row: Batch, waiting: Batch, history: History) -> bool:
+        """True if the exit `row` begins a process that a call of another one made.
+
+        It has the registers of that call, which has returned to its caller since, but for the results. The call
+        `waiting` for the same place is older: it ended its process, and the page tables are in use again.
+        """
+        if not is_user(row)[0] or not is_call(waiting)[0]:
+            return False
+        past = history.before(int(row["seq"][0]))
+        kin = (space(past) != space(row)) & (past["rsp"] == row["rsp"]) & (past["seq"] > waiting["seq"])
+        return self._returned(past, row, kin)
+
+    def _returned(self, past: Batch, row: Batch, kin: Bools) -> bool:
+        """True if one of the calls in `past` that are `kin` to the exit `row` was made with its registers, but for the
+        results and the stack pointer, and has returned already."""
         rip = past["rip"] + np.uint64(INT_BYTES) * is_fast(past)
-        kin = (past["kind"] == Kind.ENTRY) & is_call(past) & (rip == row["rip"]) & (space(past) == space(row))
-        calls = past[kin & (past["rsp"] != row["rsp"])]
+        calls = past[kin & (past["kind"] == Kind.ENTRY) & is_call(past) & (rip == row["rip"])]
         changed = gprs(calls) != gprs(row)
         changed[:, [GPR64.index(name) for name in (*self._policy.syscall_returns, "rsp")]] = False
         like = calls[~changed.any(axis=1)][-1:]
         if not len(like):
             return False
-        returned = (past["kind"] == Kind.EXIT) & (past["rsp"] == like["rsp"]) & (past["rip"] == row["rip"])
-        return bool((returned & (past["seq"] > like["seq"])).any())
+        back = (past["kind"] == Kind.EXIT) & (past["rsp"] == like["rsp"]) & (past["rip"] == row["rip"])
+        back &= space(past) == space(like)
+        return bool((back & (past["seq"] > like["seq"])).any())
 
     def aborts(self, row: Batch) -> bool:
         """True unless it is known that no restartable sequence goes on where the exit `row` goes."""

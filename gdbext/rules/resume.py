@@ -104,6 +104,8 @@ class ResumeJudge:
             entry, mask, match = live.newest, emulation.lost(live.newest, row, self._law), "thread"
             self.unmatched += 1
             self.identical -= not mask
+        if entry is not None and mask and self._redirects.forked(row, entry, self._history):
+            entry = None
         if entry is None:
             yield from self._judge_unmatched(left, live, suspicious)
             return

@@ -162,6 +162,21 @@ def test_a_clone_s_new_thread_is_not_its_maker_interrupted_at_the_same_place() -
     assert codes(*made, exit_(maker | {"rsp": 0x600000, "rax": 0, "rbx": 5})) == [("CW101", "rax,rbx,rsp")]
 
 
+def forked(**changes: Any) -> list[Batch]:
+    """A process ends in a call, another one forks at the same place, and its child gets the first one's page tables."""
+    parent = context(3)
+    gone, child = context(5) | {name: parent[name] for name in ("rip", "rsp")}, parent | {"rax": 0, "cr3": 0x500000}
+    last, fork = entry(gone, How.SYSCALL), entry(parent, How.SYSCALL)
+    return [last, fork, exit_(parent | {"rax": 77}, How.SYSRET), exit_(child | changes)]
+
+
+def test_a_fork_s_child_with_the_page_tables_of_a_process_that_is_over() -> None:
+    assert codes(*forked()) == []
+    assert [code for code, _ in codes(*forked(rbx=5))] == ["CW106", "CW104"]
+    call_, *_, child = forked()
+    assert [code for code, _ in codes(call_, child)] == ["CW106", "CW104"]  # nobody forked
+
+
 def switched(**changes: Any) -> list[Batch]:
     """A thread without FS base calls, is sent elsewhere, calls from there and is sent back, with `changes`."""
     ctx = context(fs_base=0)
