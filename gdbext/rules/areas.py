@@ -54,6 +54,8 @@ class AreaJudge:
         self._layout = policy.layout
         self._writers = policy.writers
         self._learnt: dict[str, int] = {}
+        self._since: int | None = None
+        """The event from which on there were areas and a layout."""
         self._starts: list[int] = []
         self._areas: dict[int, Area] = {}
         self._stores = LastStores()
@@ -75,13 +77,14 @@ class AreaJudge:
                 self._know(number, value)
             else:
                 self._learn(value, number, int(batch["size"][at]))
+            if self._since is None and self._areas and self._layout is not None:
+                self._since = int(batch["seq"][at])
             start = at + 1
         return judged + self._stretch(batch, start, len(batch))
 
-    @property
-    def known(self) -> bool:
-        """True once there are areas and a layout for them."""
-        return bool(self._areas) and self._layout is not None
+    def known(self, event: int) -> bool:
+        """True once, before `event`, there were areas and a layout for them."""
+        return self._since is not None and self._since < event
 
     def area_of(self, context: Batch, before: int) -> Area | None:
         """The area that holds `context` (a batch of one) as its slots were written before event `before`: the one on

@@ -162,7 +162,7 @@ class Engine:
                 self._share_writer(finding)
                 continue
             known.count += 1
-            more_to_say = self._explainer.could_say_more(known)
+            more_to_say = self._explainer.could_say_more(known, int(row["seq"][0]))
             if not more_to_say and (known.writer is not None or draft.writer is None):
                 continue
             finding = self._finding(draft, row, entry)

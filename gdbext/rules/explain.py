@@ -52,10 +52,11 @@ class Explainer:
         self._paths = PathFacts(guest)
         self._tries: dict[tuple[object, ...], int] = {}
 
-    def could_say_more(self, finding: Finding) -> bool:
-        """True if a finding that comes again may now have a last writer, which was not yet watched the first time."""
+    def could_say_more(self, finding: Finding, event: int) -> bool:
+        """True if a finding that comes again at `event` may now have a last writer, which was not yet watched the first
+        time."""
         concerned = finding.code in _CONTEXT_CODES or finding.code == "CW302"
-        if finding.writer_seen or not concerned or not (self._areas.known or self._frames.known):
+        if finding.writer_seen or not concerned or not (self._areas.known(event) or self._frames.known(event)):
             return False
         tries = self._tries.get(finding.key(), 0)
         self._tries[finding.key()] = tries + 1
@@ -208,7 +209,7 @@ class Explainer:
         if write is not None and write.value & mask == int(row[field][0]) & mask:
             self._add_write(finding, entry, write, slot=f"Its slot, at {at:#x} on the stack,")
             return
-        self._frames.follow(at, at + word)
+        self._frames.follow(at, at + word, finding.event)
         finding.cause += UNSEEN
         finding.look_at += LOOK_AT_ALL
 
@@ -269,7 +270,7 @@ class Explainer:
         past = past[(past["kind"] == Kind.ENTRY) & (past["frame"] != 0) & is_user(past)]
         others = np.unique(past["frame"], return_index=True)[1].tolist()
         for frame in (entry, *(past[at : at + 1] for at in others)):
-            self._frames.follow(*frame_span(frame))
+            self._frames.follow(*frame_span(frame), int(row["seq"][0]))
 
     def _copied(self, finding: Finding, entry: Batch, row: Batch, fields: list[str]) -> bool:
         """True if the save copied a wrong word: the paths are right, and the slot, if it is watched, holds what it was

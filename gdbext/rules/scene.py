@@ -72,7 +72,7 @@ class Scenes:
 
     def _saves(self, finding: Finding, entry: Batch, rows: Batch) -> list[Step]:
         """The stores into the context's save area before the CPU turned away."""
-        area = self._areas.area_of(entry, finding.event) if self._areas.known else None
+        area = self._areas.area_of(entry, finding.event) if self._areas.known(finding.event) else None
         if area is None:
             return []
         stores = rows[rows["kind"] == Kind.STORE]
@@ -96,7 +96,7 @@ class Scenes:
         return [Step(write.event, write.cpu, time, what, write.pc, self._guest.symbol(write.pc))]
 
     def _write(self, finding: Finding, entry: Batch) -> Write | None:
-        if finding.writer is None or not finding.differences or not self._areas.known:
+        if finding.writer is None or not finding.differences or not self._areas.known(finding.event):
             return None
         area = self._areas.area_of(entry, finding.event)
         return self._areas.last_write(area, finding.differences[0].field, finding.event) if area is not None else None

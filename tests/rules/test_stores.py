@@ -8,6 +8,7 @@ import pytest
 from gdbext.events.row import ROW, Batch, empty
 from gdbext.rules.engine import Engine
 from gdbext.rules.finding import Finding
+from gdbext.rules.stores import KEPT
 from tests.code.conftest import Assemble, Snippet, assemble
 from tests.rules.rows import Flag, How, Kind, batch, context, entry, exit_, stamp
 
@@ -246,3 +247,22 @@ def test_a_handler_that_calculates_in_the_interrupted_code_s_registers_is_named(
     assert finding.writer is not None
     assert finding.writer.rip == code["guilty"]
     assert "calculates in xmm0" in finding.cause
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_who_is_named_does_not_hang_on_where_batches_are_cut(handler: Snippet, size: int) -> None:
+    """Followed from the first time on, the stores of the second are seen, and more of them than are kept follow."""
+    quiet = [row.copy() for _ in range(KEPT + 1) for row in [stores(OTHER, 0)]]
+    for row in quiet:
+        row["frame"], row["pc"] = 0, CULPRIT + 1
+    again = stores(FRAME, 0x10)
+    again["frame"] = 0  # told because it was asked for
+    later = [stores(FRAME, 0x99) for _ in range(KEPT + 1)]
+    rows = stamp(batch(*overwritten(handler, 1, FRAME), *quiet, *overwritten(handler, 2, FRAME, again), *later, *quiet))
+    engine = Engine(guest=Guest(handler))
+    for start in range(0, len(rows), size):
+        engine.feed(rows[start : start + size])
+    (finding,) = engine.findings
+    assert finding.count == 2
+    assert finding.writer is not None
+    assert finding.writer.rip == CULPRIT
