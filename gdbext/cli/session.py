@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _DYING: Final = 0.5
 """Seconds QEMU may take to be gone after what it was asked has failed."""
-TICK: Final = 0.05
+TICK: Final = 0.1
 """Seconds the source may keep us waiting while serial lines, deadlines and NMIs are due."""
 
 _UNPACKING: Final = 6
@@ -232,7 +232,7 @@ class _Run:
     def run(self) -> Outcome:
         with _on_interrupt(self._interrupt):
             while not self._over():
-                self._step(TICK)
+                self._step(self._tick)
             if self.halted or not self._enough:
                 self._drain()
             if self.halted:
@@ -301,6 +301,11 @@ class _Run:
         if self.options.timeout is not None:
             return self.options.timeout
         return self.subject.seconds * self.feed.slowdown if self.subject.seconds is not None else None
+
+    @property
+    def _tick(self) -> float:
+        """Seconds for one look at the source; it may take as long when rows are to gather."""
+        return min(TICK, self.subject.nmi_ms / 1000) if self.subject.nmi_ms else TICK
 
     def _step(self, timeout: float) -> bool:
         """Take what is there; False if nothing was."""

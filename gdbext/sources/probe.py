@@ -38,7 +38,7 @@ from gdbext.sources.ring_file import Merger, RingFile, in_order
 
 _NAP: Final = (0.0002, 0.002)
 """Shortest and longest sleep between looks at the ring, in seconds."""
-_REST: Final = (0.02, 0.2)
+_REST: Final = (0.02, 0.1)
 """Shortest and longest time, in seconds, that the ring is left alone after a batch where no vCPU waits for a verdict:
 rows judged together cost a fraction, and the vCPUs may need the reader's core."""
 _REST_SHARE: Final = 19
