@@ -152,21 +152,25 @@ class Explainer:
         finding.cause += f"; {never}"
         return f"{slot[:1].lower()}{slot[1:]} was last written at event {write.event}"
 
+    def _blame(self, finding: Finding, pc: int) -> str:
+        """Name the instruction at `pc` as the writer, as far as code shows it; return what to call it."""
+        finding.writer = self._writers.by_code(pc)
+        return finding.writer.symbol or f"{pc:#x}"
+
     def _add_calculation(self, finding: Finding, entry: Batch) -> None:
         """Say where the handler's own code calculates in a SIMD register that did not survive it."""
         register = finding.differences[0].field if finding.differences else ""
         at = self._paths.calculates(entry, register) if register.startswith("xmm") else None
         if at is not None:
-            finding.writer = self._writers.by_code(at)
-            where = finding.writer.symbol or f"{at:#x}"
+            where = self._blame(finding, at)
             finding.cause += f". The handler's own code calculates in {register}, at {where}"
 
     def _add_left(self, finding: Finding, entry: Batch, row: Batch, field: str) -> None:
         """Say where the entry path stores a register that the exit path never loads."""
         left = self._paths.not_loaded(entry, row, field)
         if left is not None:
-            finding.slot, finding.writer = f"slot {left[0]}", self._writers.by_code(left[1])
-            where = finding.writer.symbol or f"{left[1]:#x}"
+            finding.slot = f"slot {left[0]}"
+            where = self._blame(finding, left[1])
             finding.cause += (
                 f". The entry path stores it in slot {left[0]}, at {where}, and the exit path never loads it from there"
             )
@@ -175,8 +179,8 @@ class Explainer:
         """Say from which slot a context that is another's was loaded, and who wrote that last."""
         shared = self._paths.shared(entry, row, field)
         if shared is not None:
-            finding.slot, finding.writer = f"slot {shared[0]}", self._writers.by_code(shared[1])
-            where = finding.writer.symbol or f"{shared[1]:#x}"
+            finding.slot = f"slot {shared[0]}"
+            where = self._blame(finding, shared[1])
             finding.cause += (
                 f". The exit path loads it from {shared[0]}, which all threads share, and where {where} stores it: it "
                 "finds that of the thread that came that way last"
