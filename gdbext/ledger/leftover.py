@@ -114,8 +114,8 @@ def leftover(batch: Columns, pairs: Pairs, spanning: Spanning) -> Iterator[Left]
     rows, whole = batch.take(pairs.rest), batch.pick(pairs.rest)
     popped, tables = rows["stack"], page_tables(rows)
     newest = spanning.newest_of_threads(pairs.rest, threads(rows))
-    waits = batch.pick(newest[newest >= 0])
-    first = np.cumsum(newest >= 0)
+    some = newest >= 0
+    waits, upto = batch.pick(newest[some]), np.cumsum(some)
     rsp = np.where((rows["flags"] & Flag.NO_STACK) != 0, popped[:, RSP_WORD], rows["rsp"])
     yield from map(
         Left,
@@ -126,7 +126,7 @@ def leftover(batch: Columns, pairs: Pairs, spanning: Spanning) -> Iterator[Left]
         traits(rows),
         mixed(rows["rip"], rsp, tables).tolist(),
         _below(rows, tables),
-        (waits[at - some : at] for at, some in zip(first.tolist(), (newest >= 0).tolist(), strict=True)),
+        (waits[end - one : end] for end, one in zip(upto.tolist(), some.tolist(), strict=True)),
         spanning.may_lie_beside(rows).tolist(),
         spanning.may_lie_on(rows).tolist(),
     )

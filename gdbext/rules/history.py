@@ -12,7 +12,8 @@ from gdbext.ledger.compare import U64, is_call, is_user, keys, space
 
 CAPACITY: Final = 2048
 _NOWHERE: Final = np.empty(0, np.intp)
-_SWITCHES: Final = (Kind.SWITCH_OUT, Kind.SWITCH_IN, Kind.CR3)
+SWITCHES: Final = (Kind.SWITCH_OUT, Kind.SWITCH_IN, Kind.CR3)
+"""A CPU turns to another stack, or to other page tables."""
 
 
 class History:
@@ -39,7 +40,7 @@ class History:
             self._switched[cpu] = self._rows + int(places[-1]), int(self._now["seq"][places[-1]])
         self._rows += len(self._now)
         self._now = batch
-        switches = np.flatnonzero(any_of(batch["kind"], _SWITCHES))
+        switches = np.flatnonzero(any_of(batch["kind"], SWITCHES))
         cpus = batch["cpu"][switches]
         self._switches = {cpu: switches[cpus == cpu] for cpu in np.unique(cpus).tolist()}
 

@@ -17,9 +17,8 @@ from gdbext.events.row import ROW, Batch, How, Kind, concat
 from gdbext.ledger.compare import is_user
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
+from gdbext.rules.stale import STACK_REACH
 
-STACK_REACH: Final = 4096
-"""A stack pointer no further from another one is on the same stack."""
 LEFT: Final = 1 << 62
 """A position behind all others."""
 
@@ -82,12 +81,12 @@ class SharedStackJudge:
         """
         later = batch["seq"] > suspect.second["seq"][0]
         kind, mine = batch["kind"], batch["cpu"] == suspect.first["cpu"][0]
-        off = batch["rsp"] - suspect.first["rsp"] + np.uint64(STACK_REACH) >= 2 * STACK_REACH
+        there = batch["rsp"] - suspect.first["rsp"] + np.uint64(STACK_REACH) < 2 * STACK_REACH
         gone = (kind == Kind.SWITCH_IN) | ((kind == Kind.EXIT) & ~is_user(batch))
         ends = np.flatnonzero(later & mine & (gone | (kind == Kind.SWITCH_OUT)))[:1]
         later[int(ends[0]) + 1 if len(ends) else len(later) :] = False
         seen = (kind == Kind.SWITCH_OUT) | ((kind == Kind.ENTRY) & ~is_user(batch))
-        if (later & mine & seen & ~off).any() or (later & (kind == Kind.DIED)).any():
+        if (later & mine & seen & there).any() or (later & (kind == Kind.DIED)).any():
             return [(_draft(suspect), suspect.second, None)]
         if not len(ends):
             self._suspects.append(suspect)

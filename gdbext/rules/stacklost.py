@@ -21,9 +21,8 @@ from gdbext.events.row import Batch, Kind
 from gdbext.ledger.compare import BIT, Law, by_call, differences
 from gdbext.ledger.pending import UNLIKE
 from gdbext.rules.fastcalls import INT_BYTES, PAGE_OFFSET, FastCalls, is_fast
-from gdbext.rules.history import History
+from gdbext.rules.history import SWITCHES, History
 
-_SWITCHES: Final = (Kind.SWITCH_OUT, Kind.SWITCH_IN, Kind.CR3)
 _TABLES_64: Final = CR3_TABLES & ~(1 << 12)
 """The bits of a 64-bit kernel's CR3 that tell processes apart: page-table isolation has two tables side by side."""
 _OTHERS: Final = sum(int(BIT[name]) for name in GPR64 if name != "rsp")
@@ -71,7 +70,7 @@ def _runs(call: Batch, row: Batch, history: History) -> bool:
     if not len(past) or past["seq"][0] > call["seq"][0]:
         return False
     cpu, bits = int(row["cpu"][0]), np.uint64(_TABLES_64 if call["mode"][0] == 64 else CR3_TABLE_32)
-    seen = past[np.isin(past["kind"], _SWITCHES)]
+    seen = past[np.isin(past["kind"], SWITCHES)]
     if not ((seen["cpu"] == cpu) & ((seen["kind"] != Kind.CR3) | ((seen["value"] ^ seen["cr3"]) & bits != 0))).any():
         return False
     at, away, astray = int(call["cpu"][0]), 0, False
@@ -91,7 +90,7 @@ def _runs(call: Batch, row: Batch, history: History) -> bool:
 def _switches(row: Batch, history: History) -> bool:
     """True if the CPU of `row` was seen to switch from one stack to another."""
     past = history.before(int(row["seq"][0]))
-    return bool((np.isin(past["kind"], _SWITCHES[:2]) & (past["cpu"] == row["cpu"])).any())
+    return bool((np.isin(past["kind"], SWITCHES[:2]) & (past["cpu"] == row["cpu"])).any())
 
 
 def switched_since(call: Batch, row: Batch, history: History) -> bool:
