@@ -15,7 +15,7 @@ import numpy as np
 from gdbext.arch.registers import GPR64
 from gdbext.events.columns import Columns, Rows
 from gdbext.events.row import Batch, Flag, How, Kind
-from gdbext.ledger.compare import BIT, Bools, gprs, is_call, is_user, space
+from gdbext.ledger.compare import BIT, U64, Bools, gprs, is_call, is_user, space
 from gdbext.rules.fastcalls import INT_BYTES, is_fast
 from gdbext.rules.history import History
 from gdbext.rules.policy import Calls, Policy
@@ -24,8 +24,15 @@ from gdbext.rules.stacklost import switched_since
 BEGINNINGS: Final = 1024
 """Addresses remembered at which contexts began; beyond it the oldest is forgotten."""
 
-SIGNATURES: Final = 64
-"""Signatures of restartable sequences remembered, about: a guest cannot make us remember without end."""
+MASK32: Final = (1 << 32) - 1
+SIGNATURES: Final = 1 << 16
+"""Values remembered that may be signatures of restartable sequences; beyond it the oldest is forgotten."""
+LEAST: Final = 1 << 24
+"""The lowest value taken for a signature of 32 bits where nobody has said which call names one: lengths, descriptors
+and flags are lower, and code is full of them."""
+NATIVE: Final = [GPR64.index(name) for name in ("rdi", "rsi", "rdx", "r10", "r8", "r9")]
+IA32: Final = [GPR64.index(name) for name in ("rbx", "rcx", "rdx", "rsi", "rdi", "rbp")]
+"""The registers in which system calls take their arguments, in order: 64-bit code's, and ia32's."""
 
 _BASES: Final = int(BIT["fs_base"] | BIT["gs_base"])
 _TRACKED: Final = sum(int(BIT[f"tracked{slot}"]) for slot in range(4))
@@ -37,20 +44,34 @@ class Redirects:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._edits = np.empty(0, np.uint64)
-        self._signatures: set[int] = set()
-        """Words in front of the addresses at which restartable sequences go on."""
+        self._signatures: dict[int, int] = {}
+        """Words that may lie in front of the addresses at which restartable sequences go on, and the event in which
+        each was first handed to the kernel; the latest last."""
         self._beginnings: dict[int, None] = {}  # a dict keeps the order of insertion
 
     def begin(self, batch: Columns) -> None:
         """`batch` is about to be judged: note its calls that edit other contexts, and those that name signatures."""
-        if not self._policy.edits_others and not self._policy.names_aborts:
-            return
+        policy = self._policy
         calls = batch.take(np.flatnonzero((batch["kind"] == Kind.ENTRY) & is_call(batch)))
-        if self._policy.edits_others:
-            self._edits = np.concatenate((self._edits[-1:], calls["seq"][_made(calls, self._policy.edits_others)]))
-        if self._policy.names_aborts and len(self._signatures) < SIGNATURES:
-            fourth = np.where(_by_ia32(calls), calls["rsi"], calls["r10"])
-            self._signatures |= set((fourth[_made(calls, self._policy.names_aborts)] & 0xFFFF_FFFF).tolist())
+        if policy.edits_others:
+            self._edits = np.concatenate((self._edits[-1:], calls["seq"][_made(calls, policy.edits_others)]))
+        if policy.names_aborts:
+            named = calls.take(np.flatnonzero(_made(calls, policy.names_aborts)))
+            self._sign(named, _arguments(named)[:, 3:4] & np.uint64(MASK32), least=0)
+        elif not policy.user_redirects:
+            self._sign(calls, _arguments(calls), LEAST)
+
+    def _sign(self, calls: Columns, values: U64, least: int) -> None:
+        """Remember those `values`, a row for each of `calls`, that have 32 bits and are not below `least`."""
+        row, column = np.nonzero(values - np.uint64(least) <= np.uint64(MASK32 - least))
+        fresh, first, which = np.unique(values[row, column], return_index=True, return_inverse=True)
+        last = np.zeros(len(fresh), np.intp)
+        last[which] = np.arange(len(which))  # the one assigned last stays
+        order = np.argsort(last)
+        for value, event in zip(fresh[order].tolist(), calls["seq"][row[first[order]]].tolist(), strict=True):
+            self._signatures[value] = self._signatures.pop(value, event)
+        while len(self._signatures) > SIGNATURES:
+            del self._signatures[next(iter(self._signatures))]
 
     def excused(self, entry: Batch, row: Batch, newest: Batch, history: History) -> int:
         """The mask of the differences between `entry` and the exit `row` that a system call asked for.
@@ -119,9 +140,15 @@ class Redirects:
         return bool((back & (past["seq"] > like["seq"])).any())
 
     def aborts(self, row: Batch) -> bool:
-        """True unless it is known that no restartable sequence goes on where the exit `row` goes."""
-        in_front = int(row["value"][0])
-        return not in_front or not self._signatures or in_front in self._signatures
+        """True if a restartable sequence may go on where the exit `row` goes.
+
+        In front of such a place lies the signature that the kernel was told. Where a profile says that there are any,
+        only what is known not to be one counts against it; where none does, an argument of a call must lie there.
+        """
+        in_front, event = int(row["value"][0]), int(row["seq"][0])
+        if self._policy.user_redirects and not (in_front and self._signatures):
+            return True
+        return self._signatures.get(in_front, event) < event
 
     def began(self, rip: int) -> None:
         """An exit to `rip` begins a context that nothing known was interrupted in."""
@@ -162,6 +189,14 @@ def _made(rows: Rows, calls: Calls) -> Bools:
     number = rows["rax"]
     made: Bools = np.where(_by_ia32(rows), np.isin(number, calls.ia32), np.isin(number, calls.native))
     return made & is_call(rows)
+
+
+def _arguments(calls: Columns) -> U64:
+    """Six for each of `calls`, in order."""
+    registers = calls.gprs()
+    arguments, ia32 = registers[:, NATIVE], _by_ia32(calls)
+    arguments[ia32] = registers[ia32][:, IA32]
+    return arguments
 
 
 def _by_ia32(rows: Rows) -> Bools:

@@ -291,7 +291,7 @@ class ResumeJudge:
             to, places = int(row["rip"][0]), zip(vector.tolist(), live["rip"].tolist(), strict=True)
             led[:] = [fixups.lead(number, at, to) for number, at in places]
         allowed: compare.Bools = exception & (user | led)
-        if not self._policy.user_redirects or not user.any() or not self._redirects.aborts(row):
+        if not user.any() or not self._redirects.aborts(row):
             return allowed
         return allowed | (user & self._switched(live, row))
 

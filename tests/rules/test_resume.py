@@ -10,6 +10,7 @@ import pytest
 from gdbext.arch import vectors
 from gdbext.arch.registers import GPR64
 from gdbext.events.row import ROW, Batch
+from gdbext.rules import redirects
 from gdbext.rules.engine import Engine
 from gdbext.rules.fixups import Fixups
 from gdbext.rules.policy import Calls, Policy
@@ -235,6 +236,41 @@ def test_a_restartable_sequence_goes_on_behind_its_signature() -> None:
     ):
         aborted = exit_(ctx | {"rip": ctx["rip"] + 0x40}, value=in_front)
         assert codes(stamp(batch(named, entry(ctx), switch(), aborted)), policy=policy) == found
+
+
+def test_without_a_profile_a_sequence_goes_on_behind_what_a_call_handed_the_kernel() -> None:
+    ctx, signature = context(), 0x53053053
+    native = entry(context(2), How.SYSCALL, r8=signature)
+    ia32 = entry(context(2), How.SOFT, rbp=signature, flags=Flag.LINEAR32)
+    small = entry(context(2), How.SYSCALL, r8=0x53053)
+    wide = entry(context(2), How.SYSCALL, r8=signature | 0x7FFF << 32)
+    kept = entry(context(2), How.SYSCALL, r12=signature)
+    for handed, in_front, found in (
+        (native, signature, []),
+        (ia32, signature, []),
+        (native, 0x90909090, [("CW101", "rip")]),
+        (native, 0, [("CW101", "rip")]),  # not captured
+        (small, 0x53053, [("CW101", "rip")]),  # a length, a descriptor
+        (wide, signature, [("CW101", "rip")]),  # an address
+        (kept, signature, [("CW101", "rip")]),  # no argument
+    ):
+        aborted = exit_(ctx | {"rip": ctx["rip"] + 0x40}, value=in_front)
+        assert codes(stamp(batch(handed, entry(ctx), switch(), aborted))) == found
+        late = stamp(batch(entry(ctx), switch(), aborted, handed))
+        assert codes(late) == [("CW101", "rip")], "nobody had handed it over yet"
+    there = exit_(ctx | {"rip": ctx["rip"] + 0x40}, value=signature)
+    assert codes(stamp(batch(native, switch(), entry(ctx), there))) == [("CW101", "rip")], "no thread ran meanwhile"
+
+
+def test_what_calls_handed_the_kernel_is_not_remembered_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redirects, "SIGNATURES", 3)
+    ctx, signature = context(), 0x53053053
+    aborted = entry(ctx), switch(), exit_(ctx | {"rip": ctx["rip"] + 0x40}, value=signature)
+    handed = entry(context(2), How.SYSCALL, rsi=signature)
+    others = [entry(context(2), How.SYSCALL, rdi=redirects.LEAST + n) for n in range(3)]
+    assert codes(stamp(batch(handed, *others[1:], *aborted))) == []
+    assert codes(stamp(batch(handed, *others, handed, *aborted))) == []
+    assert codes(stamp(batch(handed, *others, *aborted))) == [("CW101", "rip")]
 
 
 def test_user_code_with_the_kernel_s_privilege() -> None:
