@@ -94,9 +94,13 @@ class RecordedGuest:
             if name is None:
                 continue
             start, _, offset = name.partition("+")
-            if start == printable(function):
+            if printable(start) == printable(function):
                 return at - (int(offset, 16) if offset else 0)
         return None
+
+    def functions(self) -> list[str]:
+        """The functions that :meth:`address` knows, their names escaped."""
+        return sorted({printable(name.partition("+")[0]) for name in self._names.values() if name is not None})
 
     def _store(self, address: int, data: bytes) -> None:
         while data:

@@ -277,6 +277,10 @@ class Walk:
         """The address of a function of which some place was named while recording, or None."""
         return self._recording.guest.address(name)
 
+    def functions(self) -> list[str]:
+        """The functions of which some place was named while recording."""
+        return self._recording.guest.functions()
+
     def named(self, address: int) -> str:
         """``0xffffffff801029f5 <restore_context+0x86>``."""
         name = self.symbol(address)

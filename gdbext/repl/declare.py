@@ -31,13 +31,21 @@ def argument(name: str, help: str, **options: Any) -> Argument:
     return Argument(name, help, options)
 
 
+def number(text: str) -> int:
+    """The type of an argument that is a whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """One command of the REPL itself.
 
     ``summary``: one line; ``text``: the long help; ``example``: lines a reader can type; ``run`` gets the session and
     the parsed arguments and raises CtxwatchError for what it refuses; ``complete`` gives the words that may come next,
-    and ``files`` says that they are file names; ``aliases``: other names for it.
+    and ``files`` says that they are file names; ``aliases``: other names for it; ``again``: an empty line repeats it.
     """
 
     name: str
@@ -49,6 +57,7 @@ class Command:
     aliases: tuple[str, ...] = ()
     complete: Callable[[Session], Sequence[str]] | None = None
     files: bool = False
+    again: bool = False
     topic: str = "commands"
     """Which topic of help lists it."""
 
@@ -80,7 +89,7 @@ class Command:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog}: {message}", todo=f"help {self.prog} tells more")
+        raise UsageError(f"{self.prog}: {message.removeprefix('argument ')}", todo=f"help {self.prog} tells more")
 
 
 def _wrapped(text: str) -> Iterator[str]:

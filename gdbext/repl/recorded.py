@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final
 
 from gdbext.recording.walk import Walk
 from gdbext.repl.facts import Seen
 from gdbext.repl.screen import Screen, rendered
 from gdbext.report.walked import Line, Walked
 from gdbext.rules.finding import Finding
+
+ANSWERED: Final = ("status", "findings", "gs", "tcb", "explain")
+"""What of ``ctx`` a recording answers."""
 
 
 class Recorded:
@@ -39,11 +43,17 @@ class Recorded:
 
     def words(self, line: str) -> Sequence[str]:
         """What may come next on `line`."""
-        if line.startswith(("info ", "i ")):
-            return ("registers",)
+        registers = [register.name for register in self.walk.registers()]
         if "$" in line:
-            return ["$pc", *(f"${register.name}" for register in self.walk.registers())]
-        return () if " " in line else ("info registers", "x", "print", "ctx")
+            return ["$pc", *(f"${name}" for name in registers)]
+        first, *more = line.split(" ")
+        if not more:
+            return ("info registers", "x", "print", "ctx")
+        if first in ("info", "i"):
+            return registers if len(more) > 1 else ("registers",)
+        if first == "ctx":
+            return ANSWERED if len(more) == 1 else ()
+        return self.walk.functions() if first.partition("/")[0] in ("x", "p", "print") else ()
 
     def here(self) -> None:
         """Say where it stands."""

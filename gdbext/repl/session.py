@@ -43,7 +43,7 @@ class Session:
         self.commands = declare.discover(COMMANDS)
         self.leaving = False
         self.reading = ""
-        """What is read of a recording that is being opened, as a clause."""
+        """Which recording is being opened, and how far, as a clause."""
         self._given_up: threading.Event | None = None
         self._again = ""
 
@@ -87,7 +87,7 @@ class Session:
         if not line.strip() or line.lstrip().startswith("#"):
             return
         ours = self.command(line)
-        self._again = "" if ours is not None else typed.again(line)
+        self._again = self._repeated(line)
         if ours is not None:
             command, words = ours
             await command.run(self, command.parse(words))
@@ -95,6 +95,13 @@ class Session:
             await self.recorded.run(line)
         else:
             await self.live.run(line)
+
+    def _repeated(self, line: str) -> str:
+        """What an empty line runs after `line`: of GDB's commands what GDB would repeat, of ours what moves."""
+        ours = self.command(line)
+        if ours is not None:
+            return line if ours[0].again else ""
+        return typed.again(line) if self.recorded is None else ""
 
     async def findings(self) -> list[Seen]:
         """What was found: in the recording that is open, else in this REPL's life."""
@@ -117,6 +124,7 @@ class Session:
         if self._given_up is not None:
             raise CtxwatchError("a recording is being opened", todo="Ctrl-C gives it up")
         given_up = self._given_up = threading.Event()
+        self.reading = f"opening {path.name}"
 
         def progress(events: int) -> None:
             self.reading = f"opening {path.name}: {events / 1e6:.1f} million events"

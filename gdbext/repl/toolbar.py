@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from prompt_toolkit.formatted_text.utils import fragment_list_width
+
 from gdbext.errors import printable
 from gdbext.repl.connection import State
 from gdbext.repl.highlight import Fragments
@@ -22,11 +24,12 @@ def message(session: Session) -> Fragments:
 
 
 def toolbar(session: Session) -> Fragments:
-    """The status line."""
+    """The status line: what matters most comes first, and what does not fit the terminal is left out."""
+    columns = session.screen.columns
     if session.reading:
-        return _joined([[("class:toolbar.state", printable(session.reading))]])
+        return _joined([[("class:toolbar.state", printable(session.reading))]], columns)
     if session.recorded is not None:
-        return _joined([[("", printable(part))] for part in session.recorded.toolbar()])
+        return _joined([[("", printable(part))] for part in session.recorded.toolbar()], columns)
     live = session.live
     state, facts = live.connection.state, live.facts
     parts: list[Fragments] = [[("class:toolbar.state", state.value)]]
@@ -43,19 +46,22 @@ def toolbar(session: Session) -> Fragments:
             parts.append([("", _rate(facts.rate) if state is State.RUNNING else f"{facts.events} events")])
     count = len(live.findings)
     parts.append([("class:toolbar.warning" if count else "", f"{count} finding{'s' * (count != 1)}")])
-    if live.link is not None:
-        parts.append([("", printable(live.link.title))])
     if live.doing:
         parts.append([("", printable(live.doing)[:40])])
-    return _joined(parts)
+    if live.link is not None:
+        parts.append([("", printable(live.link.title))])
+    return _joined(parts, columns)
 
 
 def _rate(rate: float) -> str:
     return f"{rate / 1000:.1f}k events/s" if rate >= 10_000 else f"{rate:.0f} events/s"
 
 
-def _joined(parts: list[Fragments]) -> Fragments:
-    line: Fragments = [("", " ")]
-    for index, part in enumerate(parts):
-        line += [("", " │ "), *part] if index else part
+def _joined(parts: list[Fragments], columns: int) -> Fragments:
+    line: Fragments = [("", " "), *parts[0]]
+    for part in parts[1:]:
+        more: Fragments = [("", " │ "), *part]
+        if fragment_list_width([*line, *more]) > columns:
+            break
+        line += more
     return line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -116,6 +117,19 @@ async def test_the_toolbar_tells_the_state() -> None:
         repl.gdb.state = {"watching": "armed", "events": "50100", "findings": "1", "cpu": "1", "parity": "kernel"}
         await repl.until("running │", "GS kernel", "k events/s")
         assert "window" not in repl.toolbar
+
+
+@scenario
+async def test_what_does_not_fit_the_toolbar_is_left_out() -> None:
+    def set_up(gdb: FakeGdb) -> None:
+        gdb.state = {
+            "watching": "armed", "events": "1" * 12, "findings": "0", "cpu": "1", "cpl": "0", "parity": "user",
+            "pc": "0xffffffff80101000", "window": "syscall-entry", "half_switched": "kernel code, user RSP",
+        }  # fmt: skip
+
+    async with terminal(CONNECT, setup=set_up) as repl:
+        await repl.until("1 events │ 0 findings")
+        assert repl.toolbar.endswith("events │ 0 findings"), "the guest's title would be cut"
 
 
 @scenario
@@ -521,9 +535,20 @@ class Endless:
 
 @scenario
 async def test_opening_a_long_recording_is_told_and_given_up_by_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gdbext.repl.recorded.Recorded", Endless)
+    read = threading.Event()
+
+    class Slow(Endless):
+        def __init__(self, path: Path, screen: Screen, progress: Callable[[int], None]) -> None:
+            read.wait()
+            super().__init__(path, screen, progress)
+
+    monkeypatch.setattr("gdbext.repl.recorded.Recorded", Slow)
     async with terminal() as repl:
         repl.type("open big.arrow\r")
+        try:
+            await repl.until(" opening big.arrow\n")
+        finally:
+            read.set()
         await repl.until("opening big.arrow: 3.4 million events")
         repl.type("open other.arrow\r")
         await repl.until("a recording is being opened; Ctrl-C gives it up")

@@ -276,6 +276,30 @@ def test_walking_at_the_prompt(path: Path) -> None:
     assert "* CPU" in shown
 
 
+def test_an_empty_line_moves_on(path: Path) -> None:
+    screen = typed(path, "next-event 3", "", "", "x/2i $pc", "", "status", "")
+    assert [line.split(",")[0] for line in screen.of("text")[:4]] == ["event 1", "event 4", "event 7", "event 10"]
+    assert len(screen.of("gdb")) == 2, "a recording's listing does not go on"
+    assert screen.of("error") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("inf", "info registers"),
+        ("info reg", "registers"),
+        ("info registers r1", "r15"),
+        ("p $rf", "$rflags"),
+        ("ctx st", "status"),
+        ("x/3i ker", "kernel<b>\\x1b[31m"),
+    ],
+)
+def test_what_a_recording_can_answer_is_completed(path: Path, line: str, word: str) -> None:
+    words = Recorded(path, MemoryScreen()).words(line)
+    assert word in words
+    assert word not in Recorded(path, MemoryScreen()).words("finish ")
+
+
 def test_gdbs_spelling_is_understood(path: Path) -> None:
     page = KERNEL_RIP & ~0xFFF
     screen = typed(
@@ -316,6 +340,7 @@ def test_gdbs_spelling_is_understood(path: Path) -> None:
         ("ctx tcb", "no save area is known at this event"),
         ("info registers xyz", "no register xyz here"),
         ("goto 10000", "they are 1 to 466"),
+        ("goto x", "goto: EVENT: 'x' is no whole number; help goto tells more"),
         ("next-event 100000", "there are not so many events after this one"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from gdbext.errors import UsageError
-from gdbext.repl.declare import Command, argument
+from gdbext.repl.declare import Command, argument, number
 from gdbext.repl.session import Session
 
 
@@ -32,6 +32,6 @@ COMMAND = Command(
     """,
     example="findings 1",
     run=run,
-    arguments=(argument("number", "the finding's place in the list, from 1", nargs="?", type=int, metavar="N"),),
+    arguments=(argument("number", "the finding's place in the list, from 1", nargs="?", type=number, metavar="N"),),
     topic="watching",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from gdbext.repl.declare import Command, argument
+from gdbext.repl.declare import Command, argument, number
 from gdbext.repl.session import Session
 
 
@@ -21,6 +21,6 @@ COMMAND = Command(
     text="Its instruction is about to run. Status, registers and save areas are then shown as they were.",
     example="goto 4711",
     run=run,
-    arguments=(argument("event", "the event's number", type=int, metavar="EVENT"),),
+    arguments=(argument("event", "the event's number", type=number, metavar="EVENT"),),
     topic="recordings",
 )

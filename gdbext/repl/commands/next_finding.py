@@ -18,8 +18,9 @@ async def run(session: Session, args: argparse.Namespace) -> None:
 COMMAND = Command(
     name="next-finding",
     summary="Go to the next event at which something was found.",
-    text="Equal findings are found where they were seen first.",
+    text="Equal findings are found where they were seen first. An empty line goes on.",
     example="next-finding",
     run=run,
+    again=True,
     topic="recordings",
 )

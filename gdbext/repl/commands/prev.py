@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from gdbext.repl.declare import Command, argument
+from gdbext.repl.declare import Command, argument, number
 from gdbext.repl.session import Session
 
 
@@ -18,9 +18,10 @@ async def run(session: Session, args: argparse.Namespace) -> None:
 COMMAND = Command(
     name="prev",
     summary="Go back to the event before, or N back.",
-    text="Events of all CPUs are in one order.",
+    text="Events of all CPUs are in one order. An empty line goes on.",
     example="prev 10",
     run=run,
-    arguments=(argument("count", "how many events", nargs="?", type=int, default=1, metavar="N"),),
+    arguments=(argument("count", "how many events", nargs="?", type=number, default=1, metavar="N"),),
+    again=True,
     topic="recordings",
 )

@@ -18,8 +18,9 @@ async def run(session: Session, args: argparse.Namespace) -> None:
 COMMAND = Command(
     name="prev-finding",
     summary="Go back to the event before this one at which something was found.",
-    text="Equal findings are found where they were seen first.",
+    text="Equal findings are found where they were seen first. An empty line goes on.",
     example="prev-finding",
     run=run,
+    again=True,
     topic="recordings",
 )
