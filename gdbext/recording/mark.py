@@ -92,8 +92,8 @@ def from_metadata(metadata: Mapping[bytes, bytes], sum_before: int | None) -> Ma
 
 
 def _pack(data: bytes | None) -> str | None:
-    return None if data is None else base64.b85encode(zlib.compress(data, 1)).decode()
+    return None if data is None else base64.b64encode(zlib.compress(data, 1)).decode()
 
 
 def _unpack(text: str | None) -> bytes | None:
-    return None if text is None else zlib.decompress(base64.b85decode(text))
+    return None if text is None else zlib.decompress(base64.b64decode(text, validate=True))
