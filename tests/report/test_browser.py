@@ -140,12 +140,24 @@ def test_the_findings_are_named_first_and_their_links_open_them(page: Page, made
     assert page.value("document.getElementById('finding-2').open") is True
 
 
-def test_on_a_narrow_page_both_contexts_are_seen_whole(shown: Page, made: tuple[Path, list[str]]) -> None:
+def test_on_a_narrow_page_both_contexts_and_the_code_are_seen_whole(shown: Page, made: tuple[Path, list[str]]) -> None:
     shown.open(made[0], 400)
     shown.value("document.querySelectorAll('details').forEach(e => { e.open = true; })")
     cells = "[...document.querySelectorAll('.context tr.differs td')]"
     assert shown.value(f"{cells}.length > 0 && {cells}.every(e => e.scrollWidth <= e.clientWidth)")
     assert shown.value(f"{cells}.every(e => e.getBoundingClientRect().right <= 400)")
+    code = "[...document.querySelectorAll('.scroll')].filter(e => e.querySelector('.asm'))"
+    assert shown.value(f"{code}.length > 0 && {code}.every(e => e.scrollWidth <= e.clientWidth)")
+
+
+def test_a_step_that_takes_two_lines_goes_on_below_its_text(shown: Page, made: tuple[Path, list[str]]) -> None:
+    shown.open(made[0], 1000)
+    shown.value("document.querySelectorAll('.steps').forEach(e => { e.style.width = '18rem'; })")
+    left = "(e => [...e.getClientRects()].map(r => r.left))(document.querySelector('.steps li > .quiet:last-child'))"
+    lefts = shown.value(left)
+    first = shown.value("document.querySelector('.steps li > .quiet').getBoundingClientRect().left")
+    assert len(lefts) > 1
+    assert abs(min(lefts) - first) < 2
 
 
 def test_buttons(page: Page) -> None:
