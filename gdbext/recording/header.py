@@ -14,7 +14,7 @@ from gdbext.rules.policy import Calls, Implication, Layout, Policy, Tracked
 
 KEY: Final = "ctxwatch"
 """Metadata key of the header."""
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of everything about a recording but its rows, whose version is SCHEMA_VERSION."""
 
 
@@ -52,17 +52,19 @@ class Header:
 
 
 def parse(metadata: Mapping[bytes, bytes] | None) -> Header:
-    """The header in a schema's metadata; raises RecordingError where it is absent, newer or not understood."""
+    """The header in a schema's metadata; raises RecordingError where it is absent, another version or damaged."""
     raw = (metadata or {}).get(KEY.encode())
     if raw is None:
         raise RecordingError("it is Arrow or Parquet data, but no recording of ctxwatch")
     try:
         document = json.loads(raw)
         for name, ours in (("format", FORMAT), ("rows", SCHEMA_VERSION)):
-            if int(document[name]) > ours:
+            version = int(document[name])
+            if version != ours:
+                than = "newer" if version > ours else "older"
                 raise RecordingError(
-                    f"its {name} version is {int(document[name])}, newer than {ours}, the last this ctxwatch reads",
-                    todo="replay it with the ctxwatch that made it, or a newer one",
+                    f"its {name} version is {version}, {than} than {ours}, which this ctxwatch reads",
+                    todo="replay it with the ctxwatch that made it",
                 )
         return Header(
             guest=str(document["guest"]),

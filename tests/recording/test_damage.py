@@ -194,14 +194,18 @@ def test_other_peoples_arrow(tmp_path: Path) -> None:
     assert "no recording of ctxwatch" in refusal(tmp_path / "parquet")
 
 
-@pytest.mark.parametrize("name", ["format", "rows"])
-def test_newer_recordings(tmp_path: Path, name: str) -> None:
-    document = json.loads(header().metadata()[headers.KEY]) | {name: 99}
+@pytest.mark.parametrize(
+    ("name", "version", "than"), [("format", 99, "newer"), ("format", 1, "older"), ("rows", 99, "newer")]
+)
+def test_recordings_of_another_version(tmp_path: Path, name: str, version: int, than: str) -> None:
+    document = json.loads(header().metadata()[headers.KEY])
+    ours = document[name]
+    document[name] = version
     schema = pa.schema([("a", "u1")], {headers.KEY: json.dumps(document)})
     with pa.OSFile(str(tmp_path / "new"), "wb") as out, pa.ipc.new_stream(out, schema) as stream:
         stream.write_batch(pa.record_batch([[1]], schema=schema))
     line = refusal(tmp_path / "new")
-    assert "newer than 1" in line
+    assert f"its {name} version is {version}, {than} than {ours}" in line
     assert "the ctxwatch that made it" in line
 
 
@@ -213,7 +217,14 @@ def test_columns_that_are_not_ours(tmp_path: Path) -> None:
 
 
 def test_a_header_that_lies(tmp_path: Path) -> None:
-    for text in ("", "{}", "[]", "null", '{"format": "x"}', '{"format": 1, "rows": 1, "policy": 5}'):
+    for text in (
+        "",
+        "{}",
+        "[]",
+        "null",
+        '{"format": "x"}',
+        json.dumps({"format": headers.FORMAT, "rows": 1, "policy": 5}),
+    ):
         with pa.OSFile(str(tmp_path / "lie"), "wb") as out:
             pa.ipc.new_stream(out, pa.schema([("seq", "u8")], {headers.KEY: text})).close()
         assert "header is damaged" in refusal(tmp_path / "lie")

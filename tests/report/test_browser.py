@@ -146,6 +146,8 @@ def test_on_a_narrow_page_both_contexts_and_the_code_are_seen_whole(shown: Page,
     cells = "[...document.querySelectorAll('.context tr.differs td')]"
     assert shown.value(f"{cells}.length > 0 && {cells}.every(e => e.scrollWidth <= e.clientWidth)")
     assert shown.value(f"{cells}.every(e => e.getBoundingClientRect().right <= 400)")
+    longest = "mov qword ptr [rip + 0x12345678], 0x12345678"
+    shown.value(f"document.querySelectorAll('.asm td:last-child').forEach(e => {{ e.textContent = '{longest}'; }})")
     code = "[...document.querySelectorAll('.scroll')].filter(e => e.querySelector('.asm'))"
     assert shown.value(f"{code}.length > 0 && {code}.every(e => e.scrollWidth <= e.clientWidth)")
 
