@@ -21,6 +21,8 @@ from gdbext.errors import EnvironmentUnusable
 from gdbext.qemu import apt, cpio
 
 SOURCES: Final = Path(__file__).parents[2] / "tests" / "linux"
+INIT: Final = "init"
+"""The first program, a script."""
 
 BACKPORTS: Final = "backports"
 """A release's name: the running release's backports."""
@@ -106,7 +108,7 @@ def _file_system(programs: Path, busybox: Path) -> bytes:
     entries += [
         cpio.program(f"bin/{name}", (programs / name).read_bytes()) for name in _PROGRAMS if (programs / name).exists()
     ]
-    entries.append(cpio.program("init", (SOURCES / "init").read_bytes()))
+    entries.append(cpio.program(INIT, (SOURCES / INIT).read_bytes()))
     return cpio.archive(entries)
 
 
@@ -116,9 +118,8 @@ def _fingerprint(fetched: Path, arch: str) -> str:
     digest = hashlib.sha256(repr((arch, (fetched / VERSION).read_text("utf-8"), compiler)).encode())
     if compiler:
         digest.update(repr(os.stat(compiler)[stat.ST_SIZE]).encode())
-    for source in sorted(SOURCES.rglob("*")):
-        if source.is_file():
-            digest.update(str(source.relative_to(SOURCES)).encode() + b"\0" + source.read_bytes())
+    for source in (SOURCES / "Makefile", SOURCES / INIT, *sorted((SOURCES / "workloads").iterdir())):
+        digest.update(str(source.relative_to(SOURCES)).encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from gdbext.errors import EnvironmentUnusable
-from gdbext.qemu import guests
+from gdbext.qemu import guests, linux
 
 WORKLOADS = "default,forks,signals,restart,tracing,bases,extable,traps,simd,futex,segments,rseq,spin"
 IA32 = ",".join(f"{name}32" for name in WORKLOADS.split(",")[1:])
@@ -48,3 +49,24 @@ def test_a_failing_check_is_told() -> None:
     said = boot("linux-amd64", "nosuch,spin")
     assert "workload nosuch FAILED there is none of that name" in said
     assert "workload spin ok" in said
+
+
+def test_a_guest_is_built_anew_where_a_part_of_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources, fetched = tmp_path / "linux", tmp_path / "kernel"
+    (sources / "workloads").mkdir(parents=True)
+    fetched.mkdir()
+    parts = [sources / "Makefile", sources / "init", sources / "workloads" / "spin.c"]
+    for path in [*parts, sources / "test_boot.py", *(fetched / name for name in ("vmlinuz", "busybox", "version"))]:
+        path.write_text("1")
+    monkeypatch.setattr(linux, "SOURCES", sources)
+    monkeypatch.setattr(linux, "fetch", lambda _: fetched)
+    monkeypatch.setattr(linux, "_make", lambda _arch, _out: None)
+    kernel = linux.Kernel("linux-image", "x86_64")
+    built = {linux.build(kernel)}
+    (sources / "test_boot.py").write_text("2")
+    assert linux.build(kernel) in built
+    for part in parts:
+        part.write_text("2")
+        assert linux.build(kernel) not in built
+        built.add(linux.build(kernel))
+    assert all((one / linux.INITRD).read_bytes() and (one / linux.KERNEL).read_text() == "1" for one in built)
