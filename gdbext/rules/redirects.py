@@ -57,7 +57,7 @@ class Redirects:
             self._edits = np.concatenate((self._edits[-1:], calls["seq"][_made(calls, policy.edits_others)]))
         if policy.names_aborts:
             named = calls.take(np.flatnonzero(_made(calls, policy.names_aborts)))
-            self._sign(named, _arguments(named)[:, 3:4] & np.uint64(MASK32), least=0)
+            self._sign(named, _arguments(named)[:, 3:4] & np.uint64(MASK32), least=1)
         elif not policy.user_redirects:
             self._sign(calls, _arguments(calls), LEAST)
 
@@ -139,16 +139,15 @@ class Redirects:
         back &= space(past) == space(like)
         return bool((back & (past["seq"] > like["seq"])).any())
 
-    def aborts(self, row: Batch) -> bool:
-        """True if a restartable sequence may go on where the exit `row` goes.
+    def signed(self, row: Batch) -> bool:
+        """True if in front of where the exit `row` goes lies what a call named as the signature of such places: a
+        restartable sequence goes on there. Where no profile says which call does, any argument of any call counts."""
+        event = int(row["seq"][0])
+        return self._signatures.get(int(row["value"][0]), event) < event
 
-        In front of such a place lies the signature that the kernel was told. Where a profile says that there are any,
-        only what is known not to be one counts against it; where none does, an argument of a call must lie there.
-        """
-        in_front, event = int(row["value"][0]), int(row["seq"][0])
-        if self._policy.user_redirects and not (in_front and self._signatures):
-            return True
-        return self._signatures.get(in_front, event) < event
+    def unsigned(self, row: Batch) -> bool:
+        """True if it is known that no restartable sequence goes on where the exit `row` goes."""
+        return not self._policy.user_redirects or bool(row["value"][0] and self._signatures)
 
     def began(self, rip: int) -> None:
         """An exit to `rip` begins a context that nothing known was interrupted in."""

@@ -279,8 +279,8 @@ class ResumeJudge:
 
         Exceptions in kernel code go to a fixup; exceptions in user code are emulated, traced or redirected. After an
         interrupt, user code goes on elsewhere with its RSP where a restartable sequence is aborted (in front of that
-        address lies what was agreed upon) or a tracer has stepped in, and either only where another thread ran
-        meanwhile.
+        address lies what was agreed upon). Where it is not known what lies there, that or a tracer may be the cause
+        where another thread ran meanwhile.
         """
         vector = live["vector"]
         exception = (vector < 32) & (vector != vectors.NMI)
@@ -291,7 +291,9 @@ class ResumeJudge:
             to, places = int(row["rip"][0]), zip(vector.tolist(), live["rip"].tolist(), strict=True)
             led[:] = [fixups.lead(number, at, to) for number, at in places]
         allowed: compare.Bools = exception & (user | led)
-        if not user.any() or not self._redirects.aborts(row):
+        if self._redirects.signed(row):
+            return allowed | user
+        if not user.any() or self._redirects.unsigned(row):
             return allowed
         return allowed | (user & self._switched(live, row))
 
