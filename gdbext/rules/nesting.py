@@ -98,7 +98,7 @@ def _nested(old: Batch, row: Batch) -> Draft:
     if _overlap(old, row):
         cause += f"; it was pushed over the first one's frame at {int(old['frame'][0]):#x}"
     look = "what in the NMI handler returns by iret before its end: a fault, a breakpoint, a debug exception"
-    return Draft("CW502", cause, look, (Difference("frame", int(old["frame"][0]), int(row["frame"][0])),))
+    return Draft("CW502", cause, look, (Difference("frame", None, int(row["frame"][0])),))
 
 
 def _reused(old: Batch, row: Batch) -> Draft:
@@ -108,4 +108,4 @@ def _reused(old: Batch, row: Batch) -> Draft:
         f"(event {int(old['seq'][0])}) was live on it: that frame is gone"
     )
     look = "whether two vectors share an IST index, or the handler can raise its own vector"
-    return Draft("CW304", cause, look, (Difference("frame", int(old["frame"][0]), int(row["frame"][0])),))
+    return Draft("CW304", cause, look, (Difference("frame", None, int(row["frame"][0])),))
