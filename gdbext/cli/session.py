@@ -409,13 +409,16 @@ class _Run:
             return None
         if ending is not None and ending.how in ("exit", "killed"):
             return GuestFailed(ending.detail)
+        silence = f"no interrupt came for {self._silence:.0f} s"
         if self.subject.until and not self._enough:
             how = f"{time.monotonic() - self.started:.0f} s have passed"
             if self._hangs:
-                how = f"it hangs: no interrupt came for {self._silence:.0f} s"
+                how = f"it hangs: {silence}"
             if ending is not None:
                 how = ending.detail
             return GuestFailed(f"the guest never printed {self.subject.until!r}", how, "give it more with --timeout")
+        if self._hangs and ending is None and not self._enough:
+            return GuestFailed("the guest hangs", silence)
         if self.ended and ending is None:
             return GuestFailed("the source of events ended before the guest did")
         return None

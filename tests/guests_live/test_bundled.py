@@ -108,6 +108,14 @@ def test_clean_by_gdbstub(guest: Guest) -> None:
     assert run.document["events"]["entries"] >= ENOUGH, run.evidence
 
 
+@pytest.mark.parametrize("via", ["probe", pytest.param("gdbstub", marks=pytest.mark.slow)])
+def test_a_guest_that_hangs_is_told_by_either_source(via: str) -> None:
+    run = watch("nmi-nested", "--via", via, "--rules", "CW701")  # of which it has nothing
+    assert run.status == 3, run.evidence
+    assert run.document["findings"] == [], run.evidence
+    assert "the guest hangs" in run.said, run.evidence
+
+
 def test_the_named_symbols_are_the_kernels() -> None:
     """With symbols, the finding names where the context was interrupted and which instruction gave it back wrong."""
     run = watch("nrk-rflags", "--max-findings", "1")

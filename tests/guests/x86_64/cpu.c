@@ -194,9 +194,9 @@ void activate(struct cpu *cpu, struct thread *next)
 /* BUG: each breakpoint's IRETQ lets the next NMI in, onto this one's stack, long before this one ends. */
 static void look_around(void)
 {
-    for (u32 cpu = 0; cpu < 100; cpu++) {
+    for (u32 cpu = 0; cpu < 1000; cpu++) {
         __asm__ volatile("int3");
-        for (volatile u32 i = 0; i < 50000; i++)
+        for (volatile u32 i = 0; i < 5000; i++) /* short: a debugger's breakpoints on this page make it slow */
             ;
     }
 }
