@@ -144,6 +144,8 @@ def _to_trace(recording: Recording, path: Path) -> None:
 @contextlib.contextmanager
 def _output(recording: Recording, name: str | None, suffix: str) -> Iterator[Path]:
     """Where to write what `recording` becomes: beside the final name, which it gets when it is whole."""
+    if name == "-":
+        raise UsageError("cannot write to standard output", todo="choose a name with -o")
     path = Path(name) if name else recording.path.with_name(recording.path.name + suffix)
     if path.exists() and (not path.is_file() or path.samefile(recording.path)):
         why = "it is the recording itself" if path.is_file() else "it is not a regular file"

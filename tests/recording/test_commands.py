@@ -125,7 +125,7 @@ def test_outputs_that_cannot_be_written(
 ) -> None:
     path = session[0]
     before = path.read_bytes()
-    for name in (path, tmp_path, tmp_path / "none" / "x"):
+    for name in (path, tmp_path, tmp_path / "none" / "x", "-"):
         status, _, err = run(capsys, "export", path, "--format", "csv", "-o", name)
         assert (status, err.count("\n")) == (2, 1)
     assert run(capsys, "replay", path, "--json", tmp_path / "none" / "x")[0] == 2
