@@ -107,17 +107,18 @@ class View(Protocol):
 
 @dataclass(slots=True)
 class Outcome:
-    """How a run went. ``failure``: what the guest or QEMU failed to do; it counts only where nothing was found."""
+    """How a run went. ``failure``: what the guest or QEMU failed to do; it counts only where nothing was found.
+    ``interrupted``: the signal that ended it, or 0."""
 
     report: RunReport
     failure: GuestFailed | None = None
-    interrupted: bool = False
+    interrupted: int = 0
 
     @property
     def status(self) -> int:
-        """The exit status of the contract; 130 after a Ctrl-C."""
+        """The exit status of the contract; 130 after a Ctrl-C, 143 after a SIGTERM."""
         if self.interrupted:
-            return 128 + signal.SIGINT
+            return 128 + self.interrupted
         if self.report.has_errors:
             return 1
         return self.failure.status if self.failure is not None else 0
@@ -213,7 +214,8 @@ class _Run:
     engine: Engine
     recorder: Recorder | None
     started: float = field(default_factory=time.monotonic)
-    interrupted: bool = False
+    interrupted: int = 0
+    """The signal that ends it."""
     halted: bool = False
     halted_cpu: int = 0
     seen: bool = False
@@ -222,6 +224,8 @@ class _Run:
     """The source has no more events."""
     died: bool = False
     last_seq: int = 0
+    last_time: int = 0
+    """Of the youngest event judged: nanoseconds of the host's monotonic clock."""
     discoveries: Discoveries = field(default_factory=Discoveries)
     ticking: bool = False
     """It was interrupted once: from then on, exceptions and system calls alone are no sign of life."""
@@ -266,13 +270,13 @@ class _Run:
         name = self.subject.image.symbols.name(address) if self.subject.image is not None else None
         return f"{name} ({address:#x})" if name else f"{address:#x}"
 
-    def _interrupt(self) -> None:
-        self.interrupted = True
+    def _interrupt(self, signum: int) -> None:
+        self.interrupted = signum
 
     def _over(self) -> bool:
         limit = self._limit
         return (
-            self.interrupted
+            self.interrupted > 0
             or self.halted
             or self.seen
             or self.ended
@@ -339,6 +343,7 @@ class _Run:
         if self.recorder is not None:
             self.recorder.write(rows)
         self.last_seq = max(self.last_seq, int(batch["seq"].max()))
+        self.last_time = max(self.last_time, int(batch["time"].max()))
         self.died = self.died or bool((batch["kind"] == Kind.DIED).any())
         errors = [finding for finding in found if finding.severity == ERROR] if self.options.halt else []
         if errors and not self.halted:
@@ -392,11 +397,12 @@ class _Run:
             self.next_nmi = (now + self.subject.nmi_ms / 1000, self.engine.counts.entries + _NMI_EVERY_ENTRIES)
 
     def _drain(self) -> None:
-        """Stop the guest and take what is still on its way."""
+        """Stop the guest, if it lets itself be stopped, and take what is still on its way."""
+        end = time.monotonic_ns()
         if not self.options.halt:  # else it stands in each doubtful exit until we have spoken, and cannot stop
             self._pause()
         deadline = time.monotonic() + 5
-        while not self.ended and time.monotonic() < deadline and self._step(TICK):
+        while not self.ended and time.monotonic() < deadline and self._step(TICK) and self.last_time < end:
             pass
 
     def _death(self) -> Batch:
@@ -441,15 +447,19 @@ def _waiting(batch: Batch) -> list[int]:
 
 
 @contextlib.contextmanager
-def _on_interrupt(action: Callable[[], None]) -> Iterator[None]:
-    """Let the first Ctrl-C end the run in good order; a second one interrupts whatever is going on."""
+def _on_interrupt(action: Callable[[int], None]) -> Iterator[None]:
+    """Let the first Ctrl-C or SIGTERM end the run in good order; another one interrupts whatever is going on."""
 
-    def handle(_signum: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        action()
+    def handle(signum: int, _frame: FrameType | None) -> None:
+        restore()
+        action(signum)
 
-    before = signal.signal(signal.SIGINT, handle)
+    def restore() -> None:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
