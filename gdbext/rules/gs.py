@@ -8,7 +8,6 @@ CPU with FSGSBASE) is believed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -34,18 +33,29 @@ MAY_HIT_WINDOW: Final = (vectors.NMI, vectors.DB, vectors.MC, vectors.DF)
 """Vectors that can come in a window of a correct kernel."""
 
 
-@dataclass(slots=True)
 class _Line:
-    """The events of one CPU in order, with the carried ones in front."""
+    """The events of one CPU in order, with the carried ones in front (``fresh`` is False for these).
 
-    rows: Joined
-    parity: Parity
-    fresh: Bools
+    user, entry, exit, swap: what each event is.  from_user: entries from user code.
+    """
 
-    def back(self, steps: int = 1) -> tuple[Columns, Parity]:
-        """Each event's predecessor `steps` before; the first ones get the first (and fail every test)."""
-        index = np.maximum(np.arange(len(self.rows)) - steps, 0)
-        return self.rows.take(index), self.parity[index]
+    __slots__ = ("entry", "exit", "fresh", "from_user", "parity", "rows", "swap", "user")
+
+    def __init__(self, old: Batch, old_parity: Parity, rows: Columns, parity: Parity) -> None:
+        self.rows = Joined(old, rows)
+        self.parity = np.concatenate((old_parity, parity))
+        self.fresh = np.arange(len(self.rows)) >= len(old)
+        kind = self.rows["kind"]
+        self.user = np.concatenate((is_user(old), is_user(rows)))
+        self.entry, self.exit, self.swap = kind == Kind.ENTRY, kind == Kind.EXIT, kind == Kind.SWAPGS
+        self.from_user = self.entry & self.user
+
+
+def _behind(events: Bools, steps: int = 1) -> Bools:
+    """For each event whether the one `steps` before it is among `events`; False for the first ones."""
+    found = np.zeros(len(events), bool)
+    found[steps:] = events[:-steps]
+    return found
 
 
 class GsJudge:
@@ -98,9 +108,7 @@ class GsJudge:
         return self._count.after(cpu)
 
     def _line(self, cpu: int, rows: Columns, parity: Parity) -> _Line:
-        old, old_parity = self._carried.get(cpu, (np.zeros(0, rows.dtype), parity[:0]))
-        fresh = np.arange(len(old) + len(rows)) >= len(old)
-        line = _Line(Joined(old, rows), np.concatenate((old_parity, parity)), fresh)
+        line = _Line(*self._carried.get(cpu, (np.zeros(0, rows.dtype), parity[:0])), rows, parity)
         self._carried[cpu] = line.rows.last(LOOK_BACK), line.parity[-LOOK_BACK:]
         return line
 
@@ -120,39 +128,30 @@ class GsJudge:
     def _learn(self, line: _Line) -> None:
         """When swaps began, which swapgs serve entries and exits, and which two make a pair around a selector load,
         each with the event that showed it."""
-        rows, parity = line.rows, line.parity
-        before, before_parity = line.back()
-        hits = np.flatnonzero(
-            (rows["kind"] == Kind.SWAPGS) & (before["kind"] == Kind.ENTRY) & is_user(before) & line.fresh
-        )
+        rows = line.rows
+        hits = np.flatnonzero(line.swap & _behind(line.from_user) & line.fresh)
         if len(hits):
             first_swap = int(rows["seq"][hits[0]])
             self._swaps_since = min(self._swaps_since or first_swap, first_swap)
         _note_first(self._entry_swaps, rows.at("pc", hits), rows.at("seq", hits))
-        good = (before["kind"] == Kind.SWAPGS) & (before_parity == KERNEL) & (parity == USER)
-        hits = np.flatnonzero(good & (rows["kind"] == Kind.EXIT) & is_user(rows) & line.fresh)
-        _note_first(self._exit_swaps, before.at("pc", hits), rows.at("seq", hits))
-        two, two_parity = line.back(2)
-        pair = (two["kind"] == Kind.SWAPGS) & (two_parity == KERNEL) & (before["kind"] == Kind.SWAPGS)
-        pair &= (parity == KERNEL) & ~((rows["kind"] == Kind.EXIT) & is_user(rows)) & line.fresh
-        hits = np.flatnonzero(pair)
-        places = mixed(two.at("pc", hits), before.at("pc", hits), np.uint64(0))
+        returns, in_kernel = line.exit & line.user, line.parity == KERNEL
+        back = _behind(line.swap & in_kernel)
+        hits = np.flatnonzero(back & (line.parity == USER) & returns & line.fresh)
+        _note_first(self._exit_swaps, rows.at("pc", hits - 1), rows.at("seq", hits))
+        hits = np.flatnonzero(_behind(back) & _behind(line.swap) & in_kernel & ~returns & line.fresh)
+        places = mixed(rows.at("pc", hits - 2), rows.at("pc", hits - 1), np.uint64(0))
         _note_first(self._pairs, places, rows.at("seq", hits))
 
     def _odd(self, line: _Line) -> Bools:
         """Events that need a look: anything but the regular entry, swap, swap, exit."""
-        rows, parity = line.rows, line.parity
-        kind, user = rows["kind"], is_user(rows)
-        before, before_parity = line.back()
-        entry, exit_ = kind == Kind.ENTRY, kind == Kind.EXIT
-        odd = exit_ & user & (parity == KERNEL)
-        odd |= exit_ & ~user & (parity == USER)
-        odd |= entry & ~user & (parity == USER)
-        odd |= kind == Kind.GS_ACCESS
-        odd |= (before["kind"] == Kind.ENTRY) & ~is_user(before) & (before_parity == USER)
-        two, two_parity = line.back(2)
-        in_handler = (two["kind"] == Kind.ENTRY) & ~is_user(two) & (two_parity == KERNEL)
-        odd |= (before["kind"] == Kind.SWAPGS) & (before_parity == KERNEL) & ~(exit_ & user) & in_handler
+        in_kernel, in_user = line.parity == KERNEL, line.parity == USER
+        returns, nested = line.exit & line.user, line.entry & ~line.user
+        odd = returns & in_kernel
+        odd |= line.exit & ~line.user & in_user
+        odd |= nested & in_user
+        odd |= line.rows["kind"] == Kind.GS_ACCESS
+        odd |= _behind(nested & in_user)
+        odd |= _behind(line.swap & in_kernel) & ~returns & _behind(nested & in_kernel, 2)
         result: Bools = odd
         return result
 
@@ -160,19 +159,20 @@ class GsJudge:
         """Entries from kernel code whose RSP was still, or again, the user's and whose frame went onto that stack; or
         could not, so that a double fault came."""
         rows = line.rows
-        from_user = (rows["kind"] == Kind.ENTRY) & is_user(rows)
-        latest = np.maximum.accumulate(np.where(from_user, np.arange(1, len(rows) + 1), 0))
+        latest = np.maximum.accumulate(np.where(line.from_user, np.arange(1, len(rows) + 1), 0))
         known = self._user_rsp.get(cpu, 0)
-        user_rsp: npt.NDArray[np.uint64] = np.where(latest > 0, rows["rsp"][latest - 1], np.uint64(known))
         if latest[-1]:
             self._user_rsp[cpu] = int(rows["rsp"][latest[-1] - 1])
-        depth = rows["rsp"] - rows["frame"]
+        nested = np.flatnonzero(line.entry & ~line.user & (rows["mode"] == 64))
+        before = latest[nested]
+        its = rows.take(nested)
+        user_rsp = np.where(before > 0, rows["rsp"][before - 1], np.uint64(known))
         top = np.uint64(63)
-        users = (rows["rsp"] == user_rsp) & (user_rsp != 0)
-        users |= ((rows["pc"] >> top) == 1) & ((rows["rsp"] >> top) == 0) & (rows["rsp"] != 0)
-        there = (depth <= ON_STACK) | (rows["vector"] == vectors.DF)
-        result: Bools = users & there & (rows["mode"] == 64) & ~is_user(rows)
-        result &= rows["kind"] == Kind.ENTRY
+        users = (its["rsp"] == user_rsp) & (user_rsp != 0)
+        users |= (its["pc"] >> top == 1) & (its["rsp"] >> top == 0) & (its["rsp"] != 0)
+        there = (its["rsp"] - its["frame"] <= ON_STACK) | (its["vector"] == vectors.DF)
+        result = np.zeros(len(rows), bool)
+        result[nested] = users & there
         return result
 
     def _judge(self, line: _Line, cpu: int, index: int) -> list[Judged]:
