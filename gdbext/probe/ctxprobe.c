@@ -171,6 +171,7 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int
         return -1;
     }
     shared.header->halt |= o.halt;
+    shared.meanwhile = answer_request;
     simd_wanted = o.simd;
     watch_allowed = o.watch;
     stores_seen = o.stores || (o.watch && ring_wants_stores(&shared));

@@ -29,8 +29,10 @@ typedef struct {
     uint64_t mask;
     ring_header *header;
     ring_watch *watch;
+    ring_memory *memory;
     ring_control *control;
     uint8_t *rows;
+    void (*meanwhile)(unsigned cpu); /* what a vCPU is there for while it stands still; NULL: nothing */
 } ring;
 
 #define SHARED(field, type) ((_Atomic type *)&(field))
@@ -45,6 +47,14 @@ static inline uint64_t ring_clock(void)
 static inline void ring_pause(void)
 {
     nanosleep(&(struct timespec){.tv_nsec = RING_POLL_NS}, NULL);
+}
+
+static void ring_stand_still(const ring *r, unsigned cpu)
+{
+    if (r->meanwhile) {
+        r->meanwhile(cpu);
+    }
+    ring_pause();
 }
 
 static struct flock ring_lock_of(short type, off_t byte)
@@ -80,8 +90,10 @@ static inline ring_control *ring_cpu(const ring *r, unsigned cpu)
 }
 
 /* Wait until the ring has room for one more row, or until there is no reader to make room. */
-static void ring_wait_for_room(const ring *r, ring_control *c, uint64_t head)
+static void ring_wait_for_room(const ring *r, unsigned cpu, uint64_t head)
 {
+    ring_control *c = ring_cpu(r, cpu);
+
     for (unsigned polls = 0; ring_reader_present(r); polls++) {
         if (head - atomic_load_explicit(SHARED(c->tail, uint64_t), memory_order_acquire) <= r->mask) {
             return;
@@ -89,7 +101,7 @@ static void ring_wait_for_room(const ring *r, ring_control *c, uint64_t head)
         if (polls % RING_POLLS_PER_CHECK == RING_POLLS_PER_CHECK - 1 && !ring_reader_lives(r)) {
             ring_reader_lost(r);
         }
-        ring_pause();
+        ring_stand_still(r, cpu);
     }
 }
 
@@ -100,7 +112,7 @@ static inline ctx_row *ring_reserve(const ring *r, unsigned cpu)
     uint64_t head = c->head;
 
     if (head - atomic_load_explicit(SHARED(c->tail, uint64_t), memory_order_acquire) > r->mask) {
-        ring_wait_for_room(r, c, head);
+        ring_wait_for_room(r, cpu, head);
     }
     ctx_row *row = (ctx_row *)(r->rows + ((uint64_t)cpu * (r->mask + 1) + (head & r->mask)) * r->row_size);
     memset(row, 0, r->row_size);
@@ -139,7 +151,7 @@ static uint32_t ring_await_release(const ring *r, unsigned cpu)
         if (polls % RING_POLLS_PER_CHECK == 0 && !ring_reader_lives(r)) {
             ring_reader_lost(r);
         }
-        ring_pause();
+        ring_stand_still(r, cpu);
     }
     atomic_store(SHARED(c->caught, uint32_t), 0);
     atomic_store_explicit(SHARED(c->waiting, uint32_t), 0, memory_order_release);
@@ -273,6 +285,7 @@ static bool ring_open(ring *r, const char *path, unsigned cpus, unsigned rows, u
     munmap(r->header, RING_CONTROL_OFFSET);
     r->header = (ring_header *)map;
     r->watch = (ring_watch *)(map + RING_WATCH_OFFSET);
+    r->memory = (ring_memory *)(map + RING_MEMORY_OFFSET);
     r->control = (ring_control *)(map + RING_CONTROL_OFFSET);
     r->rows = map + rings;
     r->mask = rows - 1;

@@ -47,6 +47,9 @@ _REST_SHARE: Final = 19
 _STOP_TIMEOUT: Final = 10.0
 _PATIENCE: Final = 0.1
 """Seconds for QEMU to answer before vCPUs that stand in the probe are let go: it may be waiting for them."""
+_ANSWER: Final = 0.01
+"""Seconds for a vCPU to answer a request for memory: as long as it runs, its next event is near."""
+_LOOK: Final = 0.00005
 _TRIES: Final = 64
 """How often a halt may meet a pending interrupt, which QEMU delivers before it stops, and is tried again."""
 
@@ -302,8 +305,30 @@ class ProbeSource:
         """Guest virtual memory as vCPU `cpu` maps it now; raises NotCapable or OSError."""
         if self._monitor is None:
             raise NotCapable("reading memory", "there is no QMP connection", "give QEMU a -qmp socket")
+        found = self._ask_vcpu(address, length, cpu)
+        if found is not None:
+            return found
         signed = address - (1 << 64) if address >> 63 else address  # QEMU before 9 takes a signed number
         return self._save("memsave", {"val": signed, "size": length, "cpu-index": cpu})
+
+    def _ask_vcpu(self, address: int, length: int, cpu: int) -> bytes | None:
+        """The same, by the vCPU itself at its next event, which costs a hundredth of what QEMU's monitor takes, and
+        keeps its main thread from nothing. None where it does not answer soon: it idles, or QEMU has stopped it."""
+        window = self._ring.memory
+        if length > len(window["data"][0]) or cpu >= len(self._ring.control) or not self._open:
+            return None
+        number = int(window["asked"][0])
+        if int(window["answered"][0]) != number:  # still the one before
+            return None
+        number = (number + 1) & 0xFFFF_FFFF
+        window["address"], window["length"], window["cpu"] = address, length, cpu
+        window["asked"] = number
+        deadline = time.monotonic() + _ANSWER
+        while int(window["answered"][0]) != number:
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(_LOOK)
+        return bytes(window["data"][0][:length]) if int(window["found"][0]) == length else None
 
     def read_under(self, address: int, length: int, cr3: int) -> bytes:
         """Guest virtual memory as 64-bit code running under `cr3` sees it, wherever the vCPUs are; raises OSError."""

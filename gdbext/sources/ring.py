@@ -1,6 +1,7 @@
 """The ring file that the probe writes and we read: its layout, described once for both sides.
 
-The file is a header, then one control block per vCPU, then one ring of event rows per vCPU. The reader makes the
+The file is a header with two tables of watched ranges and a window for guest memory, then one control block per vCPU,
+then one ring of event rows per vCPU. The reader makes the
 header and takes the reader's lock before QEMU starts; the probe adds the rest and takes the writer's lock. Both locks
 are open-file-description locks on one byte each: the kernel drops them when their holder dies, however it dies, so a
 dead peer is never guessed from a process id or a clock.
@@ -20,7 +21,7 @@ import numpy as np
 from gdbext.events.row import ROW_SIMD, TRACKED_SLOTS, Field, c_header
 
 MAGIC: Final = int.from_bytes(b"CTXRING1", "little")
-VERSION: Final = 2
+VERSION: Final = 3
 PAGE: Final = 4096
 DEFAULT_ROWS: Final = 16384
 """Rows in one vCPU's ring: some 7 MB, a tenth of a second of the busiest guest."""
@@ -128,6 +129,17 @@ WATCH_FIELDS: Final[tuple[Field, ...]] = (
     ),
 )
 
+MEMORY_FIELDS: Final[tuple[Field, ...]] = (
+    _u32("asked", "number of the last request for guest memory, made only once the one before is answered; reader"),
+    _u32("cpu", "the vCPU that is to answer, as it maps memory then; reader"),
+    _u64("address", "guest virtual address; reader"),
+    _u32("length", "bytes, at most a page; reader"),
+    _u32("answered", "number of the last request that was answered; probe"),
+    _u32("found", "bytes in `data`: `length`, or 0 where it cannot be read; probe"),
+    _u32("refused", "how often it could not be read so far; probe"),
+    Field("data", "u1", "uint8_t", PAGE, "the memory; probe"),
+)
+
 CONTROL_FIELDS: Final[tuple[Field, ...]] = (
     _u64("head", "rows published; probe"),
     _u64("spare0", "producer and consumer do not share a line", 7),
@@ -150,6 +162,7 @@ def _dtype(fields: Iterable[Field]) -> np.dtype[np.void]:
 
 HEADER: Final = _dtype(HEADER_FIELDS)
 WATCH: Final = _dtype(WATCH_FIELDS)
+MEMORY: Final = _dtype(MEMORY_FIELDS)
 CONTROL: Final = _dtype(CONTROL_FIELDS)
 
 
@@ -158,7 +171,8 @@ def _pages(size: int) -> int:
 
 
 WATCH_OFFSET: Final = PAGE
-CONTROL_OFFSET: Final = WATCH_OFFSET + _pages(2 * WATCH.itemsize)
+MEMORY_OFFSET: Final = WATCH_OFFSET + _pages(2 * WATCH.itemsize)
+CONTROL_OFFSET: Final = MEMORY_OFFSET + _pages(MEMORY.itemsize)
 HEADER_SIZE: Final = CONTROL_OFFSET
 """Bytes that the reader makes; the control blocks and rings behind them are the probe's."""
 
@@ -188,9 +202,9 @@ def c_layout() -> str:
         "MAGIC": f"{MAGIC:#x}ull", "VERSION": VERSION, "PAGE": PAGE, "DEFAULT_ROWS": DEFAULT_ROWS,
         "READER_LOCK": READER_LOCK, "WRITER_LOCK": WRITER_LOCK, "WATCH_GRANULE": WATCH_GRANULE,
         "WATCH_BITS": WATCH_BITS, "WATCH_RANGES": WATCH_RANGES, "ERROR_BYTES": ERROR_BYTES,
-        "WATCH_OFFSET": WATCH_OFFSET, "CONTROL_OFFSET": CONTROL_OFFSET, "TRACKED_GS": TRACKED_GS,
-        "TRACKED_SLOTS": TRACKED_SLOTS, "SIMD_ROW_SIZE": ROW_SIMD.itemsize, "TICKET_SHIFT": TICKET_SHIFT,
-        "TICKET_MASK": f"{TICKET_MASK}u",
+        "WATCH_OFFSET": WATCH_OFFSET, "MEMORY_OFFSET": MEMORY_OFFSET, "CONTROL_OFFSET": CONTROL_OFFSET,
+        "TRACKED_GS": TRACKED_GS, "TRACKED_SLOTS": TRACKED_SLOTS, "SIMD_ROW_SIZE": ROW_SIMD.itemsize,
+        "TICKET_SHIFT": TICKET_SHIFT, "TICKET_MASK": f"{TICKET_MASK}u",
     }  # fmt: skip
     lines += [f"#define RING_{name} {value}" for name, value in constants.items()]
     for prefix, source in (("STATE", State), ("OPTION", Option), ("RELEASE", Release)):
@@ -198,6 +212,7 @@ def c_layout() -> str:
     for name, fields, dtype in (
         ("ring_header", HEADER_FIELDS, HEADER),
         ("ring_watch", WATCH_FIELDS, WATCH),
+        ("ring_memory", MEMORY_FIELDS, MEMORY),
         ("ring_control", CONTROL_FIELDS, CONTROL),
     ):
         lines += ["", f"typedef struct {name} {{"]

@@ -24,6 +24,8 @@ from gdbext.sources.ring import (
     HEADER,
     HEADER_SIZE,
     MAGIC,
+    MEMORY,
+    MEMORY_OFFSET,
     READER_LOCK,
     TICKET_MASK,
     VERSION,
@@ -48,8 +50,8 @@ Columns = npt.NDArray[np.void]
 class RingFile:
     """A mapped ring file. Made by :meth:`create`, :meth:`attach` or :meth:`open_leftover`; end it by :meth:`close`.
 
-    header, watch: one and two rows of their dtypes, shared with the probe. control: one row per vCPU, empty until the
-    probe has attached (:meth:`map_rings`).
+    header, watch, memory: one, two and one rows of their dtypes, shared with the probe. control: one row per vCPU,
+    empty until the probe has attached (:meth:`map_rings`).
     """
 
     def __init__(self, path: Path, handle: int, writable: bool, ours: bool) -> None:
@@ -60,6 +62,7 @@ class RingFile:
         self._map = mmap.mmap(handle, HEADER_SIZE, access=self._access)
         self.header: Columns = np.frombuffer(self._map, HEADER, 1)
         self.watch: Columns = np.frombuffer(self._map, WATCH, 2, WATCH_OFFSET)
+        self.memory: Columns = np.frombuffer(self._map, MEMORY, 1, MEMORY_OFFSET)
         self.control: Columns = np.empty(0, CONTROL)
         self._rings: list[Batch] = []
 
@@ -150,6 +153,7 @@ class RingFile:
         self._map = mmap.mmap(self._handle, size, access=self._access)
         self.header = np.frombuffer(self._map, HEADER, 1)
         self.watch = np.frombuffer(self._map, WATCH, 2, WATCH_OFFSET)
+        self.memory = np.frombuffer(self._map, MEMORY, 1, MEMORY_OFFSET)
         self.control = np.frombuffer(self._map, CONTROL, cpus, CONTROL_OFFSET)
         dtype = ROW_SIMD if row_size == ROW_SIMD.itemsize else ROW
         offset = rings_offset(cpus)

@@ -1,4 +1,4 @@
-"""Guest memory through QEMU's monitor: what is mapped, what is not, and nothing left on disk."""
+"""Guest memory: by the vCPUs while they run, through QEMU's monitor otherwise; nothing left on disk."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from gdbext.events.row import Flag
 
 from .conftest import Watched
 
@@ -34,3 +37,55 @@ def test_guest_memory(
     with pytest.raises(OSError, match="Invalid addr"):
         watched.source.read_memory(0x7FFF_0000_0000, 8)
     assert not list(watched.source._ring.path.parent.glob("*.memory"))
+
+
+class Asked:
+    """Counts what QEMU's monitor is asked for."""
+
+    def __init__(self, watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.commands: list[str] = []
+        execute = watched.machine.qmp.execute
+
+        def counted(command: str, *words: Any, **options: Any) -> Any:
+            self.commands.append(command)
+            return execute(command, *words, **options)
+
+        monkeypatch.setattr(watched.machine.qmp, "execute", counted)
+
+
+def test_a_running_guest_gives_its_memory_itself(
+    watch: Callable[..., Watched], guest: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = watch("-kernel", str(guest("clean-nrk")))
+    watched.machine.cont()
+    watched.run(lambda: len(watched.parts) > 0 and len(watched.rows) > 100)
+    asked = Asked(watched, monkeypatch)
+    handler = int(watched.rows["pc"][-1])
+    pages: list[bytes] = []
+    while len(pages) < 100 and not watched.done():
+        pages.append(watched.source.read_memory(handler & ~0xFFF, 4096))
+        watched.run(lambda: True)  # a full ring would make the vCPU wait: there, too, it answers
+    assert len(asked.commands) < len(pages) / 2, asked.commands  # on a busy machine it may be away for a while
+    monkeypatch.undo()
+    watched.machine.stop()
+    assert set(pages) == {watched.source.read_memory(handler & ~0xFFF, 4096)}
+    with pytest.raises(OSError, match="Invalid addr"):
+        watched.source.read_memory(0x7FFF_0000_0000, 8)
+    watched.machine.cont()
+    with pytest.raises(OSError, match="Invalid addr"):
+        watched.source.read_memory(0x7FFF_0000_0000, 8)
+    page = watched.source.read_memory(handler & ~0xFFF, 4096)  # and the window is free again, or QEMU asked
+    assert page == pages[0]
+
+
+def test_a_vcpu_that_waits_gives_its_memory_itself(
+    watch: Callable[..., Watched], guest: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = watch("-kernel", str(guest("clean-nrk")), halt=True)
+    watched.machine.cont()
+    watched.run(lambda: any((part["flags"] & Flag.WAITING).any() for part in watched.parts))
+    asked = Asked(watched, monkeypatch)
+    row = watched.rows[(watched.rows["flags"] & Flag.WAITING) != 0][-1]
+    for _ in range(20):
+        assert len(watched.source.read_memory(int(row["pc"]), 16)) == 16
+    assert len(asked.commands) < 10, asked.commands

@@ -263,7 +263,7 @@ def test_another_version_is_refused_on_both_sides(start: Start, compiled: Compil
         EnvironmentUnusable, match=r"probe cannot start: the ring .* is of version 77\.1, this probe is"
     ):
         ProbeSource(ring)
-    with pytest.raises(RecordingError, match=r"it is version 77\.1, this ctxwatch reads 2\.1"):
+    with pytest.raises(RecordingError, match=r"it is version 77\.1, this ctxwatch reads 3\.1"):
         RingFile.open_leftover(ring.path)
     ring.close()
 
