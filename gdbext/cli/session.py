@@ -244,6 +244,8 @@ class _Run:
         ending = self.machine.ending()
         if ending is not None and ending.died and not self.died and not self._enough:
             self._judge(self._death())
+        if ending is not None and ending.how == "restart":
+            self.view.note(f"the run ends here: {ending.detail}")
         for finding in self.engine.finish():
             self.view.finding(finding)
         tell = self.view.note if self.subject.unknown else self.view.detail

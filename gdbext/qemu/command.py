@@ -41,6 +41,8 @@ class Launch:
     gdb_socket: Path
     gdbstub: bool
     """Whether a gdbstub is open at ``gdb_socket`` from the start."""
+    log: Path | None
+    """Where QEMU writes down triple faults, if it does; its QMP events do not tell them from other resets."""
 
 
 class Options:
@@ -105,8 +107,12 @@ def complete(argv: Sequence[str], directory: Path, *, gdbstub: bool, plugin: Seq
         added += ["-display", "none"]
     if gdbstub:
         added += ["-gdb", f"unix:{gdb},server=on,wait=off"]
+    log = None
+    if not ("d" in options or "D" in options or options.accelerator != "tcg"):  # only TCG tells of triple faults
+        log = directory / "resets.log"
+        added += ["-d", "cpu_reset", "-D", str(log)]
     added += plugin
-    return Launch((*argv, *added), tuple(added), options.serial, qmp, serial, gdb, gdbstub)
+    return Launch((*argv, *added), tuple(added), options.serial, qmp, serial, gdb, gdbstub, log)
 
 
 def _refuse(options: Options, gdbstub: bool) -> None:

@@ -36,7 +36,8 @@ _PATIENCE: Final = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a machine ended. ``how``: reset (also a triple fault), shutdown, panic, quit, exit or killed."""
+    """How a machine ended. ``how``: reset (a triple fault, or what may be one), restart (a reset that is none),
+    shutdown, panic, quit, exit or killed."""
 
     how: str
     detail: str
@@ -52,6 +53,10 @@ _REASONS: Final = {
     "guest-shutdown": Ending("shutdown", "the guest switched the machine off"),
     "guest-panic": Ending("panic", "the guest reported a panic"),
 }
+
+_RESTART: Final = Ending("restart", "the guest reset the machine, by no triple fault")
+_TRIPLE_FAULT: Final = "Triple fault"
+"""What QEMU's log says of one."""
 
 
 def which(program: str) -> Path:
@@ -191,6 +196,15 @@ class Machine:
             case "SHUTDOWN":
                 reason = str(event.get("data", {}).get("reason", "unknown"))
                 self._ending = _REASONS.get(reason) or Ending("quit", f"QEMU was asked to end ({reason})")
+                if reason == "guest-reset" and self._no_triple_fault():
+                    self._ending = _RESTART
+
+    def _no_triple_fault(self) -> bool:
+        """Whether QEMU would have put down a triple fault and has not."""
+        try:
+            return self.launch.log is not None and _TRIPLE_FAULT not in self.launch.log.read_text(errors="replace")
+        except OSError:
+            return False  # the log could not be made: nothing is known
 
     def _exit(self) -> Ending:
         status = int(self._process.poll())

@@ -86,6 +86,18 @@ def test_a_triple_fault_pauses_the_machine() -> None:
         assert "RIP=" in machine.qmp.hmp("info registers")
 
 
+def test_a_reset_that_the_guest_asks_for_is_no_death(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes.fromhex("b0fe e664 f4ebfd").ljust(510, b"\0") + b"\x55\xaa")  # mov al, 0xfe; out 0x64, al
+    with Machine([*EMPTY, "-drive", f"file={disk},format=raw"]) as machine:
+        machine.cont()
+        wait(lambda: machine.ending() is not None)
+        ending = machine.ending()
+        assert ending is not None
+        assert ending.how == "restart"
+        assert not ending.died
+
+
 def test_memory_is_read_by_virtual_address() -> None:
     guest = guests.find("clean-nrk")
     kernel = guests.build(guest)
