@@ -11,7 +11,7 @@ from gdbext.arch.registers import GPR32, GPR64
 from gdbext.errors import printable
 from gdbext.events.held import NOT_CAPTURED
 from gdbext.report.context import ContextRow, Fields, contexts
-from gdbext.report.words import MATCHES, by, code_parts, elapsed, last_written
+from gdbext.report.words import by, code_parts, compared, elapsed, last_written, left
 from gdbext.rules.codes import CODES
 from gdbext.rules.finding import CodeLine, Finding
 
@@ -70,16 +70,15 @@ def _sentences(finding: Finding) -> str:
 
 def _places(finding: Finding) -> str:
     place, writer = finding.interrupted, finding.writer
-    rows = [("interrupted", _address(place.rip, place.symbol) + (", user code" if place.cpl == 3 else ", kernel code"))]
-    if finding.handler:
+    rows = [(left(finding), _address(place.rip, place.symbol) + (", user code" if place.cpl == 3 else ", kernel code"))]
+    if finding.handler and not finding.switched:
         rows.append(("handler", _address(finding.handler, None)))
     rows.append(("seen at", _address(finding.pc, finding.pc_symbol)))
     if finding.slot:
         at = _address(writer.rip, writer.symbol) if writer is not None else ""
         rows.append(("slot", _text(finding.slot) + last_written(writer, at, _text)))
     if finding.entry is not None:
-        how = MATCHES.get(finding.match)
-        rows.append(("compared to", f"event {finding.entry}" + (f", {_text(how)}" if how else "")))
+        rows.append(("compared to", _text(compared(finding))))
     if finding.thread:
         rows.append(("thread", _text(finding.thread)))
     return (

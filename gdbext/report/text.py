@@ -13,7 +13,7 @@ from gdbext.errors import printable
 from gdbext.events.held import NOT_CAPTURED
 from gdbext.report.context import ContextRow, Fields, contexts
 from gdbext.report.document import RunReport
-from gdbext.report.words import MATCHES, by, code_parts, elapsed, last_written
+from gdbext.report.words import by, code_parts, compared, elapsed, last_written, left
 from gdbext.rules.codes import ERROR
 from gdbext.rules.finding import CodeLine, Finding
 
@@ -55,8 +55,8 @@ def _places(finding: Finding) -> Table:
     table = _columns()
     place = finding.interrupted
     mode = "user code" if place.cpl == 3 else "kernel code"
-    table.add_row("interrupted", _address(place.rip, place.symbol) + f", {mode}")
-    if finding.handler:
+    table.add_row(left(finding), _address(place.rip, place.symbol) + f", {mode}")
+    if finding.handler and not finding.switched:
         table.add_row("handler", f"{finding.handler:#x}")
     table.add_row("seen at", _address(finding.pc, finding.pc_symbol))
     if finding.slot:
@@ -135,8 +135,7 @@ def _code(title: str, lines: Sequence[CodeLine], at: int) -> RenderableType:
 def _sentences(finding: Finding) -> Table:
     table = _columns()
     if finding.entry is not None:
-        how = MATCHES.get(finding.match)
-        table.add_row("compared to", f"event {finding.entry}" + (f", {how}" if how else ""))
+        table.add_row("compared to", compared(finding))
     if finding.thread:
         table.add_row("thread", printable(finding.thread))
     table.add_row("cause", Text(printable(finding.cause), "bold"))

@@ -19,6 +19,17 @@ MATCHES: Final = {
 _UNITS: Final = ((1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "µs"))
 
 
+def left(finding: Finding) -> str:
+    """What stands before the place at which the context was left."""
+    return "switched away" if finding.switched else "interrupted"
+
+
+def compared(finding: Finding) -> str:
+    """The event that the context was held against, and how it was chosen."""
+    how = "where this thread switched away" if finding.switched else MATCHES.get(finding.match)
+    return f"event {finding.entry}" + (f", {how}" if how else "")
+
+
 def by(finding: Finding) -> str:
     """What interrupted, behind what else is said: ``, interrupt 0x20``; empty where it is about no entry."""
     return f", {vectors.name(finding.vector)}" if finding.vector is not None else ""
@@ -56,4 +67,8 @@ def code_parts(finding: Finding) -> Iterator[tuple[str, Sequence[CodeLine], int]
     if finding.guilty_code:
         yield "where it was seen", finding.guilty_code, finding.pc
     if finding.interrupted_code and finding.interrupted.rip != finding.pc:
-        yield "what was interrupted", finding.interrupted_code, finding.interrupted.rip
+        yield (
+            "where it switched away" if finding.switched else "what was interrupted",
+            finding.interrupted_code,
+            finding.interrupted.rip,
+        )

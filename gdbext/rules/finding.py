@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from gdbext.arch.registers import named_for
-from gdbext.events.row import Batch
+from gdbext.events.row import Batch, Kind
 from gdbext.rules.codes import CODES, ERROR
 
 
@@ -135,6 +135,11 @@ class Finding:
     def field(self) -> str | None:
         """The differing fields, comma-separated, or None."""
         return fields(self.differences)
+
+    @property
+    def switched(self) -> bool:
+        """True if the context was not interrupted: its thread switched away of its own accord."""
+        return self.entry_row is not None and bool(self.entry_row["kind"][0] == Kind.SWITCH_OUT)
 
     @property
     def writer_seen(self) -> bool:

@@ -54,11 +54,12 @@ class Scenes:
         rows = self._history.before(last)
         rows = rows[np.searchsorted(rows["seq"], first + 1) :]
         mine = rows[rows["cpu"] == entry["cpu"][0]]
-        found = [self._step(entry, entry, "interrupted by " + vectors.name(int(entry["vector"][0])))]
+        first_of_all = "interrupted by " + vectors.name(int(entry["vector"][0]))
+        found = [self._step(entry, entry, "switches away" if finding.switched else first_of_all)]
         left = _left(mine)
         saved = mine if left is None else mine[mine["seq"] < left["seq"][0]]
         swaps = saved[saved["kind"] == Kind.SWAPGS]
-        if len(swaps):
+        if len(swaps) and not finding.switched:
             found.append(self._step(swaps[:1], entry, "swapgs"))
         found += self._saves(finding, entry, saved)
         if left is not None:
@@ -68,6 +69,8 @@ class Scenes:
             how = _EXITS.get(int(row["how"][0]), "the exit")
             where = "" if row["cpu"][0] == entry["cpu"][0] else f" on CPU {int(row['cpu'][0])}"
             found.append(self._step(row, entry, f"{how} resumes it{where}"))
+        elif finding.switched:
+            found.append(self._step(row, entry, "comes back"))
         return tuple(sorted(found, key=lambda step: step.event))
 
     def _saves(self, finding: Finding, entry: Batch, rows: Batch) -> list[Step]:

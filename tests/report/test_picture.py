@@ -12,6 +12,7 @@ from gdbext.events.row import SLOT_NAMES, Batch, Flag
 from gdbext.recording.reader import Recording
 from gdbext.recording.replay import Replay
 from gdbext.recording.writer import Recorder
+from gdbext.report.htmlfinding import article
 from gdbext.report.text import render_finding
 from gdbext.report.words import duration, elapsed
 from gdbext.rules.engine import Engine
@@ -132,6 +133,22 @@ def test_a_replay_draws_the_same(tmp_path: Path) -> None:
     [picture] = [text for text in pictures[0] if text.startswith("CW102")]
     assert re.search(r"▶  ffffffff80001904  iretq *$", picture, re.MULTILINE)
     assert "\x1b" not in picture
+
+
+def test_a_switch_is_no_interrupt() -> None:
+    """A context that its thread left of its own accord was not interrupted by anything, whatever its columns hold."""
+    stack = [KERNEL_RIP + 0x800, 0, 0, 0, 0, 0, 0, 0]
+    out, back = (other(kind, stack=stack, pc=EXIT_PC, rsp=AREA) for kind in (Kind.SWITCH_OUT, Kind.SWITCH_IN))
+    out["pc"], back["rbx"] = KERNEL_RIP + 0x700, 5
+    engine = Engine(guest=Guest())
+    engine.feed(stamp(batch(out, back)))
+    (finding,) = engine.findings
+    assert finding.code == "CW108"
+    for said in (drawn(finding), re.sub(r"<[^>]*>", " ", article(1, finding))):
+        assert "interrupted" not in said, said
+        for words in ("switched away", "switches away", "comes back", "where this thread switched away"):
+            assert words in said, said
+        assert "handler" not in said
 
 
 def drawn(finding: Finding) -> str:
