@@ -70,6 +70,9 @@ static void emit_exit(vcpu *v, ctx_row *row)
         c->identical++;
     } else if (!(row->flags & CTX_FLAG_SELF)) {
         c->unmatched += !row->match;
+        if (!row->match) {
+            look_at_tables(v, vcpu_bits(v)); /* its entry may have gone by: a gate is new, its handler's code is not */
+        }
         if (is_users(row) && !(row->flags & CTX_FLAG_UNREADABLE)) {
             fill_in_front(v, row);
         }

@@ -124,6 +124,21 @@ static idt_gate idt_decode(const uint8_t *raw, unsigned bits)
     return (idt_gate){target, 0, bits == 64 ? raw[4] & 7 : 0, raw[5] >> 5 & 3, kind == TRAP_GATE};
 }
 
+/* The table's first `length` bytes, as far as they are mapped: a limit may reach behind the last gate's page. What is not
+ * stays as it was. False: nothing is mapped. */
+static bool idt_read(const idt_table *t, size_t length, uint8_t *to, idt_reader reader, void *context)
+{
+    enum { PAGE_SIZE = 4096 };
+    size_t first = PAGE_SIZE - t->base % PAGE_SIZE;
+
+    if (reader(context, t->base, to, length)) {
+        return true;
+    }
+    memcpy(to, t->bytes, length);
+    bool begins = first < length && reader(context, t->base, to, first);
+    return (first < length && reader(context, t->base + first, to + first, length - first)) || begins;
+}
+
 /* Read the table again, on a vCPU that runs `bits`-bit code; true if a new target was translated before. A table may
  * be loaded in 32-bit code and serve 64-bit code later, never the reverse. Unreadable for now: it stays as it was. */
 static bool idt_refresh(idt_table *t, unsigned bits, idt_reader reader, void *context)
@@ -137,7 +152,7 @@ static bool idt_refresh(idt_table *t, unsigned bits, idt_reader reader, void *co
     bool stale = false;
 
     gates = gates > IDT_GATES ? IDT_GATES : gates;
-    if (gates == 0 || !reader(context, t->base, now, gates * size) ||
+    if (gates == 0 || !idt_read(t, gates * size, now, reader, context) ||
         (t->read && memcmp(now, t->bytes, gates * size) == 0)) {
         return false;
     }

@@ -188,6 +188,32 @@ def test_two_tables_in_turn(watch: Watch, tmp_path: Path, bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [32, 64])
+def test_a_gate_that_comes_to_lead_to_code_that_ran_before(watch: Watch, tmp_path: Path, bits: int) -> None:
+    """See guest/late.S. Where QEMU does not tell of deliveries, only the first to each such handler goes by."""
+    watched = watch("-kernel", str(built("late", tmp_path, bits)), "-device", "isa-debug-exit,iobase=0xf4")
+    watched.machine.cont()
+    watched.run(lambda: watched.machine.ending() is not None)
+    watched.drain()
+    entries = watched.rows[watched.rows["kind"] == Kind.ENTRY]
+    assert (entries["vector"] == 6).all()
+    handlers = sorted(set(entries["pc"].tolist()))
+    seen = [handlers.index(pc) for pc in entries["pc"].tolist()]
+    delivered = [0] * 4 + [1] * 10 + [2, 0, 1] * 10
+    assert seen in (delivered, [0] * 4 + [1] * 9 + [0, 1] + [2, 0, 1] * 9)
+
+
+def test_a_table_that_is_mapped_in_part_and_one_that_moves(watch: Watch, tmp_path: Path) -> None:
+    """See guest/moved.S."""
+    watched = watch("-kernel", str(built("moved", tmp_path, 64)), "-device", "isa-debug-exit,iobase=0xf4")
+    watched.machine.cont()
+    watched.run(lambda: watched.machine.ending() is not None)
+    watched.drain()
+    entries = watched.rows[watched.rows["kind"] == Kind.ENTRY]
+    assert entries["vector"].tolist() == [3, 6, 6, 3, 6, 6, 6, 6, 3]
+    assert (entries["pc"] >> np.uint64(30)).tolist() == [0] * 6 + [3] * 3
+
+
+@pytest.mark.parametrize("bits", [32, 64])
 def test_entries_around_and_in_system_management_mode(watch: Watch, tmp_path: Path, bits: int) -> None:
     """See guest/smm.S."""
     kernel = built("smm", tmp_path, bits)
