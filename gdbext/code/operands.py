@@ -7,6 +7,7 @@ text is parsed, and only where somebody asks.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -111,6 +112,18 @@ def parse(text: str, end: int, bits: int) -> tuple[Operand, ...]:
 def register(spelling: str) -> Reg | None:
     """The register called `spelling` (any size), or None."""
     return _REGISTERS.get(spelling)
+
+
+def linear(operand: Mem, registers: Mapping[str, int], bits: int = 64) -> int:
+    """The linear address of a memory operand, from the registers (only FS and GS have a base that counts)."""
+    address = operand.disp
+    if operand.base:
+        address += registers.get(operand.base, 0)
+    if operand.index:
+        address += registers.get(operand.index, 0) * operand.scale
+    if operand.segment in ("fs", "gs"):
+        address += registers.get(f"{operand.segment}_base", 0)
+    return address & ((1 << bits) - 1)
 
 
 def _parse_one(part: str, end: int, bits: int) -> Operand | None:

@@ -14,7 +14,6 @@ from gdbext.code.disasm import Code
 from gdbext.code.operands import Imm, Mem, Reg
 from gdbext.code.paths import Entry, Gateway, Limits, explore
 from gdbext.gdb.capture import Handler
-from gdbext.gdb.layout import Registers
 
 Read = Callable[[int, int], bytes]
 
@@ -66,18 +65,6 @@ def entries(found: Iterable[Handler], syscalls: Iterable[int], sysenters: Iterab
     points += [Entry(address, Gateway.SYSCALL, vectors.SYSCALL) for address in syscalls]
     points += [Entry(address, Gateway.SYSENTER, vectors.SYSENTER) for address in sysenters]
     return points
-
-
-def linear(operand: Mem, registers: Registers) -> int:
-    """The linear address of a memory operand, from the registers (only FS and GS have a base that counts)."""
-    address = operand.disp
-    if operand.base:
-        address += registers.get(operand.base, 0)
-    if operand.index:
-        address += registers.get(operand.index, 0) * operand.scale
-    if operand.segment in ("fs", "gs"):
-        address += registers.get(f"{operand.segment}_base", 0)
-    return address & ((1 << 64) - 1)
 
 
 def syscall_entries(read: Read, image: Iterable[tuple[int, bytes]], bits: int) -> list[int]:

@@ -23,6 +23,7 @@ from gdbext.gdb.mi import register_mi
 from gdbext.gdb.safety import PREFIX, Safety
 from gdbext.gdb.sinks import EngineSink, Sink, StoppedSource, StreamSink
 from gdbext.gdb.stops import Settling
+from gdbext.gdb.stores import StorePoints
 from gdbext.gdb.target import STOP_IT, Target, running
 from gdbext.gdb.tui import register_tui
 from gdbext.gdb.watch import Watch, asked_for
@@ -107,13 +108,15 @@ class Extension:
     ) -> Watching:
         sink: Sink
         judging = None
+        stores = StorePoints(target)
         if stream is not None:
-            sink = StreamSink(stream, target.read, halt)
+            sink = StreamSink(stream, target.read, stores.watch, halt)
         else:
             knowledge = Knowledge(self.profile, GdbNames(), self.say) if self.profile is not None else None
-            judging = Judging(StoppedSource(target.read), GdbGuest(target), knowledge, codes, self._found)
+            source = StoppedSource(target.read, stores.watch)
+            judging = Judging(source, GdbGuest(target), knowledge, codes, self._found)
             sink = EngineSink(judging, halt)
-        watch = Watch(target, sink, judging, kernel_file(), self.say, self.interrupts)
+        watch = Watch(target, sink, judging, stores, kernel_file(), self.say, self.interrupts)
         try:
             watch.start()
         except BaseException:

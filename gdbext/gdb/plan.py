@@ -8,11 +8,10 @@ from functools import partial
 
 from gdbext.arch.registers import MSR_GS_BASE, MSR_KERNEL_GS_BASE
 from gdbext.code.disasm import Code, Insn
-from gdbext.code.operands import Mem, Reg
+from gdbext.code.operands import Mem, Reg, linear
 from gdbext.code.paths import Exit, MsrAccess, Reach
 from gdbext.events.row import Batch, How, Kind
 from gdbext.gdb.capture import Capture, Handler
-from gdbext.gdb.discover import linear
 from gdbext.gdb.layout import Registers
 
 

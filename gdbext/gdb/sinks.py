@@ -14,8 +14,21 @@ from gdbext.errors import CtxwatchError, NotCapable
 from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.gdb.judging import Judging
 from gdbext.rules.codes import ERROR
-from gdbext.sources.base import Capability
-from gdbext.sources.rowstream import HALT, MAX_READ, MEMORY, REQUEST_SIZE, ROWS, answer, parse_request
+from gdbext.sources.base import NO_WATCHPOINTS, Capability
+from gdbext.sources.rowstream import (
+    HALT,
+    MAX_READ,
+    MEMORY,
+    ROWS,
+    WATCH,
+    answer,
+    parse_request,
+    parse_watch,
+    request_size,
+)
+
+WatchStores = Callable[[Sequence[tuple[int, int]]], bool]
+"""Has the stores into these ranges told, and into no others; False if that cannot be."""
 
 
 class Sink(Protocol):
@@ -71,11 +84,12 @@ class StoppedSource:
     """The guest at a stop of the collector, as the source of its rows: what else it can do is to be read."""
 
     name = "gdbstub"
-    capabilities = Capability.MEMORY
+    capabilities = Capability.MEMORY | Capability.FEW_STORES
     lost = 0
 
-    def __init__(self, read: Callable[[int, int], bytes]) -> None:
+    def __init__(self, read: Callable[[int, int], bytes], watch: WatchStores) -> None:
         self._read = read
+        self._watch = watch
 
     def read(self, timeout: float) -> Batch | None:
         """Refused: the collector puts its rows itself."""
@@ -90,8 +104,9 @@ class StoppedSource:
         return self._read(address, length)
 
     def set_watch(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Refused: a debugger would have to stop at every store."""
-        raise NotCapable("stores cannot be watched through gdbstub", todo="use --via probe")
+        """Put watchpoints there; raises NotCapable where QEMU takes none."""
+        if not self._watch(ranges):
+            raise NotCapable(NO_WATCHPOINTS, "QEMU takes none of that size", "use the probe")
 
     def close(self) -> None:
         """Nothing is held."""
@@ -138,8 +153,9 @@ class StreamSink:
     With `wait`, the guest stands at each row on which a rule may speak until an answer comes.
     """
 
-    def __init__(self, path: str, read: Callable[[int, int], bytes], wait: bool) -> None:
+    def __init__(self, path: str, read: Callable[[int, int], bytes], watch: WatchStores, wait: bool) -> None:
         self._read = read
+        self._watch = watch
         self._wait = wait
         self._resumed = Resumed()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -169,13 +185,14 @@ class StreamSink:
     def _serve(self, until_answered: bool) -> bool:
         """Handle the requests that are there; with `until_answered`, wait for the answer. True if it is HALT."""
         while True:
-            while self._buffer and (self._buffer[:1] != MEMORY or len(self._buffer) >= REQUEST_SIZE):
-                if self._buffer[:1] == MEMORY:
-                    self._send_memory(self._take(REQUEST_SIZE))
-                    continue
-                command = self._take(1)
-                if until_answered:
-                    return command == HALT
+            while self._buffer and len(self._buffer) >= request_size(self._buffer):
+                raw = self._take(request_size(self._buffer))
+                if raw[:1] == MEMORY:
+                    self._send_memory(raw)
+                elif raw[:1] == WATCH:
+                    self._socket.sendall(answer(b"\1" if self._watch(parse_watch(raw)) else None))
+                elif until_answered:
+                    return raw == HALT
             self._socket.setblocking(until_answered)
             try:
                 data = self._socket.recv(4096)

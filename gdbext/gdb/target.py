@@ -74,6 +74,13 @@ class Target:
         except (OverflowError, ValueError) as error:
             raise OSError(f"{address:#x} is no address") from error
 
+    def accepts_watch(self, address: int, length: int) -> bool:
+        """Whether the stub takes a write watchpoint on `length` bytes; none is left behind."""
+        if self.layout is None:
+            return False
+        taken = bytes(self.connection.send_packet(f"Z2,{address:x},{length:x}")) == b"OK"
+        return taken and bytes(self.connection.send_packet(f"z2,{address:x},{length:x}")) == b"OK"
+
     @staticmethod
     def cpu() -> int:
         """The selected thread's vCPU index: QEMU numbers its threads from 1."""

@@ -15,8 +15,9 @@ from typing import Final
 
 from gdbext.code.disasm import Code
 from gdbext.code.listing import listing, text
+from gdbext.code.storing import stored
 from gdbext.errors import CtxwatchError
-from gdbext.events.row import Batch
+from gdbext.events.row import Batch, Kind
 from gdbext.gdb import image, survey, symbols, target
 from gdbext.gdb.guest import named
 from gdbext.gdb.interrupts import Interrupts
@@ -27,6 +28,7 @@ from gdbext.gdb.parity import Parity
 from gdbext.gdb.plan import Stop
 from gdbext.gdb.points import Points
 from gdbext.gdb.sinks import Sink
+from gdbext.gdb.stores import StorePoints
 from gdbext.gdb.target import Target
 from gdbext.gdb.threads import unsignalled
 from gdbext.qemu.images import Symbols
@@ -40,7 +42,7 @@ _BEFORE_SHUTDOWN: Final = 4
 class Watch:
     """One watch. ``say`` shows the user a line, from wherever it is called.
 
-    sink: takes the rows.  judging: what stands behind it, if the rows are judged here.
+    sink: takes the rows.  judging: what stands behind it, if the rows are judged here.  stores: its watchpoints.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Watch:
         guest: Target,
         sink: Sink,
         judging: Judging | None,
+        stores: StorePoints,
         kernel: Path | None,
         say: Callable[[str], None],
         interrupts: Interrupts,
@@ -69,6 +72,8 @@ class Watch:
         self._last: dict[int, Registers] = {}
         self.machine = Machine(guest.read, self._image, entry_point)
         self.points = Points(self.hit)
+        self.stores = stores
+        stores.hit = self.stored
         self._say = say
 
     @property
@@ -148,7 +153,14 @@ class Watch:
 
     def hit(self, address: int) -> bool:
         """A vCPU stands at `address`; True stops it for the user. Never raises: what goes wrong ends the watch."""
-        if self.failed is None and self._take(address):
+        return self._stop_at(address, lambda: self._hit(address))
+
+    def stored(self, start: int, end: int) -> bool:
+        """A vCPU stands behind a store from `start` to before `end`; True stops it for the user. Never raises."""
+        return self._stop_at(start, lambda: self._store(start, end))
+
+    def _stop_at(self, address: int, take: Callable[[], bool]) -> bool:
+        if self.failed is None and self._take(take):
             self.halted_at = address
             return True
         # A request to stop may have been lost on its way to QEMU (see gdbext.gdb.interrupts).
@@ -157,9 +169,9 @@ class Watch:
             return True
         return False
 
-    def _take(self, address: int) -> bool:
+    def _take(self, take: Callable[[], bool]) -> bool:
         try:
-            return self._hit(address)
+            return take()
         except CtxwatchError as error:
             self.failed = error
         except Exception as error:
@@ -193,6 +205,7 @@ class Watch:
         """Remove everything; the target is stopped or gone."""
         self._closed = True
         self.points.clear()
+        self.stores.clear()
         self.sink.close()
 
     def shut_down(self, died: bool) -> None:
@@ -223,6 +236,21 @@ class Watch:
         if self.machine.plan is not before:
             self.points.cover(self.machine.plan)
         return halt
+
+    def _store(self, start: int, end: int) -> bool:
+        registers = self.target.registers()
+        bits = target.mode(registers)
+        if bits == 16 or self.machine.code is None:
+            return False
+        found = stored(self.machine.code, registers, start, end)
+        pc, at = (found.pc, max(found.address, start)) if found is not None else (registers["rip"], start)
+        size = min(found.size if found is not None else 8, end - at, 8)
+        before = dict(registers, rip=pc)
+        if found is not None and found.pushed:
+            before["rsp"] = registers["rsp"] + found.size
+        value = int.from_bytes(self.target.read(at, size), "little")
+        row = self.machine.capture.plain(Kind.STORE, self.target.cpu(), before, bits, addr=at, value=value, size=size)
+        return self._put(row)
 
     def _put(self, row: Batch) -> bool:
         self.parity.note(row)

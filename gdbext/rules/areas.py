@@ -58,6 +58,8 @@ class AreaJudge:
         """The event from which on there were areas and a layout."""
         self._starts: list[int] = []
         self._areas: dict[int, Area] = {}
+        self._asked: set[str] = set()
+        """Fields whose slots a finding is about."""
         self._stores = LastStores()
         self._pushes = Pushes()
 
@@ -88,7 +90,8 @@ class AreaJudge:
 
     def area_of(self, context: Batch, before: int) -> Area | None:
         """The area that holds `context` (a batch of one) as its slots were written before event `before`: the one on
-        which most registers agree, its RIP or RSP and LIKE in all at least; None if there is none."""
+        which most registers agree, its RIP or RSP and LIKE in all at least, or its RIP alone where only some slots are
+        watched and that was written since it was interrupted; None if there is none."""
         layout = self._layout
         if layout is None:
             return None
@@ -98,9 +101,24 @@ class AreaJudge:
             written = {name: self._stores.last(area.start + layout.slots[name], before) for name in names}
             same = {name: w.event for name, w in written.items() if w is not None and w.value == int(context[name][0])}
             score = len(same), max(same.values(), default=0)
-            if len(same) >= LIKE and {"rip", "rsp"} & same.keys() and score > most:
+            enough = len(same) >= LIKE or (bool(self._asked) and same.get("rip", 0) >= int(context["seq"][0]))
+            if enough and {"rip", "rsp"} & same.keys() and score > most:
                 best, most = area, score
         return best
+
+    def ask(self, field: str) -> None:
+        """A finding is about `field`, and nobody was seen who stores it: have the stores into its slots told."""
+        if self._layout is not None and field in self._layout.slots:
+            self._asked |= {field, "rip"} & self._layout.slots.keys()
+
+    @property
+    def wanted(self) -> dict[int, int]:
+        """Where stores are asked for: first byte of each slot, and the one behind it. RIP's tell whose save it is."""
+        layout = self._layout
+        if layout is None:
+            return {}
+        slots = [layout.slots[field] for field in sorted(self._asked)]
+        return {start + slot: start + slot + layout.word for start in self._areas for slot in slots}
 
     def last_write(self, area: Area, field: str, before: int) -> Write | None:
         """The last store into the slot of `field` in `area` before event `before`, None if none was seen."""

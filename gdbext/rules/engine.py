@@ -130,7 +130,7 @@ class Engine:
     @property
     def wanted(self) -> Mapping[int, int]:
         """Where the rules want to see stores from now on: first byte of each range, and the one behind it."""
-        return self._frames.spans
+        return self._frames.spans | self._areas.wanted
 
     def finish(self) -> list[Finding]:
         """The stream has ended."""

@@ -72,6 +72,8 @@ class Explainer:
         entry, row = finding.entry_row, finding.row
         if entry is not None and finding.code == "CW105":
             self._add_calculation(finding, entry)
+        if finding.code == "CW402" and finding.writer is None and row is not None:
+            self._add_push(finding, entry if entry is not None else row)
         fields = [d.field for d in finding.differences if d.field in FIELD_BITS]
         if entry is None or row is None or not fields:
             return []
@@ -87,6 +89,8 @@ class Explainer:
         write = self._areas.last_write(area, fields[0], finding.event) if area is not None else None
         if write is not None:
             finding.slot, finding.writer = f"slot {self._areas.slot_number(fields[0])}", self._writers.of(write)
+        elif area is None:
+            self._areas.ask(fields[0])
         beyond = _beyond_frame(finding, entry)
         if beyond is not None:
             self._add_write(finding, entry, write)
@@ -156,6 +160,13 @@ class Explainer:
         """Name the instruction at `pc` as the writer, as far as code shows it; return what to call it."""
         finding.writer = self._writers.by_code(pc)
         return finding.writer.symbol or f"{pc:#x}"
+
+    def _add_push(self, finding: Finding, row: Batch) -> None:
+        """Say which push moved the stack of the interrupted code, as far as that code shows it."""
+        at = self._paths.pushed_before(row)
+        if at is not None:
+            where = self._blame(finding, at)
+            finding.cause += f". In front of where it was interrupted, that code pushes, at {where}"
 
     def _add_calculation(self, finding: Finding, entry: Batch) -> None:
         """Say where the handler's own code calculates in a SIMD register that did not survive it."""

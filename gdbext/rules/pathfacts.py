@@ -10,8 +10,9 @@ from typing import Final
 
 from gdbext.code.classify import stores_stack_pointer
 from gdbext.code.compare import Statement, compare, pairs
-from gdbext.code.disasm import Code
+from gdbext.code.disasm import Code, Flow
 from gdbext.code.graph import Graph
+from gdbext.code.listing import listing
 from gdbext.code.paths import Entry, Gateway, Limits, explore
 from gdbext.code.savemap import RestoreMap, SaveMap, restore_maps, save_maps, switch_maps
 from gdbext.code.switches import switch_after
@@ -21,6 +22,8 @@ from gdbext.ledger.compare import is_user
 from gdbext.rules.guest import GuestView
 
 LIMITS: Final = Limits(instructions=30_000, calls=5)
+_IN_FRONT: Final = 8
+"""Instructions looked back for a push."""
 SWITCH_LIMITS: Final = Limits(instructions=200, calls=0)
 
 
@@ -113,6 +116,16 @@ class PathFacts:
         found = [at for at, insn in decoded if insn is not None and insn.op_str.startswith(f"{register}, ")]
         return min(found, key=lambda at: (reach.depth(at), at), default=None)
 
+    def pushed_before(self, entry: Batch) -> int | None:
+        """The last push in front of the instruction that `entry` (a batch of one) interrupted, where straight code
+        leads from one to the other; None if there is none."""
+        for insn in reversed(listing(self._code(entry), int(entry["rip"][0]), before=_IN_FRONT, after=0)[:-1]):
+            if insn.flow is not Flow.NEXT:
+                return None
+            if insn.name.startswith("push"):
+                return insn.address
+        return None
+
     def copies(self, entry: Batch, leaving: Batch, fields: Collection[str]) -> bool:
         """True if the entry path copies `fields` of the frame to an area, and the exit loads them from there."""
         statements = self.statements(entry, leaving)
@@ -128,6 +141,8 @@ class PathFacts:
         if int(leaving["how"][0]) != How.IRET or not int(entry["pc"][0]):
             return None
         for restore in self._restore(entry_of(entry), leaving):
+            if not restore.in_place:
+                continue
             own, frame = restore.loaded.get(field), restore.loaded.get("rip")
             if own is not None and frame is not None and (own.segment, own.atom) == (frame.segment, frame.atom):
                 return int(leaving["frame"][0]) + own.disp - frame.disp

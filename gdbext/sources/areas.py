@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -33,6 +34,12 @@ CLOSELY: Final = 400
 """Entries from the start during which the guest waits at every exit that resumes no context as it was."""
 INTERVAL: Final = 0.05
 """Seconds."""
+FEW: Final = 24
+"""Ranges watched where each store stops the guest: GDB sets and clears them all at each stop."""
+MAX_FRAMES: Final = 4096
+"""Places of frames that are kept; a kernel with more has no room for watchpoints."""
+_FRAME: Final = 6 * 8
+"""Bytes that the CPU pushes at most: five words, and an error code below them."""
 MAX_SPACES: Final = 64
 """Loads of CR3 of a batch that are looked at: the last ones count."""
 FXSAVE_WRITES: Final = 416
@@ -87,7 +94,8 @@ class AreaWatcher:
         self._areas: dict[int, int] = {}
         self._looks = 0
         self._next = 0.0
-        self._can_watch = Capability.STORES in source.capabilities
+        self._few = _Few() if Capability.FEW_STORES in source.capabilities else None
+        self._can_watch = Capability.STORES in source.capabilities or self._few is not None
         self._active = Capability.MEMORY in source.capabilities
         unknown = profile is None or profile.layout is None
         missing = _missing_name(profile, symbol) if profile is not None and self._active else None
@@ -115,6 +123,8 @@ class AreaWatcher:
             return batch[:0]
         rows = []
         self._note_spaces(batch)
+        if self._few is not None:
+            self._few.note(batch)
         if self.learner is not None and self.learner.ready(batch):
             rows += self._learn(self.learner, batch)
         if self._watchable:
@@ -123,6 +133,8 @@ class AreaWatcher:
                 rows += [row for at in last if self._due() for row in self._find(at)]
             rows += [row for at in _waiting_exits(batch) for row in self._find(at)]
         self._end_waiting(batch)
+        if self._few is not None and self._areas:
+            self._watch_few(self._few)
         for row in rows:
             row["seq"] = int(batch["seq"][0]) - 1  # what the batch shows is judged with this knowledge
         return concat(rows) if rows else batch[:0]
@@ -145,8 +157,10 @@ class AreaWatcher:
 
     def follow(self, wanted: Mapping[int, int]) -> None:
         """Watch these ranges (first byte of each, and the one behind it), too: the rules ask who writes there."""
-        if len(wanted) > len(self._wanted) and self._can_watch:
-            self._wanted = dict(wanted)
+        if len(wanted) <= len(self._wanted) or not self._can_watch:
+            return
+        self._wanted = dict(wanted)
+        if self._few is None:
             self._set_watch()
 
     def _held(self, batch: Batch) -> AbstractContextManager[object]:
@@ -259,16 +273,46 @@ class AreaWatcher:
         if not new:
             return []
         self._areas |= dict.fromkeys(new, self._size)
-        if self._can_watch:
+        if self._can_watch and self._few is None:
             self._set_watch()
         return [_told(row, Kind.AREA, addr=start, value=self._areas[start]) for start in new]
 
     def _set_watch(self) -> None:
         spans = [span for start in sorted(self._areas) for span in self._spans(start)]
+        wanted = [(start, end) for start, end in self._wanted.items() if self._area_at(start) is None]
         try:
-            self._source.set_watch([*spans, *self._wanted.items()])
+            self._source.set_watch([*spans, *wanted])
         except NotCapable as error:
             self._say(str(error))
+
+    def _watch_few(self, few: _Few) -> None:
+        """Watch what a source may that stops the guest at each store: the slots that findings are about, and of each
+        area the bytes at its end that no save writes, into which the stack above it overflows first."""
+        wanted = [(start, end) for start, end in self._wanted.items() if self._area_at(start) is not None]
+        area = self._profile.data.area
+        unused = _size_behind_fxsave(self._size, area.simd if area is not None else None)
+        ends = [(start + self._size - unused, start + self._size) for start in self._areas] if unused else []
+        spans = [*wanted, *ends]
+        if few.landed_in(self._areas, self._size):
+            if wanted:
+                self._say(_PUSHED_BY_CPU)
+            spans = []
+        if len(spans) > FEW:
+            self._say(
+                f"{len(self._areas)} save areas are known: of {len(spans)} places in them, the first {FEW} are watched",
+                "; the probe watches all",
+            )
+        if spans[:FEW] == few.watched:
+            return
+        few.watched = spans[:FEW]
+        try:
+            self._source.set_watch(few.watched)
+        except NotCapable as error:
+            self._say(str(error))
+
+    def _area_at(self, address: int) -> int | None:
+        """The area in which `address` lies, or None."""
+        return next((start for start, size in self._areas.items() if start <= address < start + size), None)
 
     def _spans(self, start: int) -> Iterator[tuple[int, int]]:
         """The watched ranges of the area at `start`: all of it but what FXSAVE writes at every save."""
@@ -291,6 +335,39 @@ class AreaWatcher:
         if text not in self._told:
             self._told.add(text)
             self._note(text + detail)
+
+
+_PUSHED_BY_CPU: Final = (
+    "stores into the save areas are not watched: the CPU pushes its frames there, and QEMU ends where that hits a "
+    "watchpoint; use the probe"
+)
+
+
+@dataclass(slots=True)
+class _Few:
+    """What a source may watch that stops the guest at each store. frames: where the CPU has pushed frames."""
+
+    frames: set[int] = field(default_factory=set)
+    watched: list[tuple[int, int]] = field(default_factory=list)
+
+    def note(self, batch: Batch) -> None:
+        """Take the frames of `batch`."""
+        entries = (batch["kind"] == Kind.ENTRY) & (batch["frame"] != 0)
+        self.frames.update(np.unique(batch["frame"][entries]).tolist())
+
+    def landed_in(self, areas: Iterable[int], size: int) -> bool:
+        """True if a frame was ever pushed into one of the areas of `size` bytes at `areas`, or it is not known."""
+        if not 0 < len(self.frames) <= MAX_FRAMES:
+            return True
+        places = np.array(sorted(self.frames), np.uint64)
+        starts = np.array(list(areas), np.uint64)
+        first = np.searchsorted(places, starts - np.uint64(_FRAME))
+        return bool((np.searchsorted(places, starts + np.uint64(size + _FRAME)) > first).any())
+
+
+def _size_behind_fxsave(size: int, simd: int | None) -> int:
+    """Bytes at the end of an area of `size` bytes that FXSAVE of its image at offset `simd` never writes."""
+    return max(0, size - simd - FXSAVE_WRITES) if simd is not None else 0
 
 
 def _scope_of(

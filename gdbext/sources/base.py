@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Flag, auto
-from typing import Protocol
+from typing import Final, Protocol
 
 from gdbext.events.row import Batch
+
+NO_WATCHPOINTS: Final = "stores cannot be watched through gdbstub"
 
 
 class Capability(Flag):
@@ -20,6 +22,7 @@ class Capability(Flag):
     MEMORY = auto()  # read_memory works
     HALT = auto()  # a waiting vCPU can be held on the resumed context's first instruction
     STORES = auto()  # stores into watched ranges are seen
+    FEW_STORES = auto()  # likewise, but each stops the guest: few ranges, and none where the CPU pushes frames
     SIMD = auto()  # XMM/MXCSR/x87 can be captured
     GS_ACCESS = auto()  # gs: accesses with the wrong base are seen at the access
     SWITCHES = auto()  # voluntary stack switches are seen

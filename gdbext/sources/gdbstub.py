@@ -16,9 +16,9 @@ import numpy as np
 
 from gdbext.errors import CtxwatchError, EnvironmentUnusable, NotCapable
 from gdbext.events.row import ROW, Batch, Flag, empty
-from gdbext.sources.base import Capability
+from gdbext.sources.base import NO_WATCHPOINTS, Capability
 from gdbext.sources.gdbchild import GdbChild, GdbDied, GdbError
-from gdbext.sources.rowstream import BYTES, CONTINUE, HALT, MAX_READ, ROWS, UNMAPPED, request
+from gdbext.sources.rowstream import BYTES, CONTINUE, HALT, MAX_READ, ROWS, UNMAPPED, request, watch_request
 
 ARCHITECTURES: Final = {"x86_64": "i386:x86-64", "i386": "i386"}
 """GDB's names. A 64-bit QEMU describes a 64-bit machine whatever mode its CPU is in."""
@@ -67,10 +67,13 @@ class GdbstubSource:
         halt: bool = False,
         gdb: str = "gdb",
     ) -> None:
-        self.capabilities = Capability.MEMORY | Capability.SWITCHES | (Capability.HALT if halt else Capability.NONE)
+        self.capabilities = Capability.MEMORY | Capability.SWITCHES | Capability.FEW_STORES
+        self.capabilities |= Capability.HALT if halt else Capability.NONE
         self._ready = threading.Condition()
         self._rows: list[bytes] = []
-        self._memory: list[bytes | None] = []
+        self._answers: dict[int, bytes | None] = {}
+        """By number, those that somebody may still wait for."""
+        self._asked = self._answered = 0
         self._ended = False
         self._told = False
         self._waiting = False
@@ -136,24 +139,38 @@ class GdbstubSource:
         """
         if not 0 <= address < 1 << 64 or not 0 < length <= MAX_READ:
             raise OSError(f"{length} bytes at {address:#x} cannot be read")
-        with self._ready:
-            self._memory.clear()
-            self._send(request(address, length))
-            deadline = time.monotonic() + _MEMORY_WAIT
-            while not self._ready.wait_for(lambda: self._memory or self._ended, _MEMORY_POLL):
-                if time.monotonic() > deadline or not self._runs():
-                    break
-            if not self._memory:
-                raise OSError(f"the guest made no stop at which {address:#x} could be read")
-            data = self._memory.pop()
+        data = self._ask(request(address, length))
         if data is None:
             raise OSError(f"guest memory at {address:#x} is unmapped")
         return data
 
     def set_watch(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Refused: a debugger would have to stop at every store."""
-        if ranges:
-            raise NotCapable("stores cannot be watched through gdbstub", todo="use --via probe")
+        """Put hardware watchpoints there, which stop the guest at each store, from its next stop on.
+
+        Raises NotCapable where QEMU takes none (so under KVM). It must not be asked for where the CPU pushes frames:
+        QEMU dies of it.
+        """
+        try:
+            taken = self._ask(watch_request(ranges)) is not None
+        except OSError:
+            return  # it stands still, or makes no stop for long: what was asked for is done at the next one
+        if not taken:
+            raise NotCapable(NO_WATCHPOINTS, "QEMU takes no watchpoints of that size", "use --via probe")
+
+    def _ask(self, question: bytes) -> bytes | None:
+        """What the collector answers at the next stop; raises OSError where that does not come within two seconds."""
+        with self._ready:
+            self._answers.clear()
+            self._asked += 1
+            mine = self._asked
+            self._send(question)
+            deadline = time.monotonic() + _MEMORY_WAIT
+            while not self._ready.wait_for(lambda: mine in self._answers or self._ended, _MEMORY_POLL):
+                if time.monotonic() > deadline or not self._runs():
+                    break
+            if mine not in self._answers:
+                raise OSError("the guest made no stop at which it could be asked")
+            return self._answers.pop(mine)
 
     @property
     def lost(self) -> int:
@@ -279,7 +296,8 @@ class GdbstubSource:
                     length = int.from_bytes(stream.read(4), "little")
                     data = None if length == UNMAPPED else stream.read(length)
                     with self._ready:
-                        self._memory.append(data)
+                        self._answered += 1
+                        self._answers[self._answered] = data
                         self._ready.notify_all()
         except OSError:
             pass  # closed on either side

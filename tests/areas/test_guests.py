@@ -1,4 +1,4 @@
-"""Save areas of real guests under the probe: the code, the slot and the guilty instruction, or silence."""
+"""Save areas of real guests under watch: the code, the slot and the guilty instruction, or silence."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ pytestmark = pytest.mark.guest
 CTXWATCH = str(Path(sys.executable).with_name("ctxwatch"))
 
 
-def run(tmp_path: Path, *words: str) -> tuple[int, list[dict[str, Any]]]:
+def run(tmp_path: Path, *words: str, via: str = "probe") -> tuple[int, list[dict[str, Any]]]:
     """Exit status and findings of ``ctxwatch run``."""
     out = tmp_path / "report.json"
     done = subprocess.run(
-        [CTXWATCH, "run", *words, "--via", "probe", "--json", str(out)], capture_output=True, text=True, timeout=200
+        [CTXWATCH, "run", *words, "--via", via, "--json", str(out)], capture_output=True, text=True, timeout=400
     )
     assert done.returncode in (0, 1), done.stderr
     return done.returncode, json.loads(out.read_text())["findings"]
@@ -61,6 +61,28 @@ def test_found_with_slot_and_writer(
         assert found["writer"]["symbol"].split("+")[0].split(".")[0] == writer
     elif writer is not None:
         assert found["writer"] is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "slot", "writer"),
+    [
+        (["nrk-rflags", "--max-findings", "3"], "CW102", "slot 17", "syscall_entry"),
+        (["stack-overflow-neighbour", "--max-findings", "1"], "CW401", "byte 696", "sum_below"),
+        (["sel4-idle", "--max-findings", "2"], "CW402", "slot eip", "idle_loop"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_found_with_slot_and_writer_by_gdbstub(
+    tmp_path: Path, words: list[str], code: str, slot: str, writer: str
+) -> None:
+    status, findings = run(tmp_path, *words, via="gdbstub")
+    assert status == 1
+    assert findings[0]["code"] == code
+    assert (slot, writer) in {
+        (finding["slot"], finding["writer"]["symbol"].split("+")[0])
+        for finding in findings
+        if finding["code"] == code and finding["writer"] is not None
+    }
 
 
 def test_the_lost_flags_end_in_who_wrote_the_slot_last(tmp_path: Path) -> None:

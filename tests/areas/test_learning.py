@@ -14,7 +14,7 @@ from gdbext.events.row import ROW, SLOT_NAMES, Batch, Flag, Kind, concat
 from gdbext.profiles.profile import Profile, find
 from gdbext.profiles.schema import parse
 from gdbext.rules.engine import Engine
-from gdbext.sources.areas import CLOSELY, FXSAVE_WRITES, AreaWatcher
+from gdbext.sources.areas import CLOSELY, FEW, FXSAVE_WRITES, AreaWatcher
 from gdbext.sources.base import Capability
 from gdbext.sources.learning import sample
 from tests.code.conftest import Assemble, Snippet
@@ -343,3 +343,82 @@ def test_areas_that_a_profile_names_have_the_layout_that_is_learnt(assemble: Ass
     rows = found.look(batch(entry(context(), pc=snippet["entry"])))
     assert rows["addr"][rows["kind"] == Kind.AREA].tolist() == [AREA, AREA + 0x1000]
     assert notes == []
+
+
+FRAME = 0xFFFFFFFF80300000
+"""Where the frames of the rows land."""
+
+
+def few(profile: str, at: int) -> tuple[AreaWatcher, Memory, list[str]]:
+    """A source that stops the guest at each store, whose guest has one area, at `at`."""
+    source = Memory({KERNEL_BASE + 8: at}, [range(at, at + 704)])
+    source.capabilities = Capability.MEMORY | Capability.FEW_STORES
+    found, notes = watcher(find(profile), source)
+    return found, source, notes
+
+
+def test_where_each_store_stops_the_guest_only_what_no_save_writes_is_watched() -> None:
+    found, source, notes = few("nrk", AREA)
+    found.look(batch(entry(context())))
+    assert source.watched == [(AREA + 192 + FXSAVE_WRITES, AREA + 704)]
+    found.follow({AREA + 128: AREA + 136, AREA + 136: AREA + 144, FRAME: FRAME + 8})
+    found.look(batch(entry(context())))
+    assert source.watched[:2] == [(AREA + 128, AREA + 136), (AREA + 136, AREA + 144)]
+    assert len(source.watched) == 3  # the frame is not: the CPU pushes there
+    assert notes == []
+
+
+@pytest.mark.parametrize("at", [FRAME - 160, FRAME - 704, FRAME], ids=["inside", "on top", "at its beginning"])
+def test_nothing_is_watched_where_the_cpu_pushes_frames(at: int) -> None:
+    """QEMU ends where that hits a watchpoint."""
+    found, source, notes = few("nrk", at)
+    found.look(batch(entry(context())))
+    found.follow({at + 128: at + 136})
+    found.look(batch(entry(context())))
+    assert source.watched == []
+    (note,) = notes
+    assert "the CPU pushes its frames there" in note
+
+
+def test_watching_ends_with_the_first_frame_in_an_area() -> None:
+    found, source, _ = few("nrk", AREA)
+    found.look(batch(entry(context())))
+    assert source.watched
+    found.look(batch(entry(context(), frame=AREA + 640)))
+    assert source.watched == []
+
+
+def test_a_word_says_how_many_areas_are_not_watched() -> None:
+    text = "name = 'many'\ntitle = 'many'\nextends = 'nrk'\n[areas]\nkind = 'array'\nbase = 'table'\ncount = 30\n"
+    source = Memory({KERNEL_BASE + 8: AREA}, [range(AREA, AREA + 30 * 704)])
+    source.capabilities = Capability.MEMORY | Capability.FEW_STORES
+    found, notes = watcher(Profile(parse(text + "stride = 704\n", "many.toml")), source)
+    for _ in range(3):
+        found.look(batch(entry(context())))
+    assert len(source.watched) == FEW
+    (note,) = notes
+    assert note.startswith("30 save areas are known")
+
+
+def test_the_save_whose_rip_was_seen_tells_the_area_where_few_slots_are_watched(forgetful: Snippet) -> None:
+    """As through GDB's breakpoints: the first finding asks for the slot, and it is told who wrote it last."""
+    (leaving,) = explore(forgetful.code, [Entry(forgetful["entry"])]).exits
+    layout = find("nrk").layout
+    assert layout is not None
+    engine = Engine(find("nrk").policy(), guest=Kernel(forgetful))
+    before, now = context(rflags=0x202), context(rip=0x400180, rflags=0x246)
+    lost = entry(now, pc=forgetful["entry"]), exit_(now | {"rflags": 0x202}, pc=leaving.address)
+    engine.feed(stamp(concat([area_row(), *lost])))
+    at = {name: AREA + layout.slots[name] for name in ("rip", "rflags")}
+    assert engine.wanted == {start: start + 8 for start in at.values()}
+    asked = [area_row(), entry(before, How.SYSCALL)]
+    asked += [store(layout.slots[name], before[name]) for name in ("rip", "rflags")]
+    asked += [exit_(before, How.SYSRET), lost[0], store(layout.slots["rip"], now["rip"]), lost[1]]
+    rows = stamp(concat(asked))
+    rows["seq"] += 3
+    engine.feed(rows)
+    (flags,) = (finding for finding in engine.findings if finding.code == "CW102")
+    assert flags.writer is not None
+    assert flags.writer.rip == 0xFFFFFFFF80001000 + layout.slots["rflags"]
+    assert flags.cause.endswith(", one interrupt ago; the interrupt path never stores it")
+    assert "not seen" not in flags.cause

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gdbext.arch.registers import MSR_LSTAR
-from gdbext.code.operands import Mem
+from gdbext.code.operands import Mem, linear
 from gdbext.errors import CtxwatchError
 from gdbext.gdb import discover, image
 from gdbext.gdb.image import MsrSite, Segment
@@ -97,8 +97,8 @@ def test_the_system_call_entry_is_found_from_code_alone(name: str, entry: str) -
 
 def test_a_linear_address_counts_segment_bases_and_wraps() -> None:
     regs = {"rax": 0xFFFF_FFFF_FFFF_FFF0, "rbx": 4, "gs_base": 0x1000}
-    assert discover.linear(Mem("", "rax", "rbx", 8, 0, 8), regs) == 0x10
-    assert discover.linear(Mem("gs", "", "", 1, 8, 8), regs) == 0x1008
+    assert linear(Mem("", "rax", "rbx", 8, 0, 8), regs) == 0x10
+    assert linear(Mem("gs", "", "", 1, 8, 8), regs) == 0x1008
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gdbext.errors import CtxwatchError, EnvironmentUnusable, NotCapable
+from gdbext.errors import CtxwatchError, EnvironmentUnusable
 from gdbext.events.row import Flag, Kind
+from gdbext.profiles.profile import find
 from gdbext.qemu.machine import COUNTED_TIME
 from gdbext.rules.engine import Engine
 from gdbext.sources.base import Capability
@@ -27,6 +28,10 @@ from gdbext.sources.gdbstub import GdbstubSource
 from tests.gdb.conftest import Boot, Live
 
 pytestmark = pytest.mark.gdb
+
+SLOTS = find("nrk").layout.slots  # type: ignore[union-attr]  # it has one
+RIP, CS = SLOTS["rip"], SLOTS["cs"]
+"""Of a save area in the guests of nrk's style."""
 
 
 def children() -> set[int]:
@@ -76,8 +81,6 @@ def test_rows_come_in_order_and_the_guest_goes_on_after_close(boot: Boot) -> Non
         assert len(code) == 16
         with pytest.raises(OSError, match="unmapped"):
             source.read_memory(0xFFFF_8000_0000_0000, 8)
-        with pytest.raises(NotCapable):
-            source.set_watch([(0, 8)])
     source.close()
     live.wait_for("guest: done")
 
@@ -104,6 +107,36 @@ def test_a_waiting_row_holds_the_guest_until_it_is_released(boot: Boot) -> None:
         assert found == ["CW102"]
         time.sleep(0.2)
         assert rows(source, 0.2) == 0
+
+
+@pytest.mark.guest
+def test_stores_are_told_with_the_instruction_that_makes_them(boot: Boot) -> None:
+    """Also those that leave what was there: the slots of a kernel's save areas, with what each save puts there."""
+    live = boot("clean-nrk", "-icount", COUNTED_TIME)
+    with contextlib.closing(watch(live)) as source:
+        slots: dict[int, str] = {}
+        interrupted: list[dict[str, int]] = []
+        told: list[tuple[str, int, int, int]] = []
+        while len(told) < 40:
+            batch = source.read(0.1)
+            assert batch is not None
+            for row in batch:
+                if row["kind"] == Kind.ENTRY:
+                    interrupted.append({name: int(row[name]) for name in ("rip", "cs", "gs_base", "kernel_gs_base")})
+                elif row["kind"] == Kind.STORE:
+                    told.append((slots[int(row["addr"])], int(row["value"]), int(row["size"]), int(row["pc"])))
+            if interrupted and interrupted[-1]["cs"] & 3:
+                area = int.from_bytes(source.read_memory(interrupted[-1]["kernel_gs_base"] + 8, 8), "little")
+                if area and area + RIP not in slots:
+                    slots |= {area + RIP: "rip", area + CS: "cs"}
+                    source.set_watch([(start, start + 8) for start in slots])
+        values = {name: {now[name] for now in interrupted} for name in ("rip", "cs")}
+        assert {name for name, _, _, _ in told} == {"rip", "cs"}
+        for name, value, size, pc in told:
+            assert (size, source.read_memory(pc, 1)[0] & 0xF0) == (8, 0x40), hex(pc)  # a REX prefix: mov ..., 64-bit
+            assert name == "rip" or value in values[name]
+        assert len({value for name, value, _, _ in told if name == "rip"} & values["rip"]) > 1
+        assert len({pc for _, _, _, pc in told}) <= 6
 
 
 @pytest.mark.guest
