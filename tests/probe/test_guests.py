@@ -393,9 +393,9 @@ def test_a_killed_reader_leaves_guest_and_events(probe: ProbeBuild, guest: Kerne
             assert qemu.poll() is None
             time.sleep(0.05)
     finally:
-        reader.kill()
-        qemu.kill()
-        qemu.wait()
+        for process in (reader, qemu):
+            process.kill()
+            process.communicate()
     source = LeftoverSource(ring)
     rows = source.read(0)
     assert rows is not None

@@ -129,7 +129,7 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     yield start
     for started in runs:
         started.process.kill()
-        started.process.wait()
+        started.process.communicate()
 
 
 @pytest.mark.parametrize("via", ["probe", "gdbstub"])
@@ -181,7 +181,7 @@ def test_a_guest_outlives_its_reader(probe: ProbeBuild, guest: Callable[[str], P
         finally:
             for process in filter(None, (reader, qemu)):
                 process.kill()
-                process.wait()
+                process.communicate()  # closes the pipe, too
         replayed = subprocess.run(
             [*CTXWATCH, "replay", ring], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
