@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import pkgutil
@@ -120,8 +121,14 @@ class Prefix(gdb.Command):  # type: ignore[misc]  # GDB's classes have no types
         super().__init__(PREFIX, gdb.COMMAND_USER, gdb.COMPLETE_COMMAND, True)
 
     def invoke(self, text: str, from_tty: bool) -> None:
-        """``ctx`` alone lists the commands."""
-        gdb.execute(f"help {PREFIX}")
+        """``ctx`` alone lists the commands, ``ctx help`` what it is given; any other word is no command."""
+        word, *rest = text.split() or ["help"]
+        if word == "help":
+            gdb.execute(" ".join(["help", PREFIX, *rest]))
+            return
+        near = difflib.get_close_matches(word, [command.name for command in discover()], n=1)
+        todo = f"did you mean {PREFIX} {near[0]}?" if near else f"help {PREFIX} lists them"
+        raise gdb.GdbError(str(UsageError(f"there is no command {PREFIX} {word}", todo=todo)))
 
 
 class Adapter(gdb.Command):  # type: ignore[misc]  # GDB's classes have no types

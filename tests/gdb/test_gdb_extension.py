@@ -72,9 +72,22 @@ def test_every_command_has_help_with_usage_and_example(name: str) -> None:
 
 
 def test_the_prefix_lists_the_commands() -> None:
-    text = run_gdb("ctx")
-    for name in COMMANDS:
-        assert f"ctx {name} -- " in text
+    for command in ("ctx", "ctx help"):
+        text = run_gdb(command)
+        for name in COMMANDS:
+            assert f"ctx {name} -- " in text
+    assert "Usage: ctx watch" in run_gdb("ctx help watch")
+
+
+def test_a_mistyped_command_is_refused() -> None:
+    assert run_gdb("ctx expalin CW102").strip() == "there is no command ctx expalin; did you mean ctx explain?"
+    assert run_gdb("ctx zzz").strip() == "there is no command ctx zzz; help ctx lists them"
+
+
+def test_a_guest_without_windows_is_told_as_that() -> None:
+    fake = "windows.run(N(windows=N(machine=lambda: N(windows=[]))), N(which=None))"
+    text = run_gdb(f"python from types import SimpleNamespace as N; from gdbext.gdb.commands import windows; {fake}")
+    assert text.startswith("No windows: ")
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,13 @@ _BRIEF: Final = 8
 
 def run(extension: Extension, args: argparse.Namespace) -> None:
     """List them all, those of a kind, or one by number or address."""
-    found = extension.windows.all()
-    if not found:
+    machine = extension.windows.machine()
+    if machine is None:
         raise CtxwatchError("no windows are known", "the guest has loaded no interrupt table yet", "let it boot")
+    found = machine.windows
+    if not found:
+        gdb.write("No windows: no entry or exit found swaps GS or switches stacks, and no handler has an IST stack.\n")
+        return
     chosen = list(enumerate(found, 1))
     if args.which:
         chosen = [(index, window) for index, window in chosen if window.reason.value == args.which]
@@ -33,10 +37,9 @@ def run(extension: Extension, args: argparse.Namespace) -> None:
             chosen = [(i, w) for i, w in enumerate(found, 1) if i == number or w.at(number) is not None]
         if not chosen:
             raise CtxwatchError(f"no window is {args.which!r}", todo="ctx windows alone lists all")
-    machine = extension.windows.machine()
     most = _BRIEF if len(chosen) > 1 else sys.maxsize
     for index, window in chosen:
-        for line in safetext.listed(index, window, machine.code if machine is not None else None, most):
+        for line in safetext.listed(index, window, machine.code, most):
             gdb.write(f"{line}\n")
 
 
