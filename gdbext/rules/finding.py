@@ -161,7 +161,7 @@ class Finding:
         if self.writer_seen or again.writer is None:
             return
         again.name_registers()
-        known = named_for(self.bits, known)
+        known = named_for(again.bits, known)
         self.slot, self.writer = again.slot, again.writer
         self.cause = self.cause.replace(UNSEEN, "")
         self.look_at = self.look_at.replace(LOOK_AT_ALL, "").replace(LOOK_AT_AREA, "")

@@ -6,7 +6,7 @@ import pytest
 
 from gdbext.arch.registers import named_for
 from gdbext.rules.engine import Engine
-from gdbext.rules.finding import Finding
+from gdbext.rules.finding import Finding, Place, Writer
 from tests.rules.rows import Flag, batch, context, entry, exit_, stamp
 
 
@@ -46,3 +46,13 @@ def test_causes_have_the_names_of_the_table() -> None:
     lost = found(32, rcx=0x12345678)
     assert "ecx" in lost.cause.lower()
     assert "rcx" not in lost.cause.lower()
+
+
+def test_what_is_known_is_not_said_again_in_the_names_of_the_other_mode() -> None:
+    wide, narrow = (
+        Finding("CW102", event, 0, 1, Place(0x400000, None, 3), 0, f"RFLAGS differ{more}", "", bits=bits)
+        for event, bits, more in ((1, 64, ""), (5, 32, ". Its slot was written"))
+    )
+    narrow.writer = Writer(0x1000, None, 4)
+    wide.learn_writer(narrow, "RFLAGS differ")
+    assert wide.cause == "RFLAGS differ. At event 5, when it came again: Its slot was written"
