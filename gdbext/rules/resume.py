@@ -165,8 +165,9 @@ class ResumeJudge:
         elsewhere = self._on_another_stack(left, live)
         if elsewhere:
             entry, mask = elsewhere
+            past = self._owner_of_rsp(row, live)
             self._over(entry)
-            for draft in verdicts.drafts(self._policy, entry, row, mask, "thread", live):
+            for draft in verdicts.drafts(self._policy, entry, row, mask, "thread", live, past):
                 yield draft, row, entry
             return
         near = past = None

@@ -432,6 +432,14 @@ def test_sysret_onto_the_kernels_stack_segment() -> None:
     assert codes(entry(kernel), exit_(kernel), entry(ctx, How.SYSCALL), sysret, entry(bad)) == [("CW604", "ss")]
 
 
+def test_user_stacks_in_a_local_table_beside_tasks_in_ring_1() -> None:
+    """The same index of the other table, and the segment of code in ring 1, are not the kernel's own."""
+    ctx = context(cs=0x07, ss=0x0F)
+    kernel = context(2, user=False, cs=0x08, ss=0x08)
+    task = context(3, user=False, cs=0x05, ss=0x0D)
+    assert codes(entry(kernel), exit_(kernel), entry(task), exit_(task), entry(ctx), exit_(ctx)) == []
+
+
 def test_iret_that_faults_on_what_sysret_loaded() -> None:
     ctx, kernel = context(), context(2, user=False, rip=0xFFFFFFFF80001900)
     bad = ctx | {"ss": 0x43}
@@ -558,6 +566,17 @@ def test_a_caller_that_comes_back_returns_to_its_stack(between: list[Batch], los
     engine = Engine()
     engine.feed(rows)
     assert [(finding.code, finding.field) for finding in engine.findings] == ([("CW106", "rsp")] if lost else [])
+
+
+@pytest.mark.parametrize("over", [True, False], ids=["over", "waiting"])
+def test_a_caller_that_returns_on_the_stack_of_another_call(over: bool) -> None:
+    """Per-CPU scratch: the other thread's call that left its RSP there may be over long since, its thread elsewhere."""
+    ctx, other = context(), context(2)
+    theirs = [entry(other, How.SYSCALL), exit_(other, How.SYSRET)][: 1 + over]
+    rows = batch(switch(), entry(ctx, How.SYSCALL), switch(Kind.SWITCH_OUT), *theirs, switch())
+    rows = stamp(batch(rows, exit_(ctx | {"rsp": other["rsp"]}, How.SYSRET)))
+    rows["match"][len(rows) - 2] = 3
+    assert codes(rows) == [("CW107", "rsp")]
 
 
 @pytest.mark.parametrize("leaving", [How.SYSEXIT, How.IRET])
