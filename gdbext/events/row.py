@@ -155,7 +155,7 @@ FIELDS: Final[tuple[Field, ...]] = (
     _u64("gs_base", "live active GS base"),
     _u64("kernel_gs_base", "live inactive GS base (MSR C0000102h)"),
     _u64("cr2", "live"),
-    _u64("cr3", "live"),
+    _u64("cr3", "live; of 32-bit user code whose segment begins elsewhere than at 0, and where that is added"),
     _u16("cs", "entry/exit: of the interrupted/resumed context, else live"),
     _u16("ss", "likewise"),
     _u16("ds", "live selector"),

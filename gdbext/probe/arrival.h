@@ -12,14 +12,14 @@ static bool told_of_entries; /* by QEMU 10.2 and later */
  * does so where a block begins, but for a few ways there on which QEMU leaves it behind; those are no deliveries. */
 static uint64_t here(vcpu *v, uint64_t pc)
 {
-    uint64_t rip = vcpu_reg(v, REG_RIP);
+    uint64_t rip = vcpu_linear(v, vcpu_reg(v, REG_RIP), (uint16_t)vcpu_reg(v, REG_CS));
     return ((rip ^ pc) & PAGE_OFFSET) == 0 ? rip : pc;
 }
 
 static void on_entry_point(unsigned index, void *userdata)
 {
     vcpu *v = vcpu_of(index);
-    uint64_t pc = here(v, (uint64_t)userdata), sp = vcpu_reg(v, REG_RSP);
+    uint64_t pc = here(v, (uint64_t)userdata), sp = vcpu_sp(v, vcpu_bits(v));
 
     if (!emit_call(v, pc, sp) && !told_of_entries && !deliver_task(v, pc) && !deliver(v, pc, sp, false, 0)) {
         ring_cpu(&shared, index)->stray++;
@@ -39,7 +39,7 @@ static CB_DISCON(on_discontinuity, index, from, to)
         idt_refresh(v->idt, vcpu_bits(v), vcpu_read_idt, v);
         pthread_mutex_unlock(&idt_lock);
         if (!deliver_task(v, to)) {
-            deliver(v, to, vcpu_reg(v, REG_RSP), true, 0);
+            deliver(v, to, vcpu_sp(v, vcpu_bits(v)), true, 0);
         }
     }
 }

@@ -34,7 +34,8 @@ typedef enum {
     OP_JUMP_IF,
     OP_CALL,      /* direct */
     OP_JUMP_FAR,  /* indirect: target not in the instruction */
-    OP_LTR,       /* imm, reg or memory: the selector */
+    OP_LTR,       /* reg or memory: the selector */
+    OP_LLDT,      /* likewise */
     OP_FAR_JUMP,  /* of 32-bit code: imm, or memory behind size bytes: the selector */
     OP_FAR_CALL,
 } op_kind;
@@ -52,7 +53,7 @@ typedef struct {
 typedef struct {
     op_kind kind;
     uint8_t length, size, reg;
-    bool memory;    /* OP_LTR, OP_FAR_*: the operand is in memory, see mem */
+    bool memory;    /* OP_LTR, OP_LLDT, OP_FAR_*: the operand is in memory, see mem */
     bool gs_memory; /* a memory operand reached through GS, see mem */
     int64_t imm;
     mem_operand mem;
@@ -122,8 +123,8 @@ static void classify_two(insn *i, unsigned op, uint8_t modrm, uint8_t rex, bool 
     i->size = rex & 8 ? 8 : 4;
     switch (op) {
     case 0x00:
-        if (reg == 3) {
-            i->kind = OP_LTR;
+        if (reg == 2 || reg == 3) {
+            i->kind = reg == 3 ? OP_LTR : OP_LLDT;
             i->memory = memory;
             i->reg = memory ? NO_REG : i->reg;
         }

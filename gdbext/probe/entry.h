@@ -161,6 +161,22 @@ static void emit_entry(vcpu *v, ctx_row *row)
     publish(v, row, false, false);
 }
 
+/* Where the code segment of 32-bit user code begins. Kernels that give programs segments of their own, all from 0 on, tell
+ * them apart by that, not by page tables. */
+static uint32_t user_base(vcpu *v, uint16_t cs, uint64_t rflags)
+{
+    if (cs == v->flat_user || (rflags & RFLAGS_VM)) {
+        return 0;
+    }
+    uint64_t d = vcpu_descriptor(v, cs);
+    if (cs & 4) {
+        uint64_t table = v->ldt ? vcpu_descriptor(v, v->ldt) : 0;
+        return table ? descriptor_base(descriptor_in(v, descriptor_base(table), UINT16_MAX, (uint16_t)(cs & ~4u))) : 0;
+    }
+    v->flat_user = d && descriptor_base(d) == 0 ? cs : v->flat_user;
+    return descriptor_base(d);
+}
+
 static void fill_frame(vcpu *v, ctx_row *row, const delivery *d)
 {
     const uint64_t *w = d->frame;
@@ -178,6 +194,9 @@ static void fill_frame(vcpu *v, ctx_row *row, const delivery *d)
         row->rsp = d->at + 3 * 4;
         row->ss = (uint16_t)vcpu_reg(v, REG_SS);
         row->flags |= CTX_FLAG_NO_STACK;
+    }
+    if (d->bits == 32 && outer) {
+        row->cr3 += user_base(v, row->cs, row->rflags);
     }
     if (vm86 && d->words >= FRAME_WORDS) { /* the CPU pushed and cleared them (SDM vol. 3B, 21.3.1) */
         row->es = (uint16_t)w[5], row->ds = (uint16_t)w[6], row->fs = (uint16_t)w[7], row->gs = (uint16_t)w[8];
@@ -247,7 +266,8 @@ static bool deliver(vcpu *v, uint64_t pc, uint64_t sp, bool told, unsigned depth
         }
     }
     if (!told) {
-        bool resumed = v->last.kind == CTX_KIND_EXIT && v->last.rip == pc && d.frame[FRAME_RIP] != pc;
+        bool resumed = v->last.kind == CTX_KIND_EXIT && d.frame[FRAME_RIP] != v->last.rip &&
+                       vcpu_linear(v, v->last.rip, d.live_cs) == pc;
         bool jumped = v->score->jump_target && ((v->score->jump_target ^ pc) & PAGE_OFFSET) == 0 &&
                       v->last.kind == CTX_KIND_ENTRY && v->last.frame == d.at &&
                       memcmp(v->last.words, d.frame, (d.bits == 64 ? 5 : 3) * sizeof(*d.frame)) == 0;

@@ -143,11 +143,19 @@ static void on_table_operand(unsigned index, qemu_plugin_meminfo_t info, uint64_
         v->gdt = base;
         v->gdt_limit = v->table_limit;
         v->code_segment.known = false;
-        v->flat_ss = 0;
+        v->flat_ss = v->flat_cs = v->flat_user = 0;
+        pthread_mutex_lock(&idt_lock);
+        if (v->idt) {
+            idt_note_segments(v->idt, v->gdt, v->gdt_limit);
+        }
+        pthread_mutex_unlock(&idt_lock);
         return;
     }
     pthread_mutex_lock(&idt_lock);
     v->idt = idt_load(v->idt, base, v->table_limit);
+    if (v->idt) {
+        idt_note_segments(v->idt, v->gdt, v->gdt_limit);
+    }
     bool stale = v->idt && s->bits != 16 && idt_refresh(v->idt, s->bits, vcpu_read_idt, v);
     pthread_mutex_unlock(&idt_lock);
     if (stale) {
@@ -174,7 +182,7 @@ static void on_rsm(unsigned index, void *userdata)
     v->gdt = v->outside.gdt;
     v->gdt_limit = v->outside.gdt_limit;
     v->code_segment.known = false;
-    v->flat_ss = 0;
+    v->flat_ss = v->flat_cs = v->flat_user = 0;
     pthread_mutex_lock(&idt_lock);
     if (v->outside.idt_limit) {
         v->idt = idt_load(v->idt, v->outside.idt, v->outside.idt_limit);

@@ -134,6 +134,9 @@ static void fill_popped(vcpu *v, ctx_row *row, const site *s, const popped *p, u
         row->ss = (uint16_t)vcpu_reg(v, REG_SS);
         row->flags |= CTX_FLAG_NO_STACK;
     }
+    if (s->bits == 32 && outer) {
+        row->cr3 += user_base(v, row->cs, row->rflags);
+    }
     if ((p->w[FRAME_RFLAGS] & RFLAGS_VM) && p->words >= FRAME_WORDS) {
         row->es = (uint16_t)p->w[5], row->ds = (uint16_t)p->w[6];
         row->fs = (uint16_t)p->w[7], row->gs = (uint16_t)p->w[8];
@@ -141,7 +144,7 @@ static void fill_popped(vcpu *v, ctx_row *row, const site *s, const popped *p, u
     row->flags |= s->bits == 32 || !vcpu_is_code64(v, row->cs) ? CTX_FLAG_LINEAR32 : 0;
 }
 
-/* The selector that a far jump or call, or ltr, names. */
+/* The selector that a far jump or call, ltr or lldt names. */
 static uint64_t far_selector(vcpu *v, const site *s)
 {
     if (s->insn.reg != NO_REG) {
@@ -150,7 +153,7 @@ static uint64_t far_selector(vcpu *v, const site *s)
     if (!s->insn.memory) {
         return (uint64_t)s->insn.imm;
     }
-    unsigned behind = s->insn.kind == OP_LTR ? 0 : s->insn.size;
+    unsigned behind = s->insn.kind == OP_LTR || s->insn.kind == OP_LLDT ? 0 : s->insn.size;
     const uint8_t *bytes = vcpu_memory(v, operand_address(v, s) + behind, 2);
     return bytes ? bytes[0] | (unsigned)bytes[1] << 8 : 0;
 }
@@ -194,6 +197,14 @@ static void on_ltr(unsigned index, void *userdata)
     v->task = (uint16_t)far_selector(v, s) & ~7u;
 }
 
+static void on_lldt(unsigned index, void *userdata)
+{
+    const site *s = userdata;
+    vcpu *v = vcpu_of(index);
+
+    v->ldt = (uint16_t)far_selector(v, s) & ~7u;
+}
+
 /* A far jump or call: to a TSS, directly or through a task gate in the GDT, it switches tasks. */
 static void on_far(unsigned index, void *userdata)
 {
@@ -214,7 +225,7 @@ static void on_far(unsigned index, void *userdata)
     if (read_tss(v, v->task, &own)) {
         emit_task_switch(v, CTX_KIND_SWITCH_OUT, s, own.base, NULL);
     }
-    v->task = to;
+    enter_task(v, to, &next);
     v->task_called = s->insn.kind == OP_FAR_CALL;
     if (is_user_task(&next)) {
         emit_task_exit(v, s, &next);
@@ -232,7 +243,7 @@ static void on_task_return(vcpu *v, const site *s)
     if (!read_tss(v, to, &next)) {
         return;
     }
-    v->task = to;
+    enter_task(v, to, &next);
     if (v->task_called && !is_user_task(&next)) {
         emit_task_switch(v, CTX_KIND_SWITCH_IN, s, next.base, &next);
     } else {

@@ -10,7 +10,8 @@
  * Tables are changed under the lock. A vCPU reads the gates of its own without: one that is being rewritten is delivered
  * through by nobody who knows which gate it will be.
  *
- * Gates: Intel SDM vol. 3A, figures 6-2 and 6-8.
+ * Gates: Intel SDM vol. 3A, figures 6-2 and 6-8. A gate names an offset into a code segment; blocks are known by linear
+ * address. The two are one but for 32-bit kernels whose segments begin elsewhere than at 0.
  */
 #pragma once
 
@@ -31,8 +32,8 @@ typedef struct {
 } idt_gate;
 
 typedef struct {
-    uint64_t base;
-    uint32_t limit;
+    uint64_t base, gdt; /* gdt: of the vCPU that loaded it last */
+    uint32_t limit, gdt_limit;
     unsigned loaded; /* by how many vCPUs */
     unsigned bits;   /* 32 or 64, 0 before it is read */
     unsigned tasks;  /* task gates met */
@@ -124,6 +125,27 @@ static idt_gate idt_decode(const uint8_t *raw, unsigned bits)
     return (idt_gate){target, 0, bits == 64 ? raw[4] & 7 : 0, raw[5] >> 5 & 3, kind == TRAP_GATE};
 }
 
+/* Where the segment begins that the descriptor `d` describes (Intel SDM vol. 3A, figure 3-8). */
+static inline uint32_t descriptor_base(uint64_t d)
+{
+    return (uint32_t)((d >> 16 & 0xffffff) | (d >> 56) << 24);
+}
+
+/* Where the code segment begins that the 32-bit gate `raw` names; 0 as long as its descriptor cannot be read. */
+static uint32_t idt_code_base(const idt_table *t, const uint8_t *raw, idt_reader reader, void *context)
+{
+    uint16_t selector = (uint16_t)(raw[2] | raw[3] << 8);
+    uint8_t bytes[8];
+    uint64_t d;
+
+    if ((selector & 4) || t->gdt == 0 || (selector | 7u) > t->gdt_limit ||
+        !reader(context, t->gdt + (selector & ~7u), bytes, sizeof(bytes))) {
+        return 0;
+    }
+    memcpy(&d, bytes, sizeof(d));
+    return descriptor_base(d);
+}
+
 /* The table's first `length` bytes, as far as they are mapped: a limit may reach behind the last gate's page. What is not
  * stays as it was. False: nothing is mapped. */
 static bool idt_read(const idt_table *t, size_t length, uint8_t *to, idt_reader reader, void *context)
@@ -162,6 +184,9 @@ static bool idt_refresh(idt_table *t, unsigned bits, idt_reader reader, void *co
             continue;
         }
         t->gate[vector] = idt_decode(raw, t->bits);
+        if (t->bits == 32 && t->gate[vector].target) {
+            t->gate[vector].target = (uint32_t)(t->gate[vector].target + idt_code_base(t, raw, reader, context));
+        }
         t->target[vector] = t->gate[vector].target;
         t->tasks += t->gate[vector].task != 0;
         stale |= idt_add_target(t->target[vector]);
@@ -169,6 +194,16 @@ static bool idt_refresh(idt_table *t, unsigned bits, idt_reader reader, void *co
     memcpy(t->bytes, now, gates * size);
     t->read = true;
     return stale;
+}
+
+/* The segments of the vCPU that has loaded `t` lie at `gdt` now. */
+static void idt_note_segments(idt_table *t, uint64_t gdt, uint32_t limit)
+{
+    if (t->gdt != gdt || t->gdt_limit != limit) {
+        t->gdt = gdt;
+        t->gdt_limit = limit;
+        t->read = false;
+    }
 }
 
 /* Note that a vCPU loads the table at `base` in place of `old`. NULL when there is no memory for its record. */

@@ -20,6 +20,7 @@ typedef struct site {
     insn insn;
 } site;
 
+/* Linear where the segments begin at 0 or, in 32-bit kernel code, where the stack's does; of GS, the offset. */
 static uint64_t operand_address(vcpu *v, const site *s)
 {
     const mem_operand *m = &s->insn.mem;
@@ -31,7 +32,8 @@ static uint64_t operand_address(vcpu *v, const site *s)
     if (m->index != NO_REG) {
         address += vcpu_reg(v, m->index) << m->scale;
     }
-    return m->address32 ? (uint32_t)address : address;
+    address = m->address32 ? (uint32_t)address : address;
+    return s->bits == 32 ? vcpu_stack(v, address) : address;
 }
 
 enum { AWAY_SLOTS = 16384, NEAR_BYTES = 256 };
@@ -59,6 +61,7 @@ static void fill_switch(vcpu *v, ctx_row *row, uint64_t pc, unsigned bits)
     row->cs = (uint16_t)vcpu_reg(v, REG_CS);
     row->cpl = row->cs & 3;
     row->cr3 = vcpu_reg(v, REG_CR3);
+    row->rsp = vcpu_sp(v, bits);
     vcpu_words(v, row->rsp, bits / 8, STACK_WORDS, row->stack);
     row->flags = parity_flags(v) | CTX_FLAG_NO_BASES | CTX_FLAG_NO_KERNEL_GS;
 }
@@ -171,7 +174,7 @@ static void on_arriving(unsigned index, void *userdata)
 {
     const site *s = userdata;
     vcpu *v = vcpu_of(index);
-    uint64_t rsp = vcpu_reg(v, REG_RSP);
+    uint64_t rsp = vcpu_sp(v, s->bits);
 
     if (!arrive(v, s, rsp, 0) && s->insn.kind == OP_JUMP_FAR) {
         uint64_t target = far_target(v, s);

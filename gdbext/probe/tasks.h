@@ -15,11 +15,6 @@ typedef struct {
     uint32_t base, word[TSS_WORDS];
 } tss;
 
-static uint32_t descriptor_base(uint64_t d)
-{
-    return (uint32_t)((d >> 16 & 0xffffff) | (d >> 56) << 24);
-}
-
 /* Read the TSS of which `d` is the descriptor; false if it is another's, or cannot be read. */
 static bool read_tss_of(vcpu *v, uint64_t d, tss *t)
 {
@@ -57,6 +52,18 @@ static uint32_t base_in_task(vcpu *v, const tss *t, uint16_t selector)
     return descriptor_base(descriptor_in(v, table, UINT32_MAX, (uint16_t)(selector & ~4u)));
 }
 
+static bool is_user_task(const tss *t)
+{
+    return (t->word[TSS_CS] & 3) == 3 || (t->word[TSS_EFLAGS] & RFLAGS_VM);
+}
+
+/* The CPU runs on the TSS `t` from now on, which `selector` names. */
+static void enter_task(vcpu *v, uint16_t selector, const tss *t)
+{
+    v->task = selector;
+    v->ldt = (uint16_t)t->word[TSS_LDT] & ~7u;
+}
+
 /* The context that `t` holds. `addr` says where it is kept. */
 static void fill_from_tss(vcpu *v, ctx_row *row, const tss *t)
 {
@@ -67,18 +74,13 @@ static void fill_from_tss(vcpu *v, ctx_row *row, const tss *t)
     }
     row->rip = t->word[TSS_EIP];
     row->rflags = t->word[TSS_EFLAGS];
-    row->cr3 = t->word[TSS_CR3];
+    row->cr3 = t->word[TSS_CR3] + (is_user_task(t) ? base_in_task(v, t, (uint16_t)t->word[TSS_CS]) : 0);
     row->es = (uint16_t)t->word[TSS_ES], row->cs = (uint16_t)t->word[TSS_CS], row->ss = (uint16_t)t->word[TSS_SS];
     row->ds = (uint16_t)t->word[TSS_DS], row->fs = (uint16_t)t->word[TSS_FS], row->gs = (uint16_t)t->word[TSS_GS];
     row->fs_base = base_in_task(v, t, row->fs);
     row->gs_base = base_in_task(v, t, row->gs);
     row->addr = t->base;
     row->flags |= CTX_FLAG_LINEAR32;
-}
-
-static bool is_user_task(const tss *t)
-{
-    return (t->word[TSS_CS] & 3) == 3 || (t->word[TSS_EFLAGS] & RFLAGS_VM);
 }
 
 /* Did a task gate lead to `pc`? The task that it names runs from where its TSS says, and names the one it interrupted. */
@@ -101,7 +103,7 @@ static bool deliver_task(vcpu *v, uint64_t pc)
     if (!found || !read_tss(v, to, &own) || !read_tss(v, (uint16_t)own.word[TSS_BACKLINK], &was)) {
         return false;
     }
-    v->task = to;
+    enter_task(v, to, &own);
     v->task_called = false;
     delivery d = {.vector = found == 1 ? vector : VECTOR_UNKNOWN,
                   .soft = found == 1 && v->soft.pending && v->soft.vector == vector};

@@ -108,6 +108,7 @@ static void instrument(block *b, struct qemu_plugin_insn *at, site *s)
     switch (s->insn.kind) {
     case OP_IRET: call_at(at, on_iret, s); break;
     case OP_LTR: call_at(at, on_ltr, s); break;
+    case OP_LLDT: call_at(at, on_lldt, s); break;
     case OP_FAR_JUMP: case OP_FAR_CALL: call_at(at, on_far, s); break;
     case OP_SYSRET: call_at(at, on_sysret, s); break;
     case OP_SYSEXIT: call_at(at, on_sysexit, s); break;

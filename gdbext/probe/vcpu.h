@@ -68,8 +68,9 @@ typedef struct {
     } outside; /* the tables outside system management mode: see on_smi */
     code_segment code_segment;
     uint16_t task;    /* selector of the TSS it runs on, 0: not known */
+    uint16_t ldt;     /* selector of its LDT, 0: none */
     bool task_called; /* by a far call: its iret resumes code that gave way by itself */
-    uint16_t flat_ss; /* a stack selector known to have base 0 */
+    uint16_t flat_ss, flat_cs, flat_user; /* selectors known to have base 0 */
 
     uint64_t lstar, cstar, sysenter_eip, star;
     uint16_t sysenter_cs;
@@ -241,7 +242,7 @@ static uint64_t vcpu_stack(vcpu *v, uint64_t sp)
         return sp;
     }
     uint64_t d = vcpu_descriptor(v, ss);
-    uint64_t base = (d >> 16 & 0xffffff) | (d >> 56) << 24;
+    uint64_t base = descriptor_base(d);
     if (d == 0 || base == 0) {
         v->flat_ss = d ? ss : v->flat_ss;
         return sp;
@@ -249,10 +250,28 @@ static uint64_t vcpu_stack(vcpu *v, uint64_t sp)
     return (uint32_t)(base + (d >> BIG & 1 ? sp : sp & 0xffff));
 }
 
+/* Where kernel code at RIP lies: in 32-bit code, its segment may begin elsewhere than at 0. */
+static uint64_t vcpu_linear(vcpu *v, uint64_t rip, uint16_t cs)
+{
+    if (cs == v->flat_cs || vcpu_reg(v, REG_EFER) & EFER_LMA) {
+        return rip;
+    }
+    uint64_t d = vcpu_descriptor(v, cs);
+    v->flat_cs = d && descriptor_base(d) == 0 ? cs : v->flat_cs;
+    return (uint32_t)(rip + descriptor_base(d));
+}
+
 /* Bits of the code that runs: 16 also stands for real mode, which the probe leaves alone. */
 static unsigned vcpu_bits(vcpu *v)
 {
     return vcpu_reg(v, REG_EFER) & EFER_LMA ? 64 : vcpu_reg(v, REG_CR0) & CR0_PE ? 32 : 16;
+}
+
+/* Where the stack pointer points in `bits`-bit code. */
+static uint64_t vcpu_sp(vcpu *v, unsigned bits)
+{
+    uint64_t sp = vcpu_reg(v, REG_RSP);
+    return bits == 32 ? vcpu_stack(v, sp) : sp;
 }
 
 static bool vcpu_read_idt(void *context, uint64_t address, uint8_t *to, size_t length)

@@ -1,8 +1,9 @@
 """Instructions of user code that the kernel carries out: an exception that is not resumed where it came.
 
 The context goes on behind the instruction, perhaps with a result; in virtual-8086 mode, whose monitor also stands in
-for INT and IRET (Intel SDM vol. 3B, 21.2), anywhere. What was interrupted is over then: where the same instruction
-faults again, or an interrupt comes there, it must not be taken for that.
+for INT and IRET (Intel SDM vol. 3B, 21.2), anywhere. No instruction has more than four results: where more registers
+differ, the context went on behind its instruction, but was not restored. What was interrupted is over then: where the
+same instruction faults again, or an interrupt comes there, it must not be taken for that.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from gdbext.events.row import Batch, How
 from gdbext.ledger.compare import BIT, GPR_BITS, Law, agreement, differences
 from gdbext.ledger.pending import ALIKE
 
+_REGISTERS: Final = 15
+"""General registers besides RSP."""
+_RESULTS: Final = 4
+"""The most registers that an instruction changes besides RSP (CPUID)."""
 _FREE: Final = GPR_BITS | int(BIT["rip"] | BIT["rflags"] | BIT["cs"] | BIT["simd"] | BIT["fs_base"] | BIT["gs_base"])
 
 
@@ -31,15 +36,21 @@ def goes_on(row: Batch, newest: Batch, exact: Batch | None) -> bool:
         return False
     if exact is not None and exact["seq"][0] >= newest["seq"][0]:
         return False
-    equal = int(agreement(newest, row)[0][0])
-    if equal < ALIKE:
-        return False
+    changed = _changed(newest, row)
+    alike = changed <= _REGISTERS - ALIKE
     if newest["rflags"][0] & row["rflags"][0] & np.uint64(rf.VM):
-        return True
+        return alike
     ahead = int(row["rip"][0]) - int(newest["rip"][0])
-    return bool(newest["rsp"][0] == row["rsp"][0]) and 0 < ahead <= MAX_INSN
+    lost = changed > _RESULTS and int(newest["vector"][0]) not in vectors.TRACER_MAY_EDIT
+    return bool(newest["rsp"][0] == row["rsp"][0]) and 0 < ahead <= MAX_INSN and (alike or lost)
 
 
 def lost(entry: Batch, row: Batch, law: Law) -> int:
     """The mask of what no instruction changes and the exit `row` did not bring back of `entry`."""
-    return int(differences(entry, row, law)[0]) & ~_FREE
+    free = _FREE if _changed(entry, row) <= _RESULTS else _FREE & ~GPR_BITS
+    return int(differences(entry, row, law)[0]) & ~free
+
+
+def _changed(entry: Batch, row: Batch) -> int:
+    """How many general registers besides RSP differ."""
+    return _REGISTERS - int(agreement(entry, row)[0][0])

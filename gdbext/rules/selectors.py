@@ -24,9 +24,8 @@ KEPT = 16
 """Events of a CPU looked back over: the exit that loaded a pair is a few events before the entry it shows at."""
 MOST_CARRIED = 8 * KEPT
 """Events of a CPU carried over before those that cannot matter any more are left out."""
-_INDEX = 0xFFF8
 _SELECTOR = 0xFFFC
-"""A selector as an error code gives it: index and table, without RPL."""
+"""A descriptor as a selector or an error code names it: index and table, without RPL."""
 _RETURN_FAULTS = (vectors.TS, vectors.NP, vectors.SS, vectors.GP, vectors.UNKNOWN)
 """Vectors of a fault on a selector; a handler that serves several of them does not tell which it was."""
 
@@ -66,8 +65,9 @@ class SelectorJudge:
 
     def _learn(self, rows: Columns) -> None:
         """Descriptors that kernel code runs on, with the event that showed each."""
-        own = np.flatnonzero((rows["kind"] == Kind.ENTRY) & ~is_user(rows) & ((rows["ss"] & _INDEX) != 0))
-        index = rows["ss"][own] & _INDEX
+        innermost = (rows["cs"] & 3 == 0) & ~is_user(rows)
+        own = np.flatnonzero((rows["kind"] == Kind.ENTRY) & innermost & ((rows["ss"] & _SELECTOR) != 0))
+        index = rows["ss"][own] & _SELECTOR
         for at in np.flatnonzero(~any_of(index, self._kernel)).tolist():
             self._kernel.setdefault(int(index[at]), int(rows["seq"][own[at]]))
         loads = np.flatnonzero((rows["kind"] == Kind.EXIT) & (rows["how"] == How.SYSRET))
@@ -78,7 +78,7 @@ class SelectorJudge:
     def _odd(self, rows: Columns) -> Bools:
         entry, user = rows["kind"] == Kind.ENTRY, is_user(rows)
         framed = _framed_from_user(rows) | (~entry & user & (rows["how"] == How.IRET))
-        wrong = ((rows["ss"] & 3) != 3) | any_of(rows["ss"] & _INDEX, self._kernel)
+        wrong = ((rows["ss"] & 3) != 3) | any_of(rows["ss"] & _SELECTOR, self._kernel)
         odd: Bools = framed & wrong & ((rows["rflags"] & rf.VM) == 0)
         kernel = np.flatnonzero(entry & ~user)
         faults = kernel[any_of(rows["vector"][kernel], _RETURN_FAULTS)]
@@ -105,7 +105,7 @@ class SelectorJudge:
         ss = int(row["ss"][0])
         if ss & 3 != 3:
             return f"SS has privilege level {ss & 3}"
-        learnt = self._kernel.get(ss & _INDEX)
+        learnt = self._kernel.get(ss & _SELECTOR)
         if learnt is not None and learnt < int(row["seq"][0]):
             return "SS names the descriptor of the kernel's own stack segment"
         return ""

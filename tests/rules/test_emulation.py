@@ -75,3 +75,14 @@ def test_an_interrupt_behind_an_exception_is_resumed_whole() -> None:
     ctx = context(rip=0x400003)
     carried_out = [entry(context(rip=0x400000), How.EXCEPTION, vector=6), exit_(ctx)]
     assert codes(*carried_out, entry(ctx), exit_(ctx | {"rdi": 3})) == [("CW101", "rdi")]
+
+
+def test_an_instruction_has_few_results() -> None:
+    """A context that goes on behind its instruction with all registers moved was not restored; CPUID changes four."""
+    ctx = context(rip=0x400000)
+    four = {"rax": 1, "rbx": 2, "rcx": 3, "rdx": 4}
+    assert codes(entry(ctx, How.EXCEPTION, vector=13), exit_(ctx | four | {"rip": 0x400002})) == []
+    five = four | {"rsi": 5}
+    assert codes(entry(ctx, How.EXCEPTION, vector=13), exit_(ctx | five | {"rip": 0x400002})) == [
+        ("CW101", "rax,rcx,rdx,rbx,rsi")
+    ]
