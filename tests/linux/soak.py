@@ -44,6 +44,8 @@ WORKLOADS: Final = (
     "futex",
     "segments",
     "rseq",
+    "probes",
+    "hotplug",
     "spin",
 )
 BOOT: Final = "boot"

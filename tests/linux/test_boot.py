@@ -12,7 +12,7 @@ import pytest
 from gdbext.errors import EnvironmentUnusable
 from gdbext.qemu import guests, linux
 
-WORKLOADS = "default,forks,signals,restart,tracing,bases,extable,traps,simd,futex,segments,rseq,spin"
+WORKLOADS = "default,forks,signals,restart,tracing,bases,extable,traps,simd,futex,segments,rseq,probes,hotplug,spin"
 IA32 = ",".join(f"{name}32" for name in WORKLOADS.split(",")[1:])
 
 LINUX = [name for name in guests.names() if guests.find(name).linux]

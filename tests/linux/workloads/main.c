@@ -9,7 +9,7 @@
 
 #define WORKLOADS(each)                                                                                               \
     each(files) each(forks) each(signals) each(restart) each(tracing) each(bases) each(extable) each(traps)           \
-        each(simd) each(futex) each(segments) each(rseq) each(spin)
+        each(simd) each(futex) each(segments) each(rseq) each(probes) each(hotplug) each(spin)
 
 #define DECLARE(name) void workload_##name(void);
 WORKLOADS(DECLARE)
