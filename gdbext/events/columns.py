@@ -62,7 +62,7 @@ class Columns:
 
     def at(self, name: str, index: Indices) -> Array:
         """The column at `index` (positions in this object); of few rows it is read where it lies."""
-        if name in self._made or FEW * len(index) > len(self):
+        if name in self._made or (name != GPRS and FEW * len(index) > len(self)):
             return self[name].take(index, axis=0)
         return self._gather(name, index)
 
@@ -192,14 +192,25 @@ class Groups(NamedTuple):
     which: Indices
     counts: Indices
 
+    @property
+    def last(self) -> Indices:
+        """Where each comes last."""
+        return _last(self.which, len(self.distinct))
+
 
 def grouped(values: Array) -> Groups:
     """The groups of equal `values`; meant for few distinct ones, where it is faster than sorting them all."""
     distinct = np.unique(values)
     which = np.searchsorted(distinct, values)
-    first = np.zeros(len(distinct), np.intp)
-    first[which[::-1]] = np.arange(len(values) - 1, -1, -1)  # the one assigned last stays
+    first = len(values) - 1 - _last(which[::-1], len(distinct))
     return Groups(distinct, first, which, np.bincount(which, minlength=len(distinct)))
+
+
+def _last(which: Indices, groups: int) -> Indices:
+    """The last position of each group."""
+    last = np.zeros(groups, np.intp)
+    last[which] = np.arange(len(which))  # the one assigned last stays
+    return last
 
 
 def together(values: Array) -> Indices:

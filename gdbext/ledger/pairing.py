@@ -45,8 +45,7 @@ def pair(batch: Columns, law: Law, hold_back: Bools) -> Pairs:
     none = np.empty(0, np.intp)
     if len(index) < 16:
         return Pairs(none, none, index)
-    key = keys(batch)[index]
-    before, behind = adjacent(key, kind[index] == Kind.EXIT)
+    before, behind = adjacent(keys(batch.take(index)), kind[index] == Kind.EXIT)
     entries, exits = index[before], index[behind]
     flags = batch["flags"]
     same = (~hold_back[exits]) & ((flags[entries] | flags[exits]) & Flag.UNREADABLE == 0)

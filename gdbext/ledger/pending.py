@@ -7,7 +7,7 @@ nothing here looks at all of them: each is entered under its traits.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from gdbext.arch.addresses import MASK64
 from gdbext.arch.frames import word_size
 from gdbext.events.columns import Columns
-from gdbext.events.row import ROW, Batch, Flag, pick, single, words
+from gdbext.events.row import ROW, Batch, Flag, pick, words
 from gdbext.ledger.compare import U64, Bools, gprs, is_call, is_user, keys, mixed, space
 
 CAPACITY: Final = 4096
@@ -80,7 +80,7 @@ def _threads(rows: Columns) -> U64:
     return mixed(space(rows), rows["fs_base"], is_user(rows).astype(np.uint64))
 
 
-_Index = dict[Hashable, dict[int, None]]
+_Index = dict[Any, dict[int, None]]
 """The numbers of the contexts with one trait, oldest first: a dict keeps the order of insertion."""
 
 
@@ -96,7 +96,8 @@ class Pending:
         self._keys: _Index = {}
         self._threads: _Index = {}
         self._stacks: _Index = {}
-        self._frames: _Index = {}
+        self._frames: dict[tuple[int, int, int], _Index] = {}
+        """By CPU, mode, and which REACH_BYTES it lies in: the contexts by their frame."""
         self._places: _Index = {}
         self._groups = np.zeros((0, len(_THIRDS)), np.uint64)
         self._numbers = np.zeros(0, np.intp)
@@ -138,7 +139,8 @@ class Pending:
         if not len(numbers):
             return self._rows[:0]
         if len(numbers) == 1:
-            return single(self._rows, int(numbers[0]) % self._capacity)
+            row: Batch = self._words[int(numbers[0]) % self._capacity].copy().view(self._rows.dtype)
+            return row
         return pick(self._rows, np.array(numbers, np.intp) % self._capacity)
 
     def take(self, number: int) -> None:
@@ -152,6 +154,8 @@ class Pending:
             del group[number]
             if not group:
                 del index[trait]
+        if not self._frames.get(_block(gone.frame), True):
+            del self._frames[_block(gone.frame)]
 
     def all(self) -> Batch:
         """Every pending row, oldest first."""
@@ -183,11 +187,12 @@ class Pending:
         """The contexts of its CPU and mode whose frame lies within REACH_BYTES of this one's, words away, but not at
         it, oldest first."""
         cpu, mode, frame = found_by.frame
-        size = word_size(mode)
+        size, block = word_size(mode), _block(found_by.frame)[2]
         numbers: list[int] = []
-        for away in range(size, REACH_BYTES, size):
-            for beside in (frame - away, frame + away):
-                numbers += self._frames.get((cpu, mode, beside), ())
+        for beside in (block - 1, block, block + 1):
+            for at, waiting in self._frames.get((cpu, mode, beside), {}).items():
+                if 0 < abs(at - frame) < REACH_BYTES and (at - frame) % size == 0:
+                    numbers += waiting
         return self.rows(sorted(numbers))
 
     def at_place(self, found_by: Traits) -> list[int]:
@@ -208,7 +213,8 @@ class Pending:
         """Where a context is entered, and under what."""
         yield self._keys, found_by.key
         yield self._threads, found_by.thread
-        yield self._frames, found_by.frame
+        if found_by.frame[2]:
+            yield self._frames.setdefault(_block(found_by.frame), {}), found_by.frame[2]
         if found_by.place:
             yield self._places, found_by.place
         if found_by.stack:
@@ -229,6 +235,12 @@ class Pending:
         for index in (self._keys, self._threads, self._stacks, self._frames, self._places):
             index.clear()
         self._next = 0
+
+
+def _block(frame: tuple[int, int, int]) -> tuple[int, int, int]:
+    """What the frames within REACH_BYTES of a frame are entered under: this one, or that beside it."""
+    cpu, mode, address = frame
+    return cpu, mode, address // REACH_BYTES
 
 
 def are_alike(many: U64, one: U64) -> Bools:

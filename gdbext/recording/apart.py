@@ -48,7 +48,11 @@ class Apart(Columns):
         return self._rows
 
     def row(self, position: int) -> Batch:
-        return self.pick(np.array([position]))
+        if len(self._rows):
+            return self._rows[position : position + 1]
+        own = int(np.searchsorted(self._starts, position, "right")) - 1
+        part, inside = self._parts[own], position - int(self._starts[own])
+        return np.array([tuple(part[name][inside] for name in self.names)], self._dtype)
 
     def pick(self, index: Indices) -> Batch:
         if len(self._rows):
@@ -73,6 +77,8 @@ class Apart(Columns):
         return made[0] if len(made) == 1 else np.concatenate(made)
 
     def _gather(self, name: str, index: Indices) -> Array:
+        if name == GPRS:
+            return np.stack([self.at(register, index) for register in GPR64], axis=1)
         like = _column(self._parts[0], name, np.zeros(0, np.intp))
         taken = np.empty((len(index), *like.shape[1:]), like.dtype)
         for part, where, inside in self._by_part(index):

@@ -26,6 +26,8 @@ MAX_ROWS: Final = 1 << 20
 """Events in a batch at most: more would be no recording of ours."""
 _BAD: Final = (pa.ArrowException, ValueError, OSError, KeyError, TypeError, OverflowError, MemoryError)
 """What Arrow raises on data that is not what it says."""
+_AT_ONCE: Final = pa.ipc.IpcReadOptions(use_threads=False)
+"""For a batch without rows: handing its columns to threads takes longer than reading them."""
 
 
 class StreamFile:
@@ -107,7 +109,7 @@ class StreamFile:
     def _mark(self, frame: Frame, sum_before: int | None) -> Mark:
         raw = self._bytes(frame)
         try:
-            with pa.ipc.open_stream(pa.BufferReader(self._head + raw)) as reader:
+            with pa.ipc.open_stream(pa.BufferReader(self._head + raw), options=_AT_ONCE) as reader:
                 metadata = reader.read_next_batch_with_custom_metadata().custom_metadata
                 found = marks.from_metadata(dict(metadata or {}), sum_before)
         except (*_BAD, StopIteration) as error:

@@ -6,7 +6,6 @@ Each place is decoded once; without code bytes nothing is judged.
 from __future__ import annotations
 
 from collections import deque
-from operator import itemgetter
 from typing import Final
 
 import numpy as np
@@ -18,9 +17,9 @@ from gdbext.code.disasm import Code, Flow, Insn
 from gdbext.code.flags_on_entry import flags_on_entry
 from gdbext.code.operands import Mem
 from gdbext.code.paths import Entry, Gateway, Limits, explore
-from gdbext.events.columns import Columns
+from gdbext.events.columns import Array, Columns, any_of
 from gdbext.events.row import Batch, Flag, How, Kind
-from gdbext.ledger.compare import is_user
+from gdbext.ledger.compare import Bools, is_user
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 from gdbext.rules.guest import GuestView
@@ -42,8 +41,8 @@ class CodeJudge:
         self._codes = {64: Code(guest.read, 64), 32: Code(guest.read, 32)}
         self._fmask: int | None = None
         self._leaks: dict[tuple[int, int], dict[int, int]] = {}
-        self._spotless: set[int] = set()
-        """Places, by hash, whose code does not use a red zone."""
+        self._spotless = np.empty(0, np.uint64)
+        """Places, by hash, whose code does not use a red zone, ascending."""
         self._uses: dict[tuple[int, int, bool], Insn | None] = {}
 
     def feed(self, batch: Columns) -> list[Judged]:
@@ -71,17 +70,17 @@ class CodeJudge:
             return []
         alias = (rows["rbp"] == rows["rsp"]).astype(np.uint64)
         places = rows["rip"] ^ (alias << np.uint64(60)) ^ ((rows["rsp"] & np.uint64(15)) << np.uint64(52))
-        distinct, first = np.unique(places, return_index=True)
+        unknown = np.flatnonzero(~_among(places, self._spotless))
+        distinct, first = np.unique(places[unknown], return_index=True)
         guilty: list[int] = []
-        for place, index in sorted(zip(distinct.tolist(), first.tolist(), strict=True), key=itemgetter(1)):
-            if place in self._spotless:
-                continue
-            if self._red_zone(rows.row(index)) is not None:
-                guilty.append(place)
-            elif len(self._spotless) < MANY:
-                self._spotless.add(place)
+        spotless: list[int] = []
+        for at in np.argsort(first).tolist():
+            uses = self._red_zone(rows.row(int(unknown[first[at]])))
+            (spotless if uses is None else guilty).append(distinct[at])
+        if spotless and len(self._spotless) < MANY:
+            self._spotless = np.sort(np.concatenate((self._spotless, spotless)))
         judged: list[Judged] = []
-        for index in np.flatnonzero(np.isin(places, np.array(guilty, np.uint64))).tolist():
+        for index in np.flatnonzero(any_of(places, guilty)).tolist():
             row = rows.row(index)
             draft = self._red_zone(row)
             if draft is not None:
@@ -162,6 +161,15 @@ class CodeJudge:
                 return indexed
             work += [(then, written, indexed) for then in _ahead(insn, alias)]
         return None
+
+
+def _among(values: Array, ascending: Array) -> Bools:
+    """Where each of `values` is one of many that are in order."""
+    if not len(ascending):
+        return np.zeros(len(values), bool)
+    at = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
+    found: Bools = ascending[at] == values
+    return found
 
 
 def _ahead(insn: Insn, alias: bool) -> list[int]:

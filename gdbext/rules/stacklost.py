@@ -17,8 +17,8 @@ import numpy as np
 
 from gdbext.arch.addresses import CR3_TABLE_32, CR3_TABLES
 from gdbext.arch.registers import GPR64
-from gdbext.events.row import Batch, Kind
-from gdbext.ledger.compare import BIT, Law, by_call, differences
+from gdbext.events.row import Batch, How, Kind
+from gdbext.ledger.compare import BIT, Law, differences
 from gdbext.ledger.pending import UNLIKE
 from gdbext.rules.fastcalls import INT_BYTES, PAGE_OFFSET, FastCalls, is_fast
 from gdbext.rules.history import SWITCHES, History
@@ -39,11 +39,11 @@ def call_on_another_stack(
     """
     if not len(call):
         return None
-    if not by_call(call)[0]:
+    if call["how"][0] not in (How.SYSCALL, How.SYSENTER):
         told = call["rip"][0] == row["rip"][0] and call["fs_base"][0] != 0 and _switches(row, history)
         lost = int(differences(call, row, law)[0]) if told else 0
         return (call, lost) if lost == int(BIT["rsp"]) and _runs(call, row, history) else None
-    if call["rsp"][0] == row["rsp"][0] or not _returns(call, row) or not _runs(call, row, history):
+    if not _returns(call, row) or call["rsp"][0] == row["rsp"][0] or not _runs(call, row, history):
         return None
     landed = row.copy()
     landed["rip"] = call["rip"]
@@ -53,10 +53,8 @@ def call_on_another_stack(
 
 def _returns(call: Batch, row: Batch) -> bool:
     """True if `row` goes to where `call` returns to: behind it, or behind the ``int n`` that follows."""
-    if not is_fast(call)[0]:
-        return bool(call["rip"][0] == row["rip"][0])
-    ahead = (int(row["rip"][0]) - int(call["rip"][0])) & int(PAGE_OFFSET)
-    return ahead in (0, INT_BYTES)
+    ahead = int(row["rip"][0]) - int(call["rip"][0])
+    return not ahead or (ahead & int(PAGE_OFFSET) in (0, INT_BYTES) and bool(is_fast(call)[0]))
 
 
 def _runs(call: Batch, row: Batch, history: History) -> bool:

@@ -111,7 +111,8 @@ class SuspendedStackJudge:
         return np.where(of_user, home, np.where(of_kernel, resumed + np.uint64(HANDLER_BYTES - 1), np.uint64(0)))
 
     def _worth_a_look(self, rows: Columns, tops: Array) -> Indices:
-        """Positions of the switches of threads that are followed, and of the entries onto their stacks."""
+        """Positions of the switches of threads that are followed, and of the entries onto their stacks; where nobody
+        is entered there, only how each thread is left matters."""
         leaves = np.flatnonzero(tops)
         if not self._away and not len(leaves):
             return leaves
@@ -125,6 +126,9 @@ class SuspendedStackJudge:
         frames, _, which, _ = grouped(rows["frame"][lands])
         inside = np.any((frames[:, None] >= bottom) & (frames[:, None] <= top), axis=1)
         chosen[lands] = inside[which]
+        if not inside.any() and not any(thread.landed is not None for thread in self._away.values()):
+            followed = np.flatnonzero(chosen)
+            return np.sort(followed[grouped(rows["rsp"][followed]).last])
         return np.flatnonzero(chosen)
 
     def _land(self, row: Batch) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gdbext.arch.registers import CALLEE_SAVED_32, CALLEE_SAVED_64, GPR64
-from gdbext.events.columns import GPRS, Array, Columns, Indices, grouped
+from gdbext.events.columns import GPRS, Columns, Indices, grouped
 from gdbext.events.row import Batch, How, Kind, single
 from gdbext.ledger.pairing import adjacent
 from gdbext.rules.draft import Draft, Judged
@@ -43,12 +43,12 @@ class SwitchJudge:
         for out, at in zip(*_changed(rows, *within), strict=True):
             left, back = rows.row(out), rows.row(at)
             judged += [(draft, back, left) for draft in _judge(left, back)]
-        first, last = _ends(stacks)
-        came_first = rows.pick(first)
-        for at, (stack, leaving) in enumerate(zip(stacks[first].tolist(), leaves[first].tolist(), strict=True)):
+        groups = grouped(stacks)
+        first, last = groups.first, groups.last
+        for at, stack, leaving in zip(first.tolist(), stacks[first].tolist(), leaves[first].tolist(), strict=True):
             away = self._away.pop(stack, None)
             if away is not None and not leaving:
-                back = came_first[at : at + 1]
+                back = rows.row(at)
                 judged += [(draft, back, away) for draft in _judge(away, back)]
         gone = np.sort(last[leaves[last]])
         left_behind = rows.pick(gone)
@@ -72,16 +72,11 @@ def _at_function(rows: Columns) -> npt.NDArray[np.bool_]:
     return border
 
 
-def _ends(stacks: Array) -> tuple[Indices, Indices]:
-    """The positions at which each stack comes first and last."""
-    groups = grouped(stacks)
-    last = np.zeros(len(groups.first), np.intp)
-    last[groups.which] = np.arange(len(stacks))  # the one assigned last stays
-    return groups.first, last
-
-
 def _changed(rows: Columns, left: Indices, back: Indices) -> tuple[list[int], list[int]]:
-    """The pairs of which a callee-saved register differs."""
+    """The pairs of which a callee-saved register differs, but not the return address."""
+    to = rows["stack"][:, 0]
+    same = to[left] == to[back]
+    left, back = left[same], back[same]
     differ = rows.at(GPRS, left) != rows.at(GPRS, back)
     saved = np.where((rows["mode"].take(back) == 64)[:, None], _SAVED_64, _SAVED_32)
     lost = (differ & saved).view("<u8").any(axis=1)
