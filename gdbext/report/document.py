@@ -45,6 +45,17 @@ class RunReport:
         """Whether any finding is of severity error: exit status 1."""
         return any(finding.severity == ERROR for finding in self.findings)
 
+    @property
+    def nothing_found(self) -> tuple[str, bool]:
+        """What to say where there is no finding, and whether that is all there is to say: all was seen and checked."""
+        if self.incomplete is not None:
+            return "nothing found in the part that could be read", False
+        if not (self.counts.entries or self.counts.exits):
+            return "nothing found: no interrupt, exception or system call was seen", False
+        if self.lost:
+            return f"nothing found, but {self.lost:,} event{'s were' if self.lost > 1 else ' was'} lost", False
+        return "nothing found", True
+
     def document(self) -> dict[str, Any]:
         """The JSON document; addresses and register values are hex strings. ``incomplete`` is there if it is."""
         return {

@@ -25,7 +25,7 @@ from gdbext.report.words import duration
 from gdbext.rules.finding import Finding
 
 FINDINGS: Final = 500
-"""Findings shown at most, the first ones."""
+"""Findings shown in full at most, the first ones; the timeline marks all."""
 HEADS: Final = 3
 """Of these, how many are named above everything else."""
 _SCRIPTS: Final = ("data.js", "timeline.js", "main.js")
@@ -47,11 +47,11 @@ def page(report: RunReport, header: Header, gathered: Gatherer, symbol: Symbol) 
         "SCRIPT": script,
         "GUEST": _text(report.guest),
         "VERDICT": _verdict(report),
-        "HEADS": _heads(shown),
+        "HEADS": _heads(shown, len(report.findings)),
         "FACTS": _facts(report, header, gathered),
         "FINDINGS": _findings(report, shown),
         "VECTORS": _vectors(gathered),
-        "DATA": payload(gathered, shown, symbol),
+        "DATA": payload(gathered, list(report.findings), symbol),
     }
     # One pass: what was put in is not looked at again.
     return re.sub(r"@@([A-Z]+)@@", lambda found: parts[found[1]], _asset("page.html"))
@@ -76,24 +76,24 @@ def _verdict(report: RunReport) -> str:
         count = len(report.findings)
         kind = "error" if errors else "warning"
         which = {0: "no error among them", count: "all errors" if count > 1 else "an error"}
-        said = f"{count} finding{'s' * (count != 1)}, {which.get(errors, f'{errors} of them errors')}"
+        said = f"{count:,} finding{'s' * (count != 1)}, {which.get(errors, f'{errors:,} of them errors')}"
         parts.append(f'<p class="verdict {kind}">{said}</p>')
-    elif report.incomplete is None:
-        parts.append('<p class="verdict clean">Nothing found.</p>')
     else:
-        parts.append('<p class="verdict warning">Nothing found in the part that could be read.</p>')
+        said, clean = report.nothing_found
+        parts.append(f'<p class="verdict {"clean" if clean else "warning"}">{said.capitalize()}.</p>')
     if report.incomplete is not None:
         parts.append(f'<p class="verdict warning">The recording is not whole: {_text(report.incomplete)}.</p>')
     return "".join(parts)
 
 
-def _heads(shown: list[Finding]) -> str:
+def _heads(shown: list[Finding], count: int) -> str:
     """What was found, in a line each, and the cause of the first: the page's answer, above everything else."""
     if not shown:
         return ""
     lines = [htmlfinding.head(number, finding) for number, finding in enumerate(shown[:HEADS], 1)]
-    if len(shown) > HEADS:
-        lines.append(f'<li class="quiet">and {len(shown) - HEADS} more, below</li>')
+    if count > HEADS:
+        below = "below" if len(shown) == count else f"the first {len(shown):,} below"
+        lines.append(f'<li class="quiet">and {count - HEADS:,} more, {below}</li>')
     return f'<ul class="heads">{"".join(lines)}</ul>'
 
 
@@ -122,7 +122,8 @@ def _findings(report: RunReport, shown: list[Finding]) -> str:
     articles = [htmlfinding.article(number, finding) for number, finding in enumerate(shown, 1)]
     left = len(report.findings) - len(shown)
     if left:
-        articles.append(f'<p class="quiet">{left} more are not shown here; <code>ctxwatch replay</code> has all.</p>')
+        said = f"{left:,} more are marked in the timeline alone; <code>ctxwatch replay</code> has all."
+        articles.append(f'<p class="quiet">{said}</p>')
     return "".join(articles)
 
 

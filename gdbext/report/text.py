@@ -167,10 +167,9 @@ def render_summary(report: RunReport) -> RenderableType:
         f"{counts.entries} entries ({counts.syscalls} system calls), {counts.exits} exits, {counts.identical} resumed"
     )
     line = Text(f"{seen} identical, {report.lost} lost, {report.seconds:.1f} s, by {report.source}", "dim")
-    if not report.findings and report.incomplete is not None:
-        return Group(Text("nothing found in the part that could be read", "bold yellow"), line)
     if not report.findings:
-        return Group(Text("nothing found", "bold green"), line)
+        said, clean = report.nothing_found
+        return Group(Text(said, "bold green" if clean else "bold yellow"), line)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     for finding in report.findings:
         times = "once" if finding.count == 1 else f"{finding.count} times"

@@ -135,6 +135,10 @@ def test_the_summary_counts_findings(finding: Finding) -> None:
 def test_an_incomplete_run_is_never_called_clean() -> None:
     text = shown(render_summary(RunReport("g", "recording", incomplete="it is cut")))
     assert "nothing found in the part that could be read" in text
+    text = shown(render_summary(RunReport("g", "probe", counts=Counts(5, 5, 1, 0, 4, 0), lost=2)))
+    assert text.splitlines()[0] == "nothing found, but 2 events were lost"
+    text = shown(render_summary(RunReport("g", "probe")))
+    assert text.splitlines()[0] == "nothing found: no interrupt, exception or system call was seen"
 
 
 CONTRACT = {

@@ -12,9 +12,11 @@ import pytest
 from gdbext.cli.main import main
 from gdbext.events.row import Kind
 from gdbext.report import gather, html, htmlfinding
+from gdbext.report.document import RunReport
 from gdbext.report.gather import PER_OCTAVE, Gatherer, Latency, bin_start
 from gdbext.report.payload import column, embeddable
 from gdbext.report.timeline import Slice, Timeline
+from gdbext.rules.engine import Counts
 from gdbext.rules.finding import CodeLine, Difference, Finding, Place, Step, Writer
 from tests.recording.sessions import busy, cuts
 from tests.report import pages
@@ -198,7 +200,9 @@ def test_more_findings_than_a_page_takes(tmp_path: Path, monkeypatch: pytest.Mon
     path, codes = pages.make(tmp_path)
     text = path.read_text("utf-8")
     assert text.count('<details class="finding') == 1
-    assert f"{len(codes) - 1} more are not shown here" in pages.words(text)
+    assert f"{len(codes) - 1} more are marked in the timeline alone" in pages.words(text)
+    assert f"and {len(codes) - html.HEADS} more, the first 1 below" in pages.words(text)
+    assert [marker["id"] for marker in pages.data(text)["findings"]] == [*range(1, len(codes) + 1)]
 
 
 def test_a_recording_that_is_not_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,8 +230,21 @@ def test_a_session_without_events(tmp_path: Path) -> None:
     path, codes = pages.make(tmp_path, busy(5)[:0])
     assert codes == []
     read = pages.words(path.read_text("utf-8"))
-    assert "Nothing found." in read
+    assert "Nothing found: no interrupt, exception or system call was seen." in read
     assert "No entry was seen." in read
+
+
+@pytest.mark.parametrize(
+    ("lost", "said", "kind"),
+    [
+        (0, "Nothing found.", "clean"),
+        (1, "Nothing found, but 1 event was lost.", "warning"),
+        (3000, "Nothing found, but 3,000 events were lost.", "warning"),
+    ],
+)
+def test_lost_events_leave_a_doubt(lost: int, said: str, kind: str) -> None:
+    report = RunReport("g", "probe", counts=Counts(5, 5, 1, 0, 4, 0), lost=lost)
+    assert html._verdict(report) == f'<p class="verdict {kind}">{said}</p>'
 
 
 @pytest.mark.parametrize(
