@@ -8,7 +8,7 @@ CPU with FSGSBASE) is believed.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from gdbext.ledger.compare import Bools, is_user, mixed
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 from gdbext.rules.parity import KERNEL, UNKNOWN, USER, Parity, ParityCount
+from gdbext.rules.plain import PlainHandlers
 
 LOOK_BACK: Final = 3
 SHORT_CODE: Final = 64
@@ -66,7 +67,10 @@ class GsJudge:
         self._carried: dict[int, tuple[Batch, Parity]] = {}
         self._in_window: dict[int, list[tuple[int, int]]] = {}
         self._user_rsp: dict[int, int] = {}
+        self._plain = PlainHandlers()
         self._swaps_since: int | None = None
+        self._swaps_until: int | None = None
+        """The event from which on the swaps are known to serve something else than a base of the kernel's own."""
         self.kernel_bases: list[tuple[Columns, npt.NDArray[np.intp], str]] = []
         """Of the last batch: events, positions, and the column in which the kernel's base stands there by count."""
         self.first_exits: dict[int, Batch] = {}
@@ -81,6 +85,13 @@ class GsJudge:
     def swaps_since(self) -> int | None:
         """The event at which the kernel was first seen to swap on an entry from user mode, or None."""
         return self._swaps_since
+
+    def swaps_at(self, events: npt.NDArray[Any]) -> Bools:
+        """At which of `events` the kernel is known to swap to a base of its own, and not to have other uses for it."""
+        if self._swaps_since is None:
+            return np.zeros(len(events), bool)
+        known: Bools = events > self._swaps_since
+        return known if self._swaps_until is None else known & (events < self._swaps_until)
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge a batch in order of ``seq``."""
@@ -100,6 +111,9 @@ class GsJudge:
         ]
         lines = {cpu: self._line(cpu, rows, parity[mine]) for cpu, (mine, rows) in by_cpu(relevant).items()}
         for line in lines.values():  # of all CPUs first: what one shows holds for the others from then on
+            rounds = np.flatnonzero(line.exit & line.user & _behind(line.from_user) & line.fresh)
+            self._plain.note(line.rows.at("pc", rounds - 1), line.rows.at("seq", rounds))
+        for line in lines.values():
             self._learn(line)
         return [judged for cpu, line in lines.items() for judged in self._one_cpu(cpu, line)]
 
@@ -115,8 +129,9 @@ class GsJudge:
     def _one_cpu(self, cpu: int, line: _Line) -> list[Judged]:
         judged: list[Judged] = []
         on_user_stack = self._on_user_stack(line, cpu)
-        for index in np.flatnonzero((self._odd(line) | on_user_stack) & line.fresh).tolist():
-            swaps = self._swaps_since is not None and bool(line.rows["seq"][index] > self._swaps_since)
+        odd = np.flatnonzero((self._odd(line) | on_user_stack) & line.fresh)
+        swapping = self.swaps_at(line.rows["seq"][odd]).tolist()
+        for index, swaps in zip(odd.tolist(), swapping, strict=True):
             if on_user_stack[index]:
                 row = line.rows.row(index)
                 judged.append((_on_users_stack(row, swaps and line.parity[index] == USER), row, None))
@@ -130,6 +145,11 @@ class GsJudge:
         each with the event that showed it."""
         rows = line.rows
         hits = np.flatnonzero(line.swap & _behind(line.from_user) & line.fresh)
+        others = self._plain.swap(rows.at("pc", hits - 1), rows.at("seq", hits))
+        if others.any():
+            first_other = int(rows["seq"][hits[others][0]])
+            self._swaps_until = min(self._swaps_until or first_other, first_other)
+        hits = hits[~others]
         if len(hits):
             first_swap = int(rows["seq"][hits[0]])
             self._swaps_since = min(self._swaps_since or first_swap, first_swap)

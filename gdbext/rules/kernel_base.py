@@ -73,12 +73,12 @@ class KernelBaseJudge:
 
     def _crossings(self) -> tuple[Columns, Triples]:
         """The events at which a CPU's kernel base is known, in order."""
-        since = self._gs.swaps_since
+        swaps = self._gs.swaps_since is not None
         parts, positions = [np.zeros((3, 0), np.uint64)], [np.zeros(0, np.intp)]
         rows = Columns(np.zeros(0, ROW))
-        for rows, index, column in self._gs.kernel_bases if since is not None else ():
+        for rows, index, column in self._gs.kernel_bases if swaps else ():
             missing = Flag.NO_KERNEL_GS if column == "kernel_gs_base" else Flag.NO_BASES
-            fit = (rows["seq"] > since) & ((rows["flags"] & missing) == 0) & (rows["mode"] == 64)
+            fit = self._gs.swaps_at(rows["seq"]) & ((rows["flags"] & missing) == 0) & (rows["mode"] == 64)
             index = index[fit[index]]
             part = rows.take(index)
             parts.append(np.stack((part["cpu"].astype(np.uint64), part[column], _page_tables(part))))
@@ -122,7 +122,7 @@ class KernelBaseJudge:
 
     def _at_death(self, event: int) -> list[Judged]:
         """Two CPUs that were last seen with one base before the machine died at `event`."""
-        if self._gs.swaps_since is None:
+        if not self._gs.swaps_at(np.array([event]))[0]:
             return []
         rows = self._history.before(event)
         kind, user = rows["kind"], is_user(rows)

@@ -268,3 +268,21 @@ def test_base_of_another_cpu() -> None:
         row["cpu"] = 1
         row["kernel_gs_base"][0] = KERNEL_BASE + 0x1000
     assert codes(*rows, *apart) == []
+
+
+def test_a_hypervisor_swaps_between_its_guests_bases() -> None:
+    """Its handlers do not swap on entry; now and then one leaves its guest with the other base."""
+    ctx = context()
+    rows = [entry(ctx, how=How.SYSCALL), exit_(ctx, How.SYSRET)] * 70
+    bounced = [entry(ctx, how=How.SYSCALL), swap(), exit_(context(3), How.SYSRET)]
+    nested = [entry(ctx, how=How.SYSCALL), entry(KERNEL), exit_(KERNEL), exit_(ctx, How.SYSRET)]
+    whole = stamp(batch(*rows, *bounced, *nested, *bounced, *nested))
+    for cut in (1, 70, len(whole)):
+        engine = Engine(codes=["CW201", "CW202", "CW203", "CW205", "CW501"])
+        for start in range(0, len(whole), cut):
+            engine.feed(whole[start : start + cut])
+        assert engine.findings == []
+    few = stamp(batch(*rows[:40], *bounced, *nested))
+    engine = Engine(codes=["CW201", "CW202"])
+    engine.feed(few)
+    assert [finding.code for finding in engine.findings] == ["CW201", "CW202"]
