@@ -78,7 +78,7 @@ class Apart(Columns):
 
     def _gather(self, name: str, index: Indices) -> Array:
         if name == GPRS:
-            return np.stack([self.at(register, index) for register in GPR64], axis=1)
+            return np.stack([self.at(register, index) for register in GPR64]).T
         like = _column(self._parts[0], name, np.zeros(0, np.intp))
         taken = np.empty((len(index), *like.shape[1:]), like.dtype)
         for part, where, inside in self._by_part(index):
@@ -99,6 +99,6 @@ def joined(batches: Sequence[Columns]) -> Columns:
 def _column(part: Mapping[str, Array], name: str, index: Indices | slice = slice(None)) -> Array:
     """The column, or the general registers, of the rows at `index`."""
     if name == GPRS:
-        return np.stack([part[register][index] for register in GPR64], axis=1)
+        return np.stack([part[register][index] for register in GPR64]).T
     column: Array = part[name][index]
     return column

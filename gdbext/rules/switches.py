@@ -79,7 +79,7 @@ def _changed(rows: Columns, left: Indices, back: Indices) -> tuple[list[int], li
     left, back = left[same], back[same]
     differ = rows.at(GPRS, left) != rows.at(GPRS, back)
     saved = np.where((rows["mode"].take(back) == 64)[:, None], _SAVED_64, _SAVED_32)
-    lost = (differ & saved).view("<u8").any(axis=1)
+    lost = (differ & saved).any(axis=1)
     return left[lost].tolist(), back[lost].tolist()
 
 
