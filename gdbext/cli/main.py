@@ -83,9 +83,14 @@ def _run(words: list[str]) -> int:
         split = words.index("--")
         words, qemu = words[:split], words[split + 1 :]
     args, unknown = parser.parse_known_args(words)
-    command: Command = args.command
+    command: Command | None = args.command
+    if command is None:
+        raise UsageError(f"unknown argument {words[0]!r}", todo="see `ctxwatch --help`")
     if unknown:
-        raise UsageError(f"unknown argument {unknown[0]!r}", todo=f"see `ctxwatch {command.name} --help`")
+        todo = f"see `ctxwatch {command.name} --help`"
+        if command.qemu and not qemu:
+            todo += "; a QEMU command line goes after --"
+        raise UsageError(f"unknown argument {unknown[0]!r}", todo=todo)
     if command.qemu:
         args.qemu = qemu
     return command.run(args)
@@ -101,7 +106,8 @@ def _parser(commands: dict[str, Command]) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"ctxwatch {__version__}")
-    group = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+    group = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+    parser.set_defaults(command=None)
     for command in commands.values():
         sub = group.add_parser(
             command.name,

@@ -129,11 +129,13 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Guest:
-    """The guest `name`; raises UsageError with the nearest names when there is none."""
+    """The guest `name`; raises UsageError with the nearest names, or how to boot a file, when there is none."""
     known = names()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3)
         todo = f"did you mean {' or '.join(near)}?" if near else "`ctxwatch guests` lists them"
+        if Path(name).is_file():
+            todo = f"a kernel of yours is booted by a QEMU command line: -- qemu-system-x86_64 -kernel {name}"
         raise UsageError(f"no bundled guest is called {name!r}", todo=todo)
     return load(CONFIGS / f"{name}.toml")
 

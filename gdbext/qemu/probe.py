@@ -22,7 +22,7 @@ from typing import Final
 
 import platformdirs
 
-from gdbext.errors import EnvironmentUnusable
+from gdbext.errors import EnvironmentUnusable, UsageError
 from gdbext.sources.ring import DEFAULT_ROWS, c_layout
 
 APIS: Final = (4, 5, 6, 7)
@@ -47,7 +47,8 @@ def build(qemu: Path, cc: str = "cc", accelerator: str = "tcg") -> ProbeBuild:
     """Return the probe for `qemu`, built with the C compiler `cc` unless the cache has it.
 
     Safe against a second build at the same time. Raises EnvironmentUnusable when there is no probe for this QEMU (no
-    plugin support, too old, an accelerator that runs no plugins), no compiler, or no place to put the object.
+    plugin support, too old, an accelerator that runs no plugins), no compiler, or no place to put the object, and
+    UsageError when `qemu` is something else.
     """
     if accelerator != "tcg":
         raise EnvironmentUnusable(f"the probe needs TCG, not {accelerator}", "plugins see only code QEMU translates")
@@ -127,6 +128,7 @@ def _api_of(qemu: Path, cache: Path, cc: str) -> int:
             return api
         wanted = _wanted(said)
         if wanted is None:
+            _check_is_qemu(qemu)
             raise EnvironmentUnusable(
                 f"{qemu.name} loads no plugins", _reason(said), "use one built with plugin support"
             )
@@ -137,10 +139,23 @@ def _api_of(qemu: Path, cache: Path, cc: str) -> int:
     raise EnvironmentUnusable(f"no probe for {qemu.name}", _reason(said))
 
 
+def _check_is_qemu(program: Path) -> None:
+    """Raises UsageError where `program` is something else."""
+    if "QEMU" not in _run(program, "--version"):
+        raise UsageError(
+            f"{program.name} is no QEMU", todo="name a qemu-system-x86_64; a kernel goes behind its -kernel"
+        )
+
+
 def _offer(qemu: Path, probe: Path) -> str:
+    return _run(qemu, *_OFFER, "-plugin", f"{_escape(str(probe))},check=on")
+
+
+def _run(qemu: Path, *words: str) -> str:
+    """What it says to `words`; raises EnvironmentUnusable where it cannot be run."""
     try:
         done = subprocess.run(
-            [str(qemu), *_OFFER, "-plugin", f"{_escape(str(probe))},check=on"],
+            [str(qemu), *words],
             stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:

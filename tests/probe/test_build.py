@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from gdbext.errors import EnvironmentUnusable
+from gdbext.errors import EnvironmentUnusable, UsageError
 from gdbext.qemu.probe import APIS, ProbeBuild, build, plugin_args
 
 UP_TO = "plugin requires API version 7, but this QEMU supports only up to version"
+
+IS_QEMU = 'case "$1" in --version) echo "QEMU emulator version 7.2"; exit;; esac'
 
 
 def fake_qemu(path: Path, body: str) -> Path:
@@ -82,13 +84,18 @@ def test_two_builds_at_once(cache: Path, tmp_path: Path) -> None:
             'echo "plugin requires API version 7, but this QEMU supports only a minimum version of 9" >&2',
             "its plugin API is 9: it is newer than this ctxwatch knows",
         ),
-        ('echo "qemu: -plugin: invalid option" >&2; exit 1', "loads no plugins: -plugin: invalid option"),
-        ("exit 0", "loads no plugins: it said nothing"),
+        (f'{IS_QEMU}; echo "qemu: -plugin: invalid option" >&2; exit 1', "loads no plugins: -plugin: invalid option"),
+        (f"{IS_QEMU}; exit 0", "loads no plugins: it said nothing"),
     ],
 )
 def test_why_there_is_no_probe(cache: Path, tmp_path: Path, cc: str, body: str, said: str) -> None:
     with pytest.raises(EnvironmentUnusable, match=said):
         build(fake_qemu(tmp_path / "qemu", body), cc)
+
+
+def test_another_program_is_no_qemu(cache: Path, tmp_path: Path, cc: str) -> None:
+    with pytest.raises(UsageError, match=r"kernel\.elf is no QEMU; name a qemu-system-x86_64"):
+        build(fake_qemu(tmp_path / "kernel.elf", "exit 0"), cc)
 
 
 def test_other_accelerators_are_refused(cache: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from gdbext.cli.command import Command, argument
+from gdbext.errors import UsageError
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -14,6 +15,8 @@ def _run(args: argparse.Namespace) -> int:
     from gdbext.qemu.machine import which
     from gdbext.qemu.private import runtime_directory
 
+    if "/" in args.name or not args.name:
+        raise UsageError(f"--name {args.name} names no file", todo="leave the slash out")
     directory = runtime_directory()
     built = probe.build(which(args.qemu))
     words = probe.plugin_args(built, directory / f"{args.name}.ring", simd=args.simd, watch=True)
