@@ -27,6 +27,7 @@ from gdbext.rules.frames import judge_moved, judge_unbalanced, judge_unreadable,
 from gdbext.rules.history import History
 from gdbext.rules.kernel_frames import KernelFrames
 from gdbext.rules.linear import LinearWidth
+from gdbext.rules.moves import moving_call
 from gdbext.rules.policy import Policy
 from gdbext.rules.redirects import Redirects
 from gdbext.rules.stacklost import call_on_another_stack
@@ -106,6 +107,11 @@ class ResumeJudge:
             self.identical -= not mask
         if entry is not None and mask and self._redirects.forked(row, entry, self._history):
             entry = None
+        if left.user and (entry is None or mask):
+            call = moving_call(row, self._history, self._law)
+            if call is not None:
+                self._over(call)
+                entry, mask = call, 0
         if entry is None:
             yield from self._judge_unmatched(left, live, suspicious)
             return
