@@ -22,7 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { IDT_TABLES = 1024, IDT_BYTES = 4096, IDT_GATES = 256, TARGET_SLOTS = 8192, SEEN_BITS = 1 << 22 };
+enum { IDT_TABLES = 1024, IDT_BYTES = 4096, IDT_GATES = 256, TARGET_SLOTS = 1 << 20, SEEN_BITS = 1 << 22 };
 
 typedef struct {
     uint64_t target; /* 0: no usable gate */
@@ -47,7 +47,7 @@ typedef bool (*idt_reader)(void *context, uint64_t address, uint8_t *to, size_t 
 
 static idt_table *idt_tables[IDT_TABLES];
 static unsigned idt_count;
-static _Atomic uint64_t idt_targets[TARGET_SLOTS]; /* open addressing; 0: free */
+static _Atomic uint64_t idt_targets[TARGET_SLOTS]; /* open addressing; 0: free; memory only as far as it is used */
 static _Atomic uint64_t idt_target_hint[256];      /* a bit by hash: mostly tells at once that an address is no target */
 static unsigned idt_target_count;
 static _Atomic uint8_t idt_seen[SEEN_BITS / 8]; /* addresses at which a kernel block was translated, by hash */

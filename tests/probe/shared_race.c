@@ -18,7 +18,7 @@
 #include "frames.h"
 #include "idt.h"
 
-enum { LAPS = 10, ADDRESSES = TARGET_SLOTS / 2, PUSHES = 400000, CHANGES = 20000 };
+enum { LAPS = 10, ADDRESSES = 4096, PUSHES = 400000, CHANGES = 20000 };
 
 static atomic_uint wrong;
 static atomic_bool done;

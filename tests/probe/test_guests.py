@@ -214,6 +214,19 @@ def test_a_table_that_is_mapped_in_part_and_one_that_moves(watch: Watch, tmp_pat
 
 
 @pytest.mark.parametrize("bits", [32, 64])
+def test_a_handler_that_is_another_one_each_time(watch: Watch, tmp_path: Path, bits: int) -> None:
+    """See guest/many.S."""
+    watched = watch("-kernel", str(built("many", tmp_path, bits)), "-device", "isa-debug-exit,iobase=0xf4")
+    watched.machine.cont()
+    watched.run(lambda: watched.machine.ending() is not None)
+    watched.drain()
+    entries = watched.rows[watched.rows["kind"] == Kind.ENTRY]
+    assert (entries["vector"] == 3).all()
+    assert (np.diff(entries["pc"]) == 16).all()
+    assert len(entries) == 8000
+
+
+@pytest.mark.parametrize("bits", [32, 64])
 def test_entries_around_and_in_system_management_mode(watch: Watch, tmp_path: Path, bits: int) -> None:
     """See guest/smm.S."""
     kernel = built("smm", tmp_path, bits)
