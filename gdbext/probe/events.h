@@ -125,6 +125,15 @@ static void on_table(unsigned index, void *userdata)
     vcpu_of(index)->table_words = 0;
 }
 
+/* Is there an operand size prefix in front of the opcode, which begins with 0F? */
+static bool has_size_prefix(const uint8_t *bytes)
+{
+    while (*bytes != 0x0f && *bytes != 0x66) {
+        bytes++;
+    }
+    return *bytes == 0x66;
+}
+
 /* lgdt and lidt read a 16-bit limit, then the base; 24 bits of it where the operand size is 16. */
 static void on_table_operand(unsigned index, qemu_plugin_meminfo_t info, uint64_t address, void *userdata)
 {
@@ -137,7 +146,7 @@ static void on_table_operand(unsigned index, qemu_plugin_meminfo_t info, uint64_
         v->table_limit = value.data.u16;
         return;
     }
-    bool short_base = (memchr(s->bytes, 0x66, 4) != NULL) == (s->bits == 32) && s->bits != 64;
+    bool short_base = has_size_prefix(s->bytes) == (s->bits == 32) && s->bits != 64;
     uint64_t base = value.type == 3 ? value.data.u64 : value.data.u32 & (short_base ? 0xffffff : 0xffffffff);
     if (s->insn.kind == OP_LGDT) {
         v->gdt = base;

@@ -227,6 +227,17 @@ def test_a_handler_that_is_another_one_each_time(watch: Watch, tmp_path: Path, b
 
 
 @pytest.mark.parametrize("bits", [32, 64])
+def test_a_table_whose_pointer_lies_where_a_prefix_might(watch: Watch, tmp_path: Path, bits: int) -> None:
+    """See guest/pointer.S."""
+    watched = watch("-kernel", str(built("pointer", tmp_path, bits)), "-device", "isa-debug-exit,iobase=0xf4")
+    watched.machine.cont()
+    watched.run(lambda: watched.machine.ending() is not None)
+    watched.drain()
+    entries = watched.rows[watched.rows["kind"] == Kind.ENTRY]
+    assert entries["vector"].tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("bits", [32, 64])
 def test_entries_around_and_in_system_management_mode(watch: Watch, tmp_path: Path, bits: int) -> None:
     """See guest/smm.S."""
     kernel = built("smm", tmp_path, bits)
