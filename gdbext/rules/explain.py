@@ -9,7 +9,7 @@ import numpy as np
 
 from gdbext.arch import vectors
 from gdbext.arch.frames import FRAME_FIELDS, word_size
-from gdbext.arch.registers import GPR64
+from gdbext.arch.registers import GPR64, MSR_FS_BASE, MSR_GS_BASE, MSR_KERNEL_GS_BASE, MSR_NAMES
 from gdbext.code.compare import Kind as Fact
 from gdbext.code.compare import Statement
 from gdbext.events.row import Batch, Flag, How, Kind
@@ -17,7 +17,7 @@ from gdbext.ledger.compare import FIELD_BITS, agreement, is_call, is_user
 from gdbext.rules.areas import AreaJudge
 from gdbext.rules.codes import ERROR
 from gdbext.rules.draft import Draft
-from gdbext.rules.finding import LOOK_AT_ALL, LOOK_AT_AREA, UNSEEN, Finding
+from gdbext.rules.finding import LOOK_AT_ALL, LOOK_AT_AREA, UNKNOWN_SLOT, UNSEEN, Finding
 from gdbext.rules.guest import GuestView
 from gdbext.rules.history import History
 from gdbext.rules.laststores import Write
@@ -30,6 +30,8 @@ _CONTEXT_CODES: Final = frozenset({"CW101", "CW102", "CW103", "CW104", "CW106", 
 """Findings about a saved register: they have a save path, a slot and a last writer."""
 _WHOLE_CODES: Final = frozenset({"CW107", "CW404"})
 """Findings about a context that is another's: its registers came from somebody's slots."""
+_BASES: Final = {"fs_base": (MSR_FS_BASE,), "gs_base": (MSR_GS_BASE, MSR_KERNEL_GS_BASE)}
+"""The MSRs by which a segment base is loaded, in place of a slot."""
 _TRIES: Final = 1000
 """How often a finding is explained anew to learn its slot's last writer."""
 _TELLING: Final = 0xFFFF
@@ -65,6 +67,7 @@ class Explainer:
     def complete(self, finding: Finding) -> list[Draft]:
         """Add to the finding's cause, slot and writer; return what this shows besides it: of a warning, warnings."""
         extra = self._explain(finding)
+        self._add_rest(finding)
         finding.name_registers()
         return extra if finding.severity == ERROR else [replace(draft, severity=finding.severity) for draft in extra]
 
@@ -155,6 +158,43 @@ class Explainer:
         finding.cause += f". {slot} was last written by {self._path_of(write)} at {where}, {self._ago(write, entry)}"
         finding.cause += f"; {never}"
         return f"{slot[:1].lower()}{slot[1:]} was last written at event {write.event}"
+
+    def _add_rest(self, finding: Finding) -> None:
+        """Say of a saved register of which neither slot nor last writer is known by now why that is so."""
+        concerned = finding.code in _CONTEXT_CODES | _WHOLE_CODES or finding.code in ("CW105", "CW204")
+        row = finding.row
+        if not concerned or finding.slot or finding.writer or row is None or finding.entry_row is None:
+            return
+        field = finding.differences[0].field if finding.differences else ""
+        if field in _BASES:
+            finding.cause += self._base_written(finding, finding.entry_row, row, field)
+        elif finding.code == "CW105":
+            finding.cause += (
+                ". Stores into the image from which FXRSTOR loads it are not watched: who wrote it last is not known"
+            )
+        elif UNSEEN not in finding.cause and field != "cr3" and row["kind"][0] == Kind.EXIT:
+            finding.cause += UNKNOWN_SLOT
+
+    def _base_written(self, finding: Finding, entry: Batch, row: Batch, field: str) -> str:
+        """Who wrote the MSR last that holds a segment base, which `finding` then names."""
+        if row["mode"][0] == 32:
+            return ". It lies in a descriptor in memory, stores into which are not watched"
+        past = self._history.before(finding.event)
+        written = (past["kind"] == Kind.BASE) & (past["cpu"] == row["cpu"]) & np.isin(past["addr"], _BASES[field])
+        last = past[written & (past["value"] == finding.differences[0].actual)][-1:]
+        names = " or ".join(f"{MSR_NAMES[msr]} (MSR {msr:X}h)" for msr in _BASES[field])
+        if not len(last):
+            return f". No write of this value to {names} was seen"
+        write, msr = Write.of(last), int(last["addr"][0])
+        finding.slot, finding.writer = f"MSR {msr:X}h", self._writers.of(write)
+        where = finding.writer.symbol or f"{write.pc:#x}"
+        when = (
+            f"event {write.event}, {self._ago(write, entry)}"
+            if write.event < entry["seq"][0]
+            else f"event {write.event}"
+        )
+        name = f"{MSR_NAMES[msr]} (MSR {msr:X}h)"
+        return f". {name} was last written at {when}, by {where}: nothing loaded the thread's own since"
 
     def _blame(self, finding: Finding, pc: int) -> str:
         """Name the instruction at `pc` as the writer, as far as code shows it; return what to call it."""

@@ -75,6 +75,10 @@ def key(code: str, differences: Iterable[Difference], pc: int, handler: int) -> 
 
 UNSEEN: Final = ". Who wrote it last was not seen"
 """Behind the cause of a finding about a saved register, until its last writer is known."""
+UNKNOWN_SLOT: Final = (
+    ". The code of this exit does not show from which slot it was loaded, so that nobody can be named who wrote it last"
+)
+"""In its place where not even the slot is known."""
 LOOK_AT_ALL: Final = "; to see who writes it, run it again through the probe with --stores all"
 LOOK_AT_AREA: Final = "; to see who writes it, run it through the probe, if need be with a profile that names the area"
 """Advice that goes with it: for a frame or a slot on the handler's stack, and for one in an area elsewhere."""
@@ -163,7 +167,7 @@ class Finding:
         again.name_registers()
         known = named_for(again.bits, known)
         self.slot, self.writer = again.slot, again.writer
-        self.cause = self.cause.replace(UNSEEN, "")
+        self.cause = self.cause.replace(UNSEEN, "").replace(UNKNOWN_SLOT, "")
         self.look_at = self.look_at.replace(LOOK_AT_ALL, "").replace(LOOK_AT_AREA, "")
         told = self.cause.split(". ")
         added = [part for part in again.cause.removeprefix(known).split(". ") if part and part not in told]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from gdbext.events.row import ROW, Batch
+from gdbext.arch.registers import MSR_FS_BASE
+from gdbext.events.row import ROW, Batch, Flag
 from gdbext.profiles.profile import find
 from gdbext.rules.engine import Engine
-from gdbext.rules.finding import Finding
+from gdbext.rules.finding import UNKNOWN_SLOT, Finding
 from gdbext.rules.policy import Layout, Policy
 from tests.rules.rows import KERNEL_RIP, How, Kind, batch, context, entry, exit_, stamp
 
@@ -172,3 +173,28 @@ def test_two_handlers_at_work_on_two_cpus_do_not_share_a_save() -> None:
     rows = [entry(ctx, frame=ELSEWHERE - 40, **on), *copied(ctx, **on)]
     (finding,) = judge(area(size=56), *rows, push(0, 1), policy=policy)
     assert (finding.code, finding.cpu) == ("CW401", 0)
+
+
+def test_a_lost_base_names_who_wrote_its_msr_last() -> None:
+    now = context()
+    theirs = {"fs_base": 0x99000}
+    wrote = event(Kind.BASE, how=How.WRMSR, addr=MSR_FS_BASE, value=0x99000, pc=KERNEL_RIP + 0x77)
+    elsewhere = event(Kind.BASE, how=How.WRMSR, addr=MSR_FS_BASE, value=0x99000, pc=KERNEL_RIP + 0x88, cpu=1)
+    (lost,) = judge(entry(now), wrote, elsewhere, exit_(now | theirs))
+    assert (lost.code, lost.slot) == ("CW104", "MSR C0000100h")
+    assert lost.writer is not None
+    assert (lost.writer.rip, lost.writer.event, lost.writer.cpu) == (KERNEL_RIP + 0x77, 2, 0)
+    assert "was last written at event 2, by 0xffffffff80001077: nothing loaded the thread's own since" in lost.cause
+    (lost,) = judge(entry(now), exit_(now | theirs))
+    assert (lost.slot, lost.writer) == (None, None)
+    assert lost.cause.endswith("No write of this value to FS_BASE (MSR C0000100h) was seen")
+
+
+def test_where_no_slot_is_known_the_cause_says_why() -> None:
+    now = context()
+    (lost,) = judge(entry(now), exit_(now | {"rbx": 5}), policy=Policy())
+    assert (lost.code, lost.slot, lost.writer) == ("CW101", None, None)
+    assert lost.cause.endswith(UNKNOWN_SLOT)
+    narrow = {"mode": 32, "flags": Flag.LINEAR32}
+    (lost,) = judge(entry(now, **narrow), exit_(now | {"fs_base": 5}, **narrow), policy=Policy())
+    assert lost.cause.endswith("It lies in a descriptor in memory, stores into which are not watched")
