@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from gdbext import __version__
 from gdbext.cli.command import Command, discover
-from gdbext.cli.output import reader_left
+from gdbext.cli.output import reader_left, settle
 from gdbext.errors import CtxwatchError, UsageError, printable
 
 
@@ -36,6 +36,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``ctxwatch`` with `argv` (default: the process's) and return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    settle()
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, _terminate)
     try:

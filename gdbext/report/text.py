@@ -185,4 +185,12 @@ def render_summary(report: RunReport) -> RenderableType:
 
 def console(stderr: bool = False) -> Console:
     """A console that adds nothing of its own to what the guest says; honours NO_COLOR."""
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    return _Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+class _Console(Console):
+    """Of a reader who leaves the command tells: rich's own exit status for it, 1, means findings here."""
+
+    def on_broken_pipe(self) -> None:
+        """Called in the handler of the error."""
+        raise BrokenPipeError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -123,10 +124,29 @@ def test_signals_end_it_quietly(signum: int, status: int) -> None:
     assert (child.returncode, errors) == (status, "")
 
 
-def test_a_reader_that_leaves_is_no_error() -> None:
-    line = " ".join(f"'{word}'" for word in CTXWATCH)
-    done = subprocess.run(["bash", "-c", f"{line} guests | true"], capture_output=True, text=True, check=False)
-    assert done.stderr == ""
+def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What bash makes of `line`, in which ``ctxwatch`` is the command."""
+    command = f'ctxwatch() {{ {shlex.join(CTXWATCH)} "$@"; }}; {line}'
+    environment = os.environ | environment
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.mark.parametrize("words", ["guests", "explain", "explain CW102", "--help"])
+def test_a_reader_that_leaves_is_no_error(words: str) -> None:
+    done = shell(f"ctxwatch {words} | true; exit ${{PIPESTATUS[0]}}")
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_closed_streams_are_no_error() -> None:
+    done = shell("ctxwatch explain CW102 <&- >&-; echo $?; ctxwatch explain 2>&- | grep CW102; ctxwatch x 2>&-")
+    assert done.stdout.splitlines() == ["0", "CW102  flags-not-restored     RFLAGS differ at resume (RF ignored)"]
+    assert (done.returncode, done.stderr) == (2, "")
+
+
+def test_a_terminal_that_knows_only_ascii_is_no_error() -> None:
+    done = shell("ctxwatch explain CW102", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u2026" in done.stdout
 
 
 def test_guests_as_json() -> None:

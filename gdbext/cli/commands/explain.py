@@ -8,15 +8,14 @@ from gdbext.cli.command import Command, argument
 
 
 def _run(args: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.markdown import Markdown
 
-    from gdbext.report import pages
+    from gdbext.report import pages, text
 
-    console = Console(highlight=False)
+    console = text.console()
     if args.code is None:
         for line in pages.index():
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
         return 0
     console.print(Markdown(pages.page(args.code)))
     return 0

@@ -17,8 +17,9 @@ def _run(args: argparse.Namespace) -> int:
         rows = [{"name": g.name, "arch": g.arch, "title": g.title, "wrong": g.wrong, "codes": g.codes} for g in bundled]
         print(json.dumps({"schema": "ctxwatch.guests/1", "guests": rows}, indent=2))
         return 0
-    from rich.console import Console
     from rich.table import Table
+
+    from gdbext.report import text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for heading in ("guest", "arch", "expected", "what it does wrong"):
@@ -26,7 +27,7 @@ def _run(args: argparse.Namespace) -> int:
     for guest in bundled:
         codes = ", ".join(guest.codes) or "nothing"
         table.add_row(guest.name, guest.arch, codes, guest.wrong or guest.title)
-    Console(highlight=False, markup=False).print(table)
+    text.console().print(table)
     return 0
 
 
