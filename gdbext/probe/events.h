@@ -125,13 +125,27 @@ static void on_table(unsigned index, void *userdata)
     vcpu_of(index)->table_words = 0;
 }
 
-/* Is there an operand size prefix in front of the opcode, which begins with 0F? */
+/* Has the instruction, whose opcode begins with 0F, an operand size prefix? */
 static bool has_size_prefix(const uint8_t *bytes)
 {
     while (*bytes != 0x0f && *bytes != 0x66) {
         bytes++;
     }
     return *bytes == 0x66;
+}
+
+/* Is the operand size of an lgdt or lidt 16? Protected mode has 16-bit code, too; right behind the mov to CR0 that begins
+ * it, CS is real mode's, and says nothing: there all bits count, as nobody has other than 0 in those that do not. */
+static bool is_short_operand(vcpu *v, const site *s)
+{
+    enum { BIG = 54 };
+    bool prefix = has_size_prefix(s->bytes);
+
+    if (s->bits != 32) {
+        return s->bits == 16 && !prefix;
+    }
+    uint64_t segment = vcpu_descriptor(v, (uint16_t)vcpu_reg(v, REG_CS));
+    return segment && (segment >> BIG & 1) == prefix;
 }
 
 /* lgdt and lidt read a 16-bit limit, then the base; 24 bits of it where the operand size is 16. */
@@ -146,8 +160,7 @@ static void on_table_operand(unsigned index, qemu_plugin_meminfo_t info, uint64_
         v->table_limit = value.data.u16;
         return;
     }
-    bool short_base = has_size_prefix(s->bytes) == (s->bits == 32) && s->bits != 64;
-    uint64_t base = value.type == 3 ? value.data.u64 : value.data.u32 & (short_base ? 0xffffff : 0xffffffff);
+    uint64_t base = value.type == 3 ? value.data.u64 : value.data.u32 & (is_short_operand(v, s) ? 0xffffff : 0xffffffff);
     if (s->insn.kind == OP_LGDT) {
         v->gdt = base;
         v->gdt_limit = v->table_limit;
