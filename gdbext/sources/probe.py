@@ -1,4 +1,4 @@
-"""The probe as a source: rows out of the ring, verdicts back to waiting vCPUs, memory through QEMU's monitor.
+"""The probe as a source: rows out of the ring, verdicts back to waiting vCPUs, memory by these or by QEMU's monitor.
 
 Which columns a row has beyond ``seq time pc kind how cpu mode cpl flags star``: entries and exits all; swapgs, base
 and idt events rsp, cs, ss and the bases; cr3 events rsp, cs and cr3; gs accesses the general registers too; switches
