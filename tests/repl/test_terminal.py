@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from gdbext.qemu import guests
-from gdbext.qemu.machine import Machine
+from gdbext.qemu.machine import COUNTED_TIME, Machine
+from tests.recording.sessions import replayed
 from tests.repl.processes import children_of, wait_until_gone
 from tests.repl.tmux import Tmux
 
@@ -91,6 +92,44 @@ def test_attach_run_and_interrupt_with_a_prompt_in_between(machine: Machine, tmp
         assert repl.ended() == 0
     assert machine.qmp.execute("query-status")["running"] is True
     assert machine.ending() is None
+
+
+def test_a_step_is_refused_and_skipped_and_a_finding_is_recorded(tmp_path: Path) -> None:
+    guest = guests.find("nrk-rflags")
+    kernel = guests.build(guest)
+    path = tmp_path / "live.arrow"
+    with (
+        Machine([*guest.command(kernel), "-icount", COUNTED_TIME], gdbstub=True) as machine,
+        Tmux("repl", "--connect", str(machine.gdb), "--kernel", str(kernel), home=tmp_path, rows=60) as repl,
+    ):
+        repl.until("is stopped;", "stopped │")
+        repl.line("tbreak tick")
+        repl.line("continue")
+        repl.until("Temporary breakpoint 1, tick", "stopped │")
+        repl.line("ctx safe override tbreak *(syscall_entry+3)")
+        repl.until("Temporary breakpoint 2 at")
+        repl.line("continue")
+        repl.until("(ctx window)", "in window: syscall-entry", "kernel code, user RSP")
+        repl.line("stepi")
+        repl.until("stepi refused", "ctx skip runs to the", "a double or")
+        assert "in window: syscall-entry" in repl.toolbar
+        repl.line("ctx skip")
+        repl.until("Arrived at", "past the syscall-entry window")
+        repl.line("ctx watch --halt")
+        repl.until("Watching at")
+        assert "in window" not in repl.toolbar
+        repl.line(f"ctx record {path}")
+        repl.until("Recording to")
+        repl.line("continue")
+        repl.until("CW102 flags-not-restored", "ctxwatch: stopped before", seconds=100)
+        repl.line("findings 1")
+        repl.until("▶  rflags", "look at")
+        assert "│ 0 findings" not in repl.toolbar
+        repl.line("quit")
+        assert repl.ended() == 0
+        assert machine.qmp.execute("query-status")["running"] is True
+    found, flaw, _ = replayed(path)
+    assert (found[0]["code"], flaw) == ("CW102", None)
 
 
 def test_a_recorded_run_is_walked(tmp_path: Path) -> None:
