@@ -27,7 +27,7 @@ from gdbext.recording.mark import Mark, MemoryRead
 from gdbext.recording.memory import RememberingGuest
 from gdbext.rules.guest import GuestView
 
-ROWS: Final = 32_768
+ROWS: Final = 65_536
 """Events in a batch at most."""
 DELAY: Final = 0.5
 """Seconds an event waits to be written at most, if the disk keeps up."""

@@ -6,14 +6,56 @@ from typing import Final
 
 import numpy as np
 
-from gdbext.events.columns import Columns, Indices, any_of
+from gdbext.events.columns import NO_ROWS, Columns, Indices, any_of
 from gdbext.events.row import ROW, Batch, Kind, concat, pick, words
-from gdbext.ledger.compare import U64, is_call, is_user, keys, space
+from gdbext.ledger.compare import U64, Bools, is_call, is_user, keys, space
 
 CAPACITY: Final = 2048
 _NOWHERE: Final = np.empty(0, np.intp)
-SWITCHES: Final = (Kind.SWITCH_OUT, Kind.SWITCH_IN, Kind.CR3)
+TURNS: Final = (Kind.SWITCH_OUT, Kind.SWITCH_IN)
+"""A CPU turns to another stack."""
+SWITCHES: Final = (*TURNS, Kind.CR3)
 """A CPU turns to another stack, or to other page tables."""
+
+
+class _Trail:
+    """Of each vCPU the events of one sort: their places in the batch at hand, and the last one before it."""
+
+    def __init__(self) -> None:
+        self._places: dict[int, Indices] = {}
+        self._before: dict[int, tuple[int, Batch]] = {}
+        """Its place, counted from the first row of all, and its row."""
+        self._now = Columns(NO_ROWS)
+        self._first = 0
+        """How many rows came before the batch at hand."""
+
+    def begin(self, batch: Columns, of_sort: Bools) -> None:
+        """`batch` is about to be judged; its events of the sort are those `of_sort`."""
+        for cpu, places in self._places.items():
+            last = int(places[-1])
+            self._before[cpu] = self._first + last, self._now.row(last).copy()
+        self._first += len(self._now)
+        self._now = batch
+        places = np.flatnonzero(of_sort)
+        cpus = batch["cpu"].take(places)
+        self._places = {cpu: places[cpus == cpu] for cpu in np.flatnonzero(np.bincount(cpus)).tolist()}
+
+    def last(self, cpu: int, upto: int) -> Batch:
+        """The last in front of the place `upto` of the batch at hand (a batch of one), if it is one of the CAPACITY
+        rows there; else none."""
+        places = self._places.get(cpu, _NOWHERE)
+        found = places[: np.searchsorted(places, upto)][-1:].tolist()
+        if found:
+            return self._now.row(found[0]) if upto - found[0] <= CAPACITY else NO_ROWS
+        place, row = self._before.get(cpu, (-CAPACITY, NO_ROWS))
+        return row if self._first + upto - place <= CAPACITY else NO_ROWS
+
+    def places_before(self, cpu: int, upto: Indices) -> Indices:
+        """For each of the places `upto` of the batch at hand that of the last event in front of it; -1: there is none
+        in the batch."""
+        places = self._places.get(cpu, _NOWHERE)
+        found: Indices = np.concatenate(([-1], places))[np.searchsorted(places, upto)]
+        return found
 
 
 class History:
@@ -24,25 +66,21 @@ class History:
         self._past_keys = np.zeros(0, np.uint64)
         self._end = 0
         self._now = Columns(self._past)
-        self._rows = 0
-        """How many came before the batch at hand."""
-        self._switches: dict[int, Indices] = {}
-        self._switched: dict[int, tuple[int, int]] = {}
-        """Of each vCPU where its switches lie in the batch at hand, and the last one before it: its place, counted
-        from the first row of all, and its event."""
+        self._switches = _Trail()
+        self._turns = _Trail()
+        self._crossings = _Trail()
 
     def begin(self, batch: Columns) -> None:
         """`batch` is about to be judged; the one before becomes past."""
         if len(self._now):
             last = np.arange(max(len(self._now) - CAPACITY, 0), len(self._now))
             self._keep(self._now.pick(last), keys(self._now)[-CAPACITY:])
-        for cpu, places in self._switches.items():
-            self._switched[cpu] = self._rows + int(places[-1]), int(self._now["seq"][places[-1]])
-        self._rows += len(self._now)
         self._now = batch
-        switches = np.flatnonzero(any_of(batch["kind"], SWITCHES))
-        cpus = batch["cpu"][switches]
-        self._switches = {cpu: switches[cpus == cpu] for cpu in np.unique(cpus).tolist()}
+        kind = batch["kind"]
+        turns = any_of(kind, TURNS)
+        self._switches.begin(batch, turns | (kind == Kind.CR3))
+        self._turns.begin(batch, turns)
+        self._crossings.begin(batch, ((kind == Kind.ENTRY) | (kind == Kind.EXIT)) & is_user(batch))
 
     def before(self, seq: int) -> Batch:
         """The rows with an event number below `seq`, oldest first, CAPACITY at most."""
@@ -65,13 +103,23 @@ class History:
     def last_switch(self, cpu: int, before: int) -> int:
         """The event in which vCPU `cpu` last switched threads or page tables before event `before`; 0: in none of the
         CAPACITY rows before that."""
-        judged = self._judged(before)
-        places = self._switches.get(cpu, _NOWHERE)
-        found = places[: np.searchsorted(places, judged)][-1:]
-        if len(found):
-            return int(self._now["seq"][found[0]]) if judged - found[0] <= CAPACITY else 0
-        row, event = self._switched.get(cpu, (-CAPACITY, 0))
-        return event if self._rows + judged - row <= CAPACITY else 0
+        found = self._switches.last(cpu, self._judged(before))
+        return int(found["seq"][0]) if len(found) else 0
+
+    def last_turn(self, cpu: int, before: int) -> int:
+        """The event in which vCPU `cpu` last turned to another stack before event `before`; 0 likewise."""
+        found = self._turns.last(cpu, self._judged(before))
+        return int(found["seq"][0]) if len(found) else 0
+
+    def last_crossing(self, cpu: int, before: int) -> Batch:
+        """The last entry from user code, or exit to it, of vCPU `cpu` before event `before` (a batch of one, or empty:
+        none of the CAPACITY rows before that is)."""
+        return self._crossings.last(cpu, self._judged(before))
+
+    def crossings_before(self, cpu: int, places: Indices) -> Indices:
+        """For each of the `places` in the batch at hand that of the last such event of the vCPU in front of it; -1:
+        none is in the batch."""
+        return self._crossings.places_before(cpu, places)
 
     def entries_between(self, after: int, upto: int) -> int:
         """How many entries have event numbers above `after` and up to `upto` (within the rows kept)."""

@@ -6,30 +6,38 @@ Such a call has returned, although nobody returns to where it was made; what wai
 
 from __future__ import annotations
 
-from typing import Final
+import numpy as np
 
+from gdbext.events.columns import Columns, Indices
 from gdbext.events.row import Batch, Kind
-from gdbext.ledger.compare import Law, differences, is_call, is_user, space
+from gdbext.ledger.compare import Bools, Law, differences, is_call, is_user, space
 from gdbext.rules.history import History
 
-_NEAR: Final = 64
-"""No more events lie between the write of CR3 and the return."""
+
+def may_end_one(batch: Columns, places: Indices, history: History) -> Bools:
+    """False for those events at `places` of the batch at hand that :func:`moving_call` knows no call for."""
+    rows = batch.take(places)
+    may: Bools = (rows["kind"] == Kind.EXIT) & is_user(rows)
+    exits = np.flatnonzero(may)
+    for cpu in np.unique(rows["cpu"][exits]).tolist():
+        mine = exits[rows["cpu"][exits] == cpu]
+        last = history.crossings_before(cpu, places[mine])
+        same = (batch.at("rip", last) == rows["rip"][mine]) & (batch.at("rsp", last) == rows["rsp"][mine])
+        may[mine] = (last < 0) | (same & (batch.at("kind", last) == Kind.ENTRY))
+    return may
 
 
 def moving_call(row: Batch, history: History, law: Law) -> Batch | None:
     """The call that the exit `row` to user code ends under other page tables, or None (both batches of one).
 
-    It is the last that this CPU did for user code, the page tables were changed since, and all else is as it was.
+    It is the last that this CPU did for user code, the CPU has not turned to another stack since, as it does to run a
+    fork's child, and all else is as it was.
     """
     cpu, event = int(row["cpu"][0]), int(row["seq"][0])
-    if event - history.last_switch(cpu, event) > _NEAR:
-        return None
-    past = history.before(event)
-    past = past[past["cpu"] == cpu]
-    crossings = past[((past["kind"] == Kind.ENTRY) | (past["kind"] == Kind.EXIT)) & is_user(past)]
-    call = crossings[-1:]
+    call = history.last_crossing(cpu, event)
     if not len(call) or call["kind"][0] != Kind.ENTRY or not is_call(call)[0] or (space(call) == space(row))[0]:
         return None
-    loads = past[(past["kind"] == Kind.CR3) & (past["seq"] > call["seq"])]
-    same = call["rip"] == row["rip"] and call["rsp"] == row["rsp"]
-    return call if len(loads) and same and not differences(call, row, law)[0] else None
+    same = call["rip"][0] == row["rip"][0] and call["rsp"][0] == row["rsp"][0]
+    if not same or history.last_turn(cpu, event) > int(call["seq"][0]) or differences(call, row, law)[0]:
+        return None
+    return call

@@ -27,7 +27,7 @@ from gdbext.rules.frames import judge_moved, judge_unbalanced, judge_unreadable,
 from gdbext.rules.history import History
 from gdbext.rules.kernel_frames import KernelFrames
 from gdbext.rules.linear import LinearWidth
-from gdbext.rules.moves import moving_call
+from gdbext.rules.moves import may_end_one, moving_call
 from gdbext.rules.policy import Policy
 from gdbext.rules.redirects import Redirects
 from gdbext.rules.stacklost import call_on_another_stack
@@ -68,7 +68,8 @@ class ResumeJudge:
             return judged
         spanning = Spanning(batch, pairs)
         self._lost = pairs.lost
-        for left in leftover(batch, pairs, spanning):
+        moves = may_end_one(batch, pairs.rest, self._history)
+        for left, may_move in zip(leftover(batch, pairs, spanning), moves.tolist(), strict=True):
             if left.kind == Kind.ENTRY:
                 if not left.flags & Flag.UNREADABLE:
                     self._fast.forget_restarted(left, self._pending)
@@ -79,14 +80,14 @@ class ResumeJudge:
                 unreadable = judge_unreadable(left.row, live.all, live.near)
                 judged += [(unreadable[0], left.row, unreadable[1])] if unreadable else []
                 continue
-            judged += self._judge_exit(left, live, bool(suspicious[left.position]))
+            judged += self._judge_exit(left, live, bool(suspicious[left.position]), may_move)
         return judged
 
     def pending(self) -> Batch:
         """The contexts that wait to be resumed."""
         return self._pending.all()
 
-    def _judge_exit(self, left: Left, live: Live, suspicious: bool) -> Iterator[Judged]:
+    def _judge_exit(self, left: Left, live: Live, suspicious: bool, may_move: bool) -> Iterator[Judged]:
         row = left.row
         entry, mask = self._take_exact(left, left.traits.key)
         if entry is None and not left.user and not left.flags & Flag.SELF:
@@ -107,7 +108,7 @@ class ResumeJudge:
             self.identical -= not mask
         if entry is not None and mask and self._redirects.forked(row, entry, self._history):
             entry = None
-        if left.user and (entry is None or mask):
+        if may_move and (entry is None or mask):
             call = moving_call(row, self._history, self._law)
             if call is not None:
                 self._over(call)

@@ -21,7 +21,7 @@ from gdbext.events.row import Batch, How, Kind
 from gdbext.ledger.compare import BIT, Law, differences
 from gdbext.ledger.pending import UNLIKE
 from gdbext.rules.fastcalls import INT_BYTES, PAGE_OFFSET, FastCalls, is_fast
-from gdbext.rules.history import SWITCHES, History
+from gdbext.rules.history import SWITCHES, TURNS, History
 
 _TABLES_64: Final = CR3_TABLES & ~(1 << 12)
 """The bits of a 64-bit kernel's CR3 that tell processes apart: page-table isolation has two tables side by side."""
@@ -88,7 +88,7 @@ def _runs(call: Batch, row: Batch, history: History) -> bool:
 def _switches(row: Batch, history: History) -> bool:
     """True if the CPU of `row` was seen to switch from one stack to another."""
     past = history.before(int(row["seq"][0]))
-    return bool((np.isin(past["kind"], SWITCHES[:2]) & (past["cpu"] == row["cpu"])).any())
+    return bool((np.isin(past["kind"], TURNS) & (past["cpu"] == row["cpu"])).any())
 
 
 def switched_since(call: Batch, row: Batch, history: History) -> bool:

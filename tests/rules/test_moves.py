@@ -52,3 +52,14 @@ def test_another_threads_call_does_not_move_it() -> None:
     theirs = entry(ctx | {"cr3": NEW, "rbx": 2, "r12": 3}, How.SYSCALL)
     rows = entry(ctx | {"cr3": OLD}, How.SYSCALL), theirs, load(NEW), exit_(ctx | {"cr3": NEW}, How.SYSRET)
     assert codes(*rows, cut=100) == [("CW106", "rbx,r12")]
+
+
+def test_a_forks_child_leaves_its_parents_call_to_it() -> None:
+    """It resumes what the call interrupted, in its own address space, after the CPU turned to its stack."""
+    ctx = context(rbx=1)
+    turn = np.zeros(1, ROW)
+    turn["kind"], turn["mode"] = Kind.SWITCH_OUT, 64
+    made, child = entry(ctx | {"cr3": OLD}, How.SYSCALL), exit_(ctx | {"cr3": NEW, "rax": 0}, How.SYSRET)
+    assert codes(made, turn, load(NEW), child, exit_(ctx | {"cr3": OLD, "r12": 5}, How.SYSRET), cut=100) == [
+        ("CW106", "r12")
+    ]
