@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -126,4 +127,5 @@ def test_a_cut(pti: str, capsys: pytest.CaptureFixture[str]) -> None:
         pytest.skip(str(error))
     words = ["linux-amd64", "--minutes", "0.4", "--cpu", "qemu64", "--smp", "1", "--pti", pti, "--nmi", "10"]
     assert soak.main(words) == 0, capsys.readouterr()
-    assert "0 findings of severity error, 0 others, 0 lost" in capsys.readouterr().out.replace("\n", " ")
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert re.search(r" 0 findings of severity error, \d+ others, 0 lost", said), said  # probes' changes are warnings
