@@ -51,7 +51,7 @@ _REMEMBERED: Final = 4096
 """Interrupted contexts held against the exits, in number."""
 _CONTEXT: Final = (*GPR64, "rip", "rflags", "cs", "ss")
 _WHOLE: Final = (*_CONTEXT, "fs_base", "gs_base", "cr3")
-_JUDGED: Final = frozenset({Kind.EXIT, Kind.SWITCH_IN, Kind.GS_ACCESS, Kind.DIED})
+_JUDGED: Final = frozenset({Kind.EXIT, Kind.SWITCH_IN, Kind.GS_ACCESS, Kind.DIED, Kind.STORE})
 """Events at which a rule may speak that is worth a halt."""
 
 

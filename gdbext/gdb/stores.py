@@ -17,6 +17,9 @@ from gdbext.gdb.target import Target
 Range = tuple[int, int]
 """First byte (guest virtual), and the one behind the last."""
 
+Hit = Callable[[int, int, int], bool]
+"""Called with the range and where the vCPU stands behind the store; True stops the guest for the user."""
+
 WORDS: Final = {4: "unsigned int", 8: "unsigned long long"}
 _VARIABLE: Final = "_ctx_stores"
 _ODD: Final = 16
@@ -30,7 +33,7 @@ class StorePoint(gdb.Breakpoint):  # type: ignore[misc]  # GDB's classes have no
     sum with a variable that changes at each stop.
     """
 
-    def __init__(self, where: Range, hit: Callable[[int, int], bool]) -> None:
+    def __init__(self, where: Range, hit: Hit) -> None:
         start, end = where
         if end - start in WORDS:
             text = f"*({WORDS[end - start]} *){start:#x} + ${_VARIABLE}"
@@ -44,16 +47,15 @@ class StorePoint(gdb.Breakpoint):  # type: ignore[misc]  # GDB's classes have no
     def stop(self) -> bool:
         """Called by GDB behind the storing instruction; True stops the guest for the user."""
         _stir()
-        return self._hit(*self._where)
+        return self._hit(*self._where, int(gdb.newest_frame().pc()))
 
 
 class StorePoints:
-    """All of them. ``hit`` is called with the range (first byte, end) at each store into it, and says whether to stop
-    the guest."""
+    """All of them. ``hit`` is called at each store."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self.hit: Callable[[int, int], bool] = lambda _start, _end: False
+        self.hit: Hit = lambda _start, _end, _pc: False
         self._points: dict[Range, StorePoint] = {}
         self._able: bool | None = None
 

@@ -155,9 +155,10 @@ class Watch:
         """A vCPU stands at `address`; True stops it for the user. Never raises: what goes wrong ends the watch."""
         return self._stop_at(address, lambda: self._hit(address))
 
-    def stored(self, start: int, end: int) -> bool:
-        """A vCPU stands behind a store from `start` to before `end`; True stops it for the user. Never raises."""
-        return self._stop_at(start, lambda: self._store(start, end))
+    def stored(self, start: int, end: int, address: int) -> bool:
+        """A vCPU stands at `address`, behind a store from `start` to before `end`; True stops it for the user. Never
+        raises."""
+        return self._stop_at(address, lambda: self._store(start, end, address))
 
     def _stop_at(self, address: int, take: Callable[[], bool]) -> bool:
         if self.failed is None and self._take(take):
@@ -237,11 +238,12 @@ class Watch:
             self.points.cover(self.machine.plan)
         return halt
 
-    def _store(self, start: int, end: int) -> bool:
-        registers = self.target.registers()
+    def _store(self, start: int, end: int, address: int) -> bool:
+        registers = self.target.registers(address)
         bits = target.mode(registers)
         if bits == 16 or self.machine.code is None:
             return False
+        self.stops += 1
         found = stored(self.machine.code, registers, start, end)
         pc, at = (found.pc, max(found.address, start)) if found is not None else (registers["rip"], start)
         size = min(found.size if found is not None else 8, end - at, 8)
