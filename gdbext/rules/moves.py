@@ -22,8 +22,9 @@ def may_end_one(batch: Columns, places: Indices, history: History) -> Bools:
     for cpu in np.unique(rows["cpu"][exits]).tolist():
         mine = exits[rows["cpu"][exits] == cpu]
         last = history.crossings_before(cpu, places[mine])
-        same = (batch.at("rip", last) == rows["rip"][mine]) & (batch.at("rsp", last) == rows["rsp"][mine])
-        may[mine] = (last < 0) | (same & (batch.at("kind", last) == Kind.ENTRY))
+        known = np.maximum(last, 0)  # a place in any case: it is read before the answer is known not to matter
+        same = (batch.at("rip", known) == rows["rip"][mine]) & (batch.at("rsp", known) == rows["rsp"][mine])
+        may[mine] = (last < 0) | (same & (batch.at("kind", known) == Kind.ENTRY))
     return may
 
 

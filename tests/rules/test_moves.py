@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from gdbext.events.row import ROW, Batch, Kind
+from gdbext.recording.apart import Apart
 from gdbext.rules.engine import Engine
+from gdbext.rules.history import History
+from gdbext.rules.moves import may_end_one
 from tests.rules.rows import How, batch, context, entry, exit_, stamp
 
 OLD, NEW = 0x100000, 0x200000
@@ -63,3 +66,13 @@ def test_a_forks_child_leaves_its_parents_call_to_it() -> None:
     assert codes(made, turn, load(NEW), child, exit_(ctx | {"cr3": OLD, "r12": 5}, How.SYSRET), cut=100) == [
         ("CW106", "r12")
     ]
+
+
+def test_a_first_exit_has_no_call_in_front_of_it_where_columns_lie_in_several_batches_either() -> None:
+    """As in a recording: its columns are looked up where they lie."""
+    rows = [exit_(context(1)), *(row for _ in range(100) for row in (entry(context(2)), exit_(context(2))))]
+    whole = stamp(batch(*rows))
+    halves = ({name: np.ascontiguousarray(half[name]) for name in ROW.names or ()} for half in (whole[:9], whole[9:]))
+    columns, history = Apart(ROW, *halves), History()
+    history.begin(columns)
+    assert may_end_one(columns, np.array([0, 2]), history).tolist() == [True, True]
