@@ -73,7 +73,8 @@ def _places(finding: Finding) -> str:
     rows = [(left(finding), _address(place.rip, place.symbol) + (", user code" if place.cpl == 3 else ", kernel code"))]
     if finding.handler and not finding.switched:
         rows.append(("handler", _address(finding.handler, None)))
-    rows.append(("seen at", _address(finding.pc, finding.pc_symbol)))
+    if finding.pc:
+        rows.append(("seen at", _address(finding.pc, finding.pc_symbol)))
     if finding.slot:
         at = _address(writer.rip, writer.symbol) if writer is not None else ""
         rows.append(("slot", _text(finding.slot) + last_written(writer, at, _text)))

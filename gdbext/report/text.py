@@ -58,7 +58,8 @@ def _places(finding: Finding) -> Table:
     table.add_row(left(finding), _address(place.rip, place.symbol) + f", {mode}")
     if finding.handler and not finding.switched:
         table.add_row("handler", f"{finding.handler:#x}")
-    table.add_row("seen at", _address(finding.pc, finding.pc_symbol))
+    if finding.pc:
+        table.add_row("seen at", _address(finding.pc, finding.pc_symbol))
     if finding.slot:
         writer = finding.writer
         at = _address(writer.rip, writer.symbol) if writer is not None else ""

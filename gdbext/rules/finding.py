@@ -159,6 +159,10 @@ class Finding:
         self.cause, self.look_at = named_for(self.bits, self.cause), named_for(self.bits, self.look_at)
         if self.slot is not None:
             self.slot = named_for(self.bits, self.slot)
+        self.table = tuple(
+            (named_for(self.bits, name), holds, should, whose and named_for(self.bits, whose))
+            for name, holds, should, whose in self.table
+        )
 
     def learn_writer(self, again: Finding, known: str = "") -> None:
         """Take over slot and writer from `again`, an equal finding of a later event, whose cause began with `known`."""

@@ -107,10 +107,10 @@ def test_a_frame_overwritten_once_names_who_did_it_where_all_stores_are_looked_a
 def test_a_shifted_area_is_shown_beside_the_area_unshifted(tmp_path: Path) -> None:
     _, findings = run(tmp_path, "sel4-idle")
     rows = {row["slot"]: row for row in next(f["area"] for f in findings if f["code"] == "CW402" and f["writer"])}
-    assert rows["rdi"]["value_of"] == "rbp"
-    assert rows["cs"]["value_of"] == "rflags"
-    assert rows["error"]["value_of"] == "rip"
-    assert rows["rip"]["holds"] == "0x8"
+    assert rows["edi"]["value_of"] == "ebp"
+    assert rows["cs"]["value_of"] == "eflags"
+    assert rows["error"]["value_of"] == "eip"
+    assert rows["eip"]["holds"] == "0x8"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import RenderableType
 
 from gdbext.cli.main import main
 from gdbext.events.row import Kind
@@ -15,6 +16,7 @@ from gdbext.report import gather, html, htmlfinding
 from gdbext.report.document import RunReport
 from gdbext.report.gather import PER_OCTAVE, Gatherer, Latency, bin_start
 from gdbext.report.payload import column, embeddable
+from gdbext.report.text import console, render_finding
 from gdbext.report.timeline import Slice, Timeline
 from gdbext.rules.engine import Counts
 from gdbext.rules.finding import CodeLine, Difference, Finding, Place, Step, Writer
@@ -27,6 +29,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
     """The text of a page, and the codes of its findings."""
     path, codes = pages.make(tmp_path_factory.mktemp("page"))
     return path.read_text("utf-8"), codes
+
+
+def shown(renderable: RenderableType) -> str:
+    """What a terminal shows."""
+    terminal = console()
+    with terminal.capture() as said:
+        terminal.print(renderable)
+    return said.get()
 
 
 class Tags(HTMLParser):
@@ -117,6 +127,27 @@ def test_a_finding_with_everything_in_it() -> None:
     ):  # fmt: skip
         assert part in read
     assert len(re.findall('<tr class="?differs', text)) == 5  # the frame, two slots, two instructions
+
+
+def test_a_save_area_of_32_bits_is_named_as_its_registers_are() -> None:
+    finding = Finding(
+        code="CW402", event=5, cpu=0, vector=32, interrupted=Place(0xC0001000, None, 0), pc=0xC0002000, cause="shifted",
+        look_at="it", bits=32, slot="slot rip", table=(("rip", 1, 2, "rsp"), ("rax", 7, 7, None)),
+    )  # fmt: skip
+    finding.name_registers()
+    for read in (pages.words(htmlfinding.article(1, finding)), shown(render_finding(finding))):
+        assert re.search(r"eip\s+0x1\s+0x2\s+esp", read)
+        assert re.search(r"eax\s+0x7\s+0x7\s", read)
+        assert "rip" not in read
+
+
+def test_where_the_machine_died_is_no_address() -> None:
+    finding = Finding(
+        code="CW901", event=5, cpu=0, vector=32, interrupted=Place(0x1000, None, 0), pc=0, cause="reset", look_at="it"
+    )
+    for read in (pages.words(htmlfinding.article(1, finding)), shown(render_finding(finding))):
+        assert "0x1000" in read
+        assert "seen at" not in read
 
 
 def test_what_is_drawn_is_what_happened(page: tuple[str, list[str]]) -> None:

@@ -103,7 +103,7 @@ def test_idle_thread_that_pushes_into_its_own_area() -> None:
     shifted = found[1]
     assert "1 word down" in shifted.cause
     held = {name: whose for name, _, _, whose in shifted.table}
-    assert (held["rdi"], held["error"], held["cs"]) == ("rbp", "rip", "rflags")
+    assert (held["edi"], held["error"], held["cs"]) == ("ebp", "eip", "eflags")
     right = entry(idle, frame=pushed - 12, mode=32, stack=[frame])
     assert judge(area(tcb, 64), right, policy=SEL4) == []
 
