@@ -120,9 +120,19 @@ def apart(record: pa.RecordBatch) -> Columns:
 
 
 def _values(array: pa.Array, column: Column) -> npt.NDArray[Any]:
-    """The column's values where they lie."""
-    flat = array.flatten() if column.length > 1 else array
-    values: npt.NDArray[Any] = flat.to_numpy(zero_copy_only=True)
+    """The column's values where they lie; raises RecordingError where some are missing.
+
+    By way of its buffer: PyArrow's own conversions, this way and the other, first import pandas where that is
+    installed, and more of itself, which takes longer than reading a second of a guest.
+    """
+    flat = array.values if column.length > 1 else array
+    if array.null_count or flat.null_count:
+        raise RecordingError(f"values of column {column.name} are missing")
+    if not len(array):
+        return np.zeros((0, column.length)[: 1 + (column.length > 1)], column.dtype)
+    first = flat.offset + (array.offset * column.length if flat is not array else 0)
+    data = flat.buffers()[1]
+    values = np.frombuffer(data, column.dtype, len(array) * column.length, first * column.dtype.itemsize)
     return values.reshape(-1, column.length) if column.length > 1 else values
 
 
@@ -141,5 +151,5 @@ def _type(column: Column) -> pa.DataType:
 
 
 def _array(values: npt.NDArray[Any], column: Column) -> pa.Array:
-    flat = pa.array(values.reshape(-1))
+    flat = pa.Array.from_buffers(pa.from_numpy_dtype(column.dtype), values.size, [None, pa.py_buffer(values)])
     return pa.FixedSizeListArray.from_arrays(flat, column.length) if column.length > 1 else flat

@@ -266,3 +266,15 @@ def test_the_source_delivers_and_refuses_by_name(tmp_path: Path) -> None:
     source.release(0, halt=False)
     source.close()
     source.close()
+
+
+def test_writing_and_reading_need_no_pandas(tmp_path: Path) -> None:
+    """Installed beside PyArrow it would be imported at the first conversion, which takes half a second."""
+    steps = (
+        "import sys; from pathlib import Path; from tests.recording.sessions import busy, record",
+        "from gdbext.recording.reader import Recording",
+        f"path = Path({str(tmp_path / 'r')!r}); record(path, busy(50))",
+        "assert sum(len(batch['rip']) for batch in Recording(path).columns()) == len(busy(50))",
+        "sys.exit('pandas' in sys.modules)",
+    )
+    assert subprocess.run([sys.executable, "-c", "\n".join(steps)], check=False).returncode == 0
