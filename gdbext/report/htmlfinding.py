@@ -11,7 +11,7 @@ from gdbext.arch.registers import GPR32, GPR64
 from gdbext.errors import printable
 from gdbext.events.held import NOT_CAPTURED
 from gdbext.report.context import ContextRow, Fields, contexts
-from gdbext.report.words import by, code_parts, compared, elapsed, last_written, left
+from gdbext.report.words import by, code_parts, compared, differing, elapsed, last_written, left
 from gdbext.rules.codes import CODES
 from gdbext.rules.finding import CodeLine, Finding
 
@@ -39,12 +39,12 @@ def head(number: int, finding: Finding) -> str:
     cause = f'<p class="cause">{_text(_capital(finding.cause.split(". ")[0]))}.</p>' if number == 1 else ""
     return (
         f'<li class="{_text(finding.severity)}"><a href="#finding-{number}"><b>{finding.code} {_text(finding.name)}</b>'
-        f'</a> {_text(finding.field or "")} <span class="quiet">{_seen(finding)}</span>{cause}</li>'
+        f'</a> {_text(differing(finding))} <span class="quiet">{_seen(finding)}</span>{cause}</li>'
     )
 
 
 def _summary(finding: Finding) -> str:
-    field = f"<span>{_text(finding.field)}</span>" if finding.field else ""
+    field = f"<span>{_text(differing(finding))}</span>" if finding.field else ""
     return (
         f'<summary><span class="code">{finding.code}</span> <strong>{_text(finding.name)}</strong> {field}'
         f'<span class="quiet">{_seen(finding)}</span></summary>'

@@ -13,7 +13,7 @@ from gdbext.errors import printable
 from gdbext.events.held import NOT_CAPTURED
 from gdbext.report.context import ContextRow, Fields, contexts
 from gdbext.report.document import RunReport
-from gdbext.report.words import by, code_parts, compared, elapsed, last_written, left
+from gdbext.report.words import by, code_parts, compared, differing, elapsed, last_written, left
 from gdbext.rules.codes import ERROR
 from gdbext.rules.finding import CodeLine, Finding
 
@@ -177,7 +177,7 @@ def render_summary(report: RunReport) -> RenderableType:
         place = finding.interrupted
         table.add_row(
             _name(finding),
-            finding.field or "",
+            differing(finding),
             times,
             f"first at event {finding.event}, {printable(place.symbol or hex(place.rip))}",
         )

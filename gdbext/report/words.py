@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from gdbext.arch import vectors
+from gdbext.arch.registers import named_for
 from gdbext.errors import printable
 from gdbext.rules.finding import CodeLine, Finding, Writer
 
@@ -33,6 +34,11 @@ def compared(finding: Finding) -> str:
 def by(finding: Finding) -> str:
     """What interrupted, behind what else is said: ``, interrupt 0x20``; empty where it is about no entry."""
     return f", {vectors.name(finding.vector)}" if finding.vector is not None else ""
+
+
+def differing(finding: Finding) -> str:
+    """The fields that differ, joined by commas, named as in the context: ``eflags`` where that is of 32 bits."""
+    return named_for(finding.bits, finding.field or "")
 
 
 def last_written(writer: Writer | None, at: str, shown: Callable[[str], str] = printable) -> str:

@@ -16,7 +16,7 @@ from gdbext.report import gather, html, htmlfinding
 from gdbext.report.document import RunReport
 from gdbext.report.gather import PER_OCTAVE, Gatherer, Latency, bin_start
 from gdbext.report.payload import column, embeddable
-from gdbext.report.text import console, render_finding
+from gdbext.report.text import console, render_finding, render_summary
 from gdbext.report.timeline import Slice, Timeline
 from gdbext.rules.engine import Counts
 from gdbext.rules.finding import CodeLine, Difference, Finding, Place, Step, Writer
@@ -134,11 +134,14 @@ def test_a_save_area_of_32_bits_is_named_as_its_registers_are() -> None:
         code="CW402", event=5, cpu=0, vector=32, interrupted=Place(0xC0001000, None, 0), pc=0xC0002000, cause="shifted",
         look_at="it", bits=32, slot="slot rip", table=(("rip", 1, 2, "rsp"), ("rax", 7, 7, None)),
     )  # fmt: skip
+    finding.differences = (Difference("rflags", 2, 6), Difference("cs", 8, 9))
     finding.name_registers()
+    assert "eflags,cs once" in " ".join(pages.words(htmlfinding.head(1, finding)).split())
+    assert "eflags,cs" in shown(render_summary(RunReport("g", "probe", findings=[finding])))
     for read in (pages.words(htmlfinding.article(1, finding)), shown(render_finding(finding))):
         assert re.search(r"eip\s+0x1\s+0x2\s+esp", read)
         assert re.search(r"eax\s+0x7\s+0x7\s", read)
-        assert "rip" not in read
+        assert not re.search(r"\b(rip|rflags)\b", read)
 
 
 def test_where_the_machine_died_is_no_address() -> None:
