@@ -26,7 +26,7 @@ def _run(args: argparse.Namespace) -> int:
     styles = {checkup.OK: "green", checkup.LIMITED: "yellow", checkup.MISSING: "bold red"}
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     for check in found:
-        detail = Text(check.found)
+        detail = Text(check.found, overflow="fold")
         if check.todo:
             detail.append(f"; {check.todo}", "bold")
         table.add_row(Text(check.state, styles[check.state]), check.name, detail)
