@@ -129,8 +129,9 @@ def _registers(entry: Batch, row: Batch, fields: list[str], call: bool, match: s
         cause = "the context is whole but for RIP, and nothing that may redirect it was seen"
         look = "who writes the saved RIP"
     else:
-        cause = f"{listed} did not survive the handler: it was not saved, not restored, or overwritten in between"
-        look = "whether the entry path stores it and the exit path loads it from the same slot"
+        was, it, slot = ("it was", "it", "slot") if len(fields) == 1 else ("they were", "them", "slots")
+        cause = f"{listed} did not survive the handler: {was} not saved, not restored, or overwritten in between"
+        look = f"whether the entry path stores {it} and the exit path loads {it} from the same {slot}"
     if len(values) == 1 and not exchanged:
         source = [n for n in GPR64 if n not in values and entry[n][0] == row[fields[0]][0] != 0]
         if len(source) == 1:

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from gdbext.arch.registers import MSR_CSTAR, MSR_LSTAR, MSR_SYSENTER_EIP
+from gdbext.arch.registers import MSR_CSTAR, MSR_LSTAR, MSR_SYSENTER_EIP, display_name
 from gdbext.events.row import Batch, Flag, Kind
 from gdbext.ledger.compare import is_user
 from gdbext.profiles.learn import Learnt
@@ -63,6 +63,7 @@ class Discoveries:
 
 
 def _layout(learnt: Learnt) -> str:
-    slots = ", ".join(f"{name} +{at:#x}" for name, at in sorted(learnt.slots.items(), key=lambda item: item[1]))
+    ascending = sorted(learnt.slots.items(), key=lambda item: item[1])
+    slots = ", ".join(f"{display_name(name, learnt.bits)} +{at:#x}" for name, at in ascending)
     where = learnt.current or "a pointer that only the handler knows"
     return f"contexts are kept at {where}{' (the stack of the handler)' if learnt.on_stack else ''}: {slots}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from gdbext.arch.registers import named_for
+from gdbext.profiles.learn import Learnt
 from gdbext.rules.engine import Engine
 from gdbext.rules.finding import Finding, Place, Writer
+from gdbext.sources.discoveries import Discoveries
 from tests.rules.rows import Flag, batch, context, entry, exit_, stamp
 
 
@@ -46,6 +48,20 @@ def test_causes_have_the_names_of_the_table() -> None:
     lost = found(32, rcx=0x12345678)
     assert "ecx" in lost.cause.lower()
     assert "rcx" not in lost.cause.lower()
+
+
+def test_registers_that_are_lost_together_are_spoken_of_as_several() -> None:
+    one, two = found(64, r12=0x12345678), found(64, r12=0x12345678, r13=0x87654321)
+    assert "it was not saved" in one.cause
+    assert "loads it from the same slot" in one.look_at
+    assert two.cause.startswith("r12 and r13 did not survive the handler: they were not saved")
+    assert "loads them from the same slots" in two.look_at
+
+
+@pytest.mark.parametrize(("bits", "shown"), [(64, "rdi +0x0, rip +0x8"), (32, "edi +0x0, eip +0x8")])
+def test_a_layout_that_was_found_out_has_the_names_of_its_mode(bits: int, shown: str) -> None:
+    (line,) = Discoveries().lines(Learnt(bits, {"rip": 8, "rdi": 0}, "frame - 8"))
+    assert line == f"contexts are kept at frame - 8: {shown}"
 
 
 def test_what_is_known_is_not_said_again_in_the_names_of_the_other_mode() -> None:
