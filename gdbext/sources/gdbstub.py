@@ -40,6 +40,8 @@ _PASSING: Final = 3.0
 _ASK_AGAIN: Final = 0.1
 _MEMORY_WAIT: Final = 2.0
 """Seconds to wait for a stop at which memory can be read."""
+_IMPATIENCE: Final = 0.2
+"""Seconds after which the guest is stopped for that."""
 _MEMORY_POLL: Final = 0.05
 _CREDENTIALS: Final = struct.Struct("3i")
 """``struct ucred``: process, user, group."""
@@ -158,16 +160,24 @@ class GdbstubSource:
             raise NotCapable(NO_WATCHPOINTS, "QEMU takes no watchpoints of that size", "use --via probe")
 
     def _ask(self, question: bytes) -> bytes | None:
-        """What the collector answers at the next stop; raises OSError where that does not come within two seconds."""
+        """What the collector answers at the next stop. A guest that makes none for a moment is stopped for it.
+
+        Raises OSError where no stop comes within two seconds.
+        """
         with self._ready:
             self._answers.clear()
             self._asked += 1
             mine = self._asked
             self._send(question)
-            deadline = time.monotonic() + _MEMORY_WAIT
+            began = time.monotonic()
             while not self._ready.wait_for(lambda: mine in self._answers or self._ended, _MEMORY_POLL):
-                if time.monotonic() > deadline or not self._runs():
+                waited = time.monotonic() - began
+                if waited > _MEMORY_WAIT or not self._runs():
                     break
+                if waited > _IMPATIENCE:
+                    if not self._passing:
+                        self._next_look = 0.0
+                    self._look()
             if mine not in self._answers:
                 raise OSError("the guest made no stop at which it could be asked")
             return self._answers.pop(mine)
