@@ -43,8 +43,3 @@ def name(vector: int) -> str:
 def is_exception(vector: int) -> bool:
     """True for vectors 0–31 other than NMI: raised by the interrupted code itself."""
     return vector < 32 and vector != NMI
-
-
-def is_syscall(vector: int) -> bool:
-    """True for ``syscall`` and ``sysenter`` (an ``int n`` is told by the row's SOFT flag)."""
-    return vector in (SYSCALL, SYSENTER)

@@ -32,7 +32,6 @@ class TraceWriter:
         self._timeline = Timeline()
         self._start: int | None = None
         self._cpus: set[int] = set()
-        self._times: dict[int, int] = {}
         out.write('{"displayTimeUnit":"ns","traceEvents":[\n')
         out.write(_meta("process_name", 0, printable(guest)))
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from gdbext.errors import NotCapable, RecordingError, UsageError
+from gdbext.errors import RecordingError, UsageError
 from gdbext.events.row import FIELDS
 from gdbext.recording import writer
 from gdbext.recording.header import parse
@@ -23,8 +23,6 @@ from gdbext.recording.reader import Recording
 from gdbext.recording.writer import Recorder
 from gdbext.rules.fixups import Fixups
 from gdbext.rules.policy import Calls, Implication, Layout, Policy, Tracked
-from gdbext.sources.base import Capability
-from gdbext.sources.recording import RecordingSource
 from tests.recording.sessions import CODE, FakeGuest, busy, header, record, replayed
 from tests.rules.rows import KERNEL_RIP
 
@@ -246,26 +244,6 @@ def test_memory_is_given_back_as_it_was_read() -> None:
             recorded.read(address, 8)
     assert recorded.symbol(KERNEL_RIP + 2) is None
     assert live.take() == ({}, {})
-
-
-def test_the_source_delivers_and_refuses_by_name(tmp_path: Path) -> None:
-    rows = busy()
-    record(tmp_path / "r", rows)
-    source = RecordingSource(Recording(tmp_path / "r"))
-    assert source.capabilities == Capability.MEMORY
-    batches = []
-    while (part := source.read(0.0)) is not None:
-        batches.append(part)
-    assert np.concatenate(batches).tobytes() == rows.tobytes()
-    with pytest.raises(OSError, match="not captured"):
-        source.read_memory(0x123, 4)
-    with pytest.raises(NotCapable, match="cannot watch other memory"):
-        source.set_watch([(0, 8)])
-    with pytest.raises(NotCapable, match="cannot be halted"):
-        source.release(0, halt=True)
-    source.release(0, halt=False)
-    source.close()
-    source.close()
 
 
 def test_writing_and_reading_need_no_pandas(tmp_path: Path) -> None:
