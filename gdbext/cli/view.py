@@ -32,6 +32,8 @@ class TerminalView:
         self._errors = text.console(stderr=True)
         self._status = Status("", console=self._console) if self._console.is_terminal and not quiet else None
         self._shown = 0.0
+        self._told: list[tuple[Finding, str]] = []
+        """The findings shown, each with its cause as it was told."""
 
     def note(self, text: str) -> None:
         """One line for a person, on standard error."""
@@ -52,6 +54,7 @@ class TerminalView:
         if not self._quiet:
             self._console.print()
             self._console.print(text.render_finding(finding, self._verbose))
+            self._told.append((finding, finding.cause))
 
     def progress(self, counts: Counts, seconds: float) -> None:
         """Refresh the status line."""
@@ -80,3 +83,6 @@ class TerminalView:
     ) -> None:
         if self._status is not None:
             self._status.stop()
+        for finding, told in self._told:
+            if finding.cause != told:
+                self._console.print(text.render_learnt(finding, told))

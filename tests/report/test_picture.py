@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from gdbext.cli.view import TerminalView
 from gdbext.events.row import SLOT_NAMES, Batch, Flag
 from gdbext.recording.reader import Recording
 from gdbext.recording.replay import Replay
@@ -176,3 +177,16 @@ def test_a_warning_is_called_one_without_colour() -> None:
         with console.capture() as capture:
             console.print(render_finding(finding))
         assert word in capture.get().splitlines()[0]
+
+
+def test_what_is_learnt_of_a_finding_after_it_was_shown_is_told_in_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    finding = judge(session(), 100)
+    with TerminalView() as view:
+        view.finding(finding)
+        finding.cause += ". At event 99, when it came again: Slot 3 was last written\x1b"
+    later = capsys.readouterr().out.rpartition("CW102")[2]
+    assert "since then   At event 99, when it came again: Slot 3 was last written\\x1b" in later
+    assert "comes back" not in later
+    with TerminalView() as view:
+        view.finding(finding)
+    assert "since then" not in capsys.readouterr().out
