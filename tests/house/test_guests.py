@@ -72,7 +72,7 @@ def test_an_unknown_guest_names_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean nrk-rflags"):
         guests.find("nrk-rflag")
     with pytest.raises(UsageError, match="ctxwatch guests"):
-        guests.find("../../etc/passwd")
+        guests.find("../../no/such/file")
 
 
 def test_build_is_cached_by_content(cache: Path) -> None:
