@@ -117,10 +117,6 @@ class GsJudge:
             self._learn(line)
         return [judged for cpu, line in lines.items() for judged in self._one_cpu(cpu, line)]
 
-    def parity_of(self, cpu: int) -> int:
-        """The parity of a CPU after the last event: USER, KERNEL or UNKNOWN."""
-        return self._count.after(cpu)
-
     def _line(self, cpu: int, rows: Columns, parity: Parity) -> _Line:
         line = _Line(*self._carried.get(cpu, (np.zeros(0, rows.dtype), parity[:0])), rows, parity)
         self._carried[cpu] = line.rows.last(LOOK_BACK), line.parity[-LOOK_BACK:]
