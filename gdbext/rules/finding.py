@@ -80,7 +80,7 @@ UNKNOWN_SLOT: Final = (
 )
 """In its place where not even the slot is known."""
 LOOK_AT_ALL: Final = "; to see who writes it, run it again through the probe with --stores all"
-LOOK_AT_AREA: Final = "; who wrote it is told when it comes again, if its save area is known by then"
+LOOK_AT_AREA: Final = "; through the probe, who wrote it is told when it comes again, if its save area is known by then"
 """Advice that goes with it: for a frame or a slot on the handler's stack, and for one in an area elsewhere."""
 
 
