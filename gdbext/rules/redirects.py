@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from gdbext.arch.registers import GPR64
-from gdbext.events.columns import Columns, Rows
+from gdbext.events.columns import Columns, Rows, grouped
 from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import BIT, U64, Bools, gprs, is_call, is_user, space
 from gdbext.rules.fastcalls import INT_BYTES, is_fast
@@ -64,11 +64,10 @@ class Redirects:
     def _sign(self, calls: Columns, values: U64, least: int) -> None:
         """Remember those `values`, a row for each of `calls`, that have 32 bits and are not below `least`."""
         row, column = np.nonzero(values - np.uint64(least) <= np.uint64(MASK32 - least))
-        fresh, first, which = np.unique(values[row, column], return_index=True, return_inverse=True)
-        last = np.zeros(len(fresh), np.intp)
-        last[which] = np.arange(len(which))  # the one assigned last stays
-        order = np.argsort(last)
-        for value, event in zip(fresh[order].tolist(), calls["seq"][row[first[order]]].tolist(), strict=True):
+        groups = grouped(values[row, column])
+        order = np.argsort(groups.last)
+        events = calls["seq"][row[groups.first[order]]]
+        for value, event in zip(groups.distinct[order].tolist(), events.tolist(), strict=True):
             self._signatures[value] = self._signatures.pop(value, event)
         while len(self._signatures) > SIGNATURES:
             del self._signatures[next(iter(self._signatures))]
