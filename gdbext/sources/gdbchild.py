@@ -155,11 +155,11 @@ class GdbChild:
             ) from error
         self.console.clear()
         self.cli(f"source {EXTENSION}", _START)
+        said = " ".join(self.console).strip().removeprefix("ctxwatch: ")  # what GDB says of the next is no cause
         try:
             self.cli("help ctx watch")
         except GdbError as error:
-            said = " ".join(self.console).strip().removeprefix("ctxwatch: ") or error.what
-            raise EnvironmentUnusable("GDB cannot load the extension", said) from error
+            raise EnvironmentUnusable("GDB cannot load the extension", said or error.what) from error
         self.console.clear()
 
     def _records(self, timeout: float) -> Iterator[dict[str, Any]]:

@@ -128,6 +128,12 @@ def test_gdb_without_python(scratch: Path) -> None:
     refused(done, 2, "this GDB has no Python: Scripting in the")
 
 
+def test_gdb_without_the_packages(scratch: Path) -> None:
+    done = run("clean-nrk", "--via", "gdbstub", CTXWATCH_VENV=str(scratch))
+    refused(done, 2, f"(looked in {scratch}); run ")
+    assert "Undefined command" not in done.stderr
+
+
 @pytest.mark.guest
 @pytest.mark.parametrize("via", ["probe", "gdbstub"])
 def test_a_guest_that_dies_at_once(via: str, scratch: Path) -> None:
