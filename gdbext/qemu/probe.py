@@ -31,6 +31,8 @@ APIS: Final = (4, 5, 6, 7)
 _FLAGS: Final = ("-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread", "-Wall")
 _OFFER: Final = ("-machine", "none", "-nodefaults", "-display", "none", "-monitor", "none", "-S")
 _WANTS: Final = re.compile(r"this QEMU supports only (?:up to version|a minimum version of) (\d+)")
+_LACKS: Final = "undefined symbol: qemu_plugin_"
+_NEWER: Final = "use QEMU 9.2 or newer"
 _TIMEOUT: Final = 60.0
 
 
@@ -86,6 +88,12 @@ def plugin_args(
     return ["-plugin", ",".join(words)]
 
 
+def attachable(probe: ProbeBuild, stem: Path, *, simd: bool = False) -> list[str]:
+    """The words for a QEMU that a GDB finds the probe of: its ring at `stem`.ring, a monitor beside it."""
+    words = plugin_args(probe, stem.with_name(f"{stem.name}.ring"), simd=simd, watch=True)
+    return [*words, "-qmp", f"unix:{stem}.qmp,server=on,wait=off"]
+
+
 def _escape(text: str) -> str:
     return text.replace(",", ",,")  # as QEMU's option parser has it
 
@@ -127,6 +135,10 @@ def _api_of(qemu: Path, cache: Path, cc: str) -> int:
         if "ctxprobe: fits" in said:
             return api
         wanted = _wanted(said)
+        if _LACKS in said:  # found out before versions are compared
+            raise EnvironmentUnusable(
+                f"no probe for {qemu.name}", "its plugins cannot read memory: it is older than 9.2", _NEWER
+            )
         if wanted is None:
             _check_is_qemu(qemu)
             raise EnvironmentUnusable(
@@ -134,7 +146,8 @@ def _api_of(qemu: Path, cache: Path, cc: str) -> int:
             )
         if wanted not in APIS:
             age = "older than 9.2" if wanted < APIS[0] else "newer than this ctxwatch knows"
-            raise EnvironmentUnusable(f"no probe for {qemu.name}", f"its plugin API is {wanted}: it is {age}")
+            todo = _NEWER if wanted < APIS[0] else ""
+            raise EnvironmentUnusable(f"no probe for {qemu.name}", f"its plugin API is {wanted}: it is {age}", todo)
         api = wanted
     raise EnvironmentUnusable(f"no probe for {qemu.name}", _reason(said))
 

@@ -84,6 +84,10 @@ def test_two_builds_at_once(cache: Path, tmp_path: Path) -> None:
             'echo "plugin requires API version 7, but this QEMU supports only a minimum version of 9" >&2',
             "its plugin API is 9: it is newer than this ctxwatch knows",
         ),
+        (
+            'echo "Could not load plugin p.so: p.so: undefined symbol: qemu_plugin_read_memory_vaddr" >&2; exit 1',
+            "its plugins cannot read memory: it is older than 9.2",
+        ),
         (f'{IS_QEMU}; echo "qemu: -plugin: invalid option" >&2; exit 1', "loads no plugins: -plugin: invalid option"),
         (f"{IS_QEMU}; exit 0", "loads no plugins: it said nothing"),
     ],
