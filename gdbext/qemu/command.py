@@ -121,8 +121,8 @@ def _refuse(options: Options, gdbstub: bool) -> None:
     if gdbstub and ("s" in options or "gdb" in options):
         raise UsageError(
             "the command line opens a gdbstub (-s or -gdb) of its own",
-            "QEMU has one, and the gdbstub source needs it",
-            "leave it out, or use --via probe",
+            "QEMU has one, which is needed here",
+            "leave it out (`ctxwatch run --via probe` does not need it)",
         )
 
 

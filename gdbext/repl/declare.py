@@ -45,7 +45,8 @@ class Command:
 
     ``summary``: one line; ``text``: the long help; ``example``: lines a reader can type; ``run`` gets the session and
     the parsed arguments and raises CtxwatchError for what it refuses; ``complete`` gives the words that may come next,
-    and ``files`` says that they are file names; ``aliases``: other names for it; ``again``: an empty line repeats it.
+    and ``files`` says that they are file names; ``aliases``: other names for it; ``again``: an empty line repeats it;
+    ``qemu``: the words after ``--`` are a QEMU command line, handed to `run` as ``args.qemu``.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Command:
     complete: Callable[[Session], Sequence[str]] | None = None
     files: bool = False
     again: bool = False
+    qemu: bool = False
     topic: str = "commands"
     """Which topic of help lists it."""
 
@@ -67,11 +69,19 @@ class Command:
             split = shlex.split(words)
         except ValueError as error:
             raise UsageError(f"{self.name}: {str(error).lower()}") from error
-        return self._parser().parse_args(split)
+        qemu: list[str] = []
+        if self.qemu and "--" in split:
+            start = split.index("--")
+            split, qemu = split[:start], split[start + 1 :]
+        args = self._parser().parse_args(split)
+        if self.qemu:
+            args.qemu = qemu
+        return args
 
     def help(self) -> str:
         """The help that ``help NAME`` shows."""
         usage = " ".join(self._parser().format_usage().removeprefix("usage: ").split())
+        usage += " [-- QEMU ...]" if self.qemu else ""
         lines = [self.summary, f"Usage: {usage}", "", *_wrapped(self.text)]
         for one in self.arguments:
             shown = one.name if one.name.startswith("-") else str(one.options.get("metavar", one.name))

@@ -1,4 +1,4 @@
-"""What the REPL can be connected to, and how each is reached: a bundled guest of ours, or somebody's gdbstub."""
+"""What the REPL can be connected to, and how each is reached: a guest in a QEMU of ours, or somebody's gdbstub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from gdbext.errors import CtxwatchError, UsageError
+from gdbext.errors import CtxwatchError, EnvironmentUnusable, UsageError
 from gdbext.repl import peers
 
 if TYPE_CHECKING:
@@ -82,17 +82,34 @@ class AddressLink:
         """See :class:`Link`."""
 
 
-class BundledLink:
-    """A bundled guest in a QEMU of ours, stopped before its first instruction."""
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """How a QEMU of ours is started.
+
+    ``kernel``: its ELF file, if there is one; ``plugin``: given the machine's private directory, the words that load
+    the probe; ``note``: what the user should know of this, in a line.
+    """
+
+    argv: Sequence[str]
+    kernel: Path | None = None
+    plugin: Callable[[Path], Sequence[str]] | None = None
+    note: str = ""
+
+
+class MachineLink:
+    """A guest in a QEMU of ours, stopped before its first instruction. ``boot`` makes ready what is started, which may
+    take a while; ``note`` then is what it has to say."""
 
     ours = True
 
-    def __init__(self, name: str, kernel: Path | None = None) -> None:
-        self.title = name
-        self._kernel = kernel
+    def __init__(self, title: str, boot: Callable[[], Boot]) -> None:
+        self.title = title
+        self.note = ""
+        self._boot = boot
         # QEMU is killed when the thread that started it ends, so that one thread does everything.
         self._hands: ThreadPoolExecutor | None = None
         self._machine: Machine | None = None
+        self._kernel: Path | None = None
         self._told = False
 
     async def open(self) -> Endpoint:
@@ -116,18 +133,16 @@ class BundledLink:
         return await asyncio.get_running_loop().run_in_executor(self._hands, work)
 
     def _open(self) -> Endpoint:
-        from gdbext.qemu import guests
-        from gdbext.qemu.machine import COUNTED_TIME, Machine
+        from gdbext.qemu.machine import Machine
         from gdbext.sources.gdbstub import ARCHITECTURES
 
-        guest = guests.find(self.title)
-        kernel = guests.build(guest)
         if self._machine is not None and self._machine.ending() is not None:
             self._close()
         if self._machine is None:
-            self._machine = Machine([*guest.command(kernel), "-icount", COUNTED_TIME], gdbstub=True)
-            self._told = False
-        return Endpoint(str(self._machine.gdb), self._kernel or kernel, ARCHITECTURES[self._machine.arch])
+            boot = self._boot()
+            self._machine = Machine(boot.argv, gdbstub=True, plugin=boot.plugin)
+            self._kernel, self.note, self._told = boot.kernel, boot.note, False
+        return Endpoint(str(self._machine.gdb), self._kernel, ARCHITECTURES[self._machine.arch])
 
     def _poll(self) -> News:
         machine = self._machine
@@ -144,6 +159,53 @@ class BundledLink:
         machine, self._machine = self._machine, None
         if machine is not None:
             machine.close()
+
+
+def bundled(name: str) -> MachineLink:
+    """The bundled guest `name`, its clock counting instructions."""
+    return MachineLink(name, lambda: _bundled(name))
+
+
+def _bundled(name: str) -> Boot:
+    from gdbext.qemu import guests
+    from gdbext.qemu.machine import COUNTED_TIME
+
+    guest = guests.find(name)
+    kernel = guests.build(guest)
+    return Boot((*guest.command(kernel), "-icount", COUNTED_TIME), kernel)
+
+
+def own(argv: Sequence[str], kernel: Path | None) -> MachineLink:
+    """The guest of the user's own QEMU command line `argv`, with the probe where it can be had. kernel: the file with
+    its symbols; without one the command line's, if that is an ELF file."""
+    from gdbext.qemu.command import Options
+
+    given = Options(argv).kernel
+    title = given.name if given is not None else Path(argv[0]).name
+    return MachineLink(title, lambda: _own(argv, kernel or (given if _is_elf(given) else None)))
+
+
+def _own(argv: Sequence[str], kernel: Path | None) -> Boot:
+    from gdbext.qemu import probe
+    from gdbext.qemu.command import Options
+    from gdbext.qemu.machine import which
+
+    program = which(argv[0])
+    try:
+        build = probe.build(program, accelerator=Options(argv).accelerator)
+    except EnvironmentUnusable as error:
+        return Boot(argv, kernel, note=f"`ctx watch` will use breakpoints, milliseconds an event: {error}")
+    return Boot(argv, kernel, lambda directory: probe.attachable(build, directory / "guest"))
+
+
+def _is_elf(path: Path | None) -> bool:
+    if path is None:
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"\x7fELF"
+    except OSError:
+        return False  # QEMU will say why
 
 
 def _checked(address: str) -> str:

@@ -18,6 +18,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import Output
 from prompt_toolkit.patch_stdout import patch_stdout
+from prompt_toolkit.search import stop_search
 
 from gdbext.errors import CtxwatchError, printable
 from gdbext.repl import blocks, toolbar
@@ -155,6 +156,8 @@ class Prompt:
         def _interrupt(event: KeyPressEvent) -> None:
             if self._session.interruptible:
                 self._session.interrupt()
+            elif event.app.layout.is_searching:
+                stop_search()
             elif event.current_buffer.text:
                 event.current_buffer.reset()
             else:

@@ -467,6 +467,19 @@ async def test_history_is_offered_and_suggested() -> None:
 
 
 @scenario
+async def test_history_is_searched_and_ctrl_c_gives_the_search_up() -> None:
+    history = InMemoryHistory(["break do_switch", "continue"])
+    async with terminal(history=history) as repl:
+        await repl.until("(ctx)")
+        repl.type("\x12swi")
+        await repl.until("(reverse-i-search)`swi': break do_switch")
+        repl.type("\x03")
+        await repl.until("(ctx)", absent="reverse-i-search")
+        repl.type("\x12swi\r")
+        await repl.until("(ctx) break do_switch")
+
+
+@scenario
 async def test_vi_keys_by_configuration_and_by_command() -> None:
     async with terminal(config=Config(keys="vi")) as repl:
         await repl.until("(ctx)")

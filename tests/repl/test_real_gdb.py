@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 
-from gdbext.qemu import guests
+from gdbext.errors import EnvironmentUnusable
+from gdbext.qemu import guests, probe
 from gdbext.qemu.machine import Machine
 from gdbext.recording.reader import Recording
 from gdbext.recording.replay import Replay
 from gdbext.repl.connection import State
 from gdbext.repl.debugger import Gdb
-from gdbext.repl.links import BundledLink
+from gdbext.repl.links import MachineLink
 from gdbext.repl.session import Session
 from tests.gdb.probed import Probed
 from tests.repl.fakes import MemoryScreen, terminal
@@ -84,10 +85,62 @@ async def test_a_bundled_guest_is_booted_run_and_stopped() -> None:
         assert await repl.run("x/2i $pc\ninfo registers rip")
         assert "rip " in shown(screen)
         link = repl.live.link
-        assert isinstance(link, BundledLink)
+        assert isinstance(link, MachineLink)
         assert link._machine is not None
         pid = link._machine.pid
     assert not Path(f"/proc/{pid}").exists(), "a guest of ours ends with the REPL"
+
+
+@scenario
+async def test_a_qemu_command_line_is_booted_and_watched_through_the_probe() -> None:
+    kernel = guests.build(guests.find("nrk-rflags"))
+    async with session() as (repl, screen):
+        assert await repl.run(f"boot -- qemu-system-x86_64 -serial stdio -display none -kernel {kernel}")
+        assert screen.of("note")[-1].startswith("kernel.elf stands before its first instruction")
+        assert await repl.run("ctx watch --halt\ncontinue")
+        await until(lambda: len(repl.live.findings) == 1 and repl.live.connection.state is State.STOPPED)
+        assert "guest: start nrk" in screen.of("serial")
+        assert "Watching through the probe in QEMU" in shown(screen)
+        assert "stopped at" in shown(screen)
+        link = repl.live.link
+        assert isinstance(link, MachineLink)
+        assert link._machine is not None
+        pid, directory = link._machine.pid, link._machine.directory
+    assert not Path(f"/proc/{pid}").exists(), "a guest of ours ends with the REPL"
+    assert not directory.exists()
+
+
+@scenario
+async def test_a_qemu_that_cannot_have_the_probe_is_booted_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise EnvironmentUnusable("this QEMU has no plugins")
+
+    monkeypatch.setattr(probe, "build", refused)
+    async with session() as (repl, screen):
+        kernel = guests.build(guests.find("nrk-rflags"))
+        assert await repl.run(f"boot -- qemu-system-x86_64 -display none -kernel {kernel}")
+        assert "`ctx watch` will use breakpoints" in screen.of("note")[0]
+        assert "this QEMU has no plugins" in screen.of("note")[0]
+        assert await repl.run("ctx watch")
+        assert "watching begins when it loads one" in shown(screen)
+
+
+@scenario
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("boot", "nothing to boot"),
+        ("boot nrk-rflags -- qemu-system-x86_64", "both a guest and a QEMU command line are given"),
+        ("boot --kernel k nrk-rflags", "--kernel goes with a QEMU command line"),
+        ("boot -- qemu-system-x86_64 -s", "opens a gdbstub (-s or -gdb) of its own"),
+        ("boot -- qemu-system-x86_64 -kernel /nowhere", "QEMU did not start: could not open kernel file '/nowhere'"),
+    ],
+)
+async def test_what_cannot_be_booted_is_refused(line: str, why: str) -> None:
+    async with session() as (repl, screen):
+        assert not await repl.run(line)
+        assert why in screen.of("error")[-1]
+        assert repl.live.connection.state is State.IDLE
 
 
 @scenario

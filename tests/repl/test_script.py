@@ -54,8 +54,10 @@ def test_quit_ends_a_script(recording: Path) -> None:
     [
         (("nrk-rflag",), "no bundled guest is called 'nrk-rflag'; did you mean nrk-rflags"),
         (("missing.arrow",), "missing.arrow cannot be read: No such file or directory"),
-        (("nrk-rflags", "--connect", "localhost:1"), "both something to open and --connect are given"),
-        (("--kernel", "x"), "--kernel goes with --connect"),
+        (("nrk-rflags", "--connect", "localhost:1"), "what to open is not clear; name one"),
+        (("nrk-rflags", "--", "qemu-system-x86_64"), "what to open is not clear; name one"),
+        (("--kernel", "x"), "--kernel goes with --connect or a QEMU command line"),
+        (("--", "qemu-system-none"), "no qemu-system-none here"),
         (("--keys", "ed"), "invalid choice: 'ed'"),
     ],
 )

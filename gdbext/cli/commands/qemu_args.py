@@ -17,11 +17,8 @@ def _run(args: argparse.Namespace) -> int:
 
     if "/" in args.name or not args.name:
         raise UsageError(f"--name {args.name} names no file", todo="leave the slash out")
-    directory = runtime_directory()
-    built = probe.build(which(args.qemu))
-    words = probe.plugin_args(built, directory / f"{args.name}.ring", simd=args.simd, watch=True)
-    words += ["-qmp", f"unix:{directory / args.name}.qmp,server=on,wait=off"]
-    print(shlex.join(words))
+    stem = runtime_directory() / args.name
+    print(shlex.join(probe.attachable(probe.build(which(args.qemu)), stem, simd=args.simd)))
     return 0
 
 
