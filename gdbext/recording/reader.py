@@ -59,6 +59,8 @@ class Recording:
             self._file: _File = _reader(fd)(path, fd)
         except RecordingError as error:
             os.close(fd)
+            if str(path) in error.what:  # a ring's refusal names it already
+                raise
             why = ": ".join(filter(None, (error.what, error.why)))
             raise RecordingError(f"{path} cannot be read", why, error.todo) from error
 

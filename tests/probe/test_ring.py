@@ -263,8 +263,10 @@ def test_another_version_is_refused_on_both_sides(start: Start, compiled: Compil
         EnvironmentUnusable, match=r"probe cannot start: the ring .* is of version 77\.1, this probe is"
     ):
         ProbeSource(ring)
-    with pytest.raises(RecordingError, match=r"it is version 77\.1, this ctxwatch reads 3\.1"):
-        RingFile.open_leftover(ring.path)
+    for read in (RingFile.open_leftover, Recording):
+        with pytest.raises(RecordingError) as refused:
+            read(ring.path)
+        assert str(refused.value) == f"cannot read the ring {ring.path}: it is version 77.1, this ctxwatch reads 3.1"
     ring.close()
 
 
