@@ -12,13 +12,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from gdbext.arch.flags import AC, DF, NT, RF, TF, VM
+from gdbext.arch.vectors import WITH_ERROR_CODE
 from gdbext.code.disasm import Code, Flow, Insn
 from gdbext.code.operands import Imm, Mem, Reg
 from gdbext.code.paths import Entry, Gateway, Reach
+from gdbext.code.savemap import at_entry
+from gdbext.code.walk import End, Walker
 
 WATCHED: Final = DF | AC | NT
 GATE_CLEARS: Final = TF | NT | RF | VM
 _STRING: Final = frozenset({"movs", "stos", "lods", "scas", "cmps", "ins", "outs"})
+_CLEARED_BY: Final = {DF: "cld", AC: "clac"}
 _STATES: Final = 2_000
 
 
@@ -32,17 +36,18 @@ class EntryFlags:
     leaks: dict[int, int]
 
 
-def flags_on_entry(code: Code, reach: Reach, entry: Entry, cleared: int | None = None) -> EntryFlags:
+def flags_on_entry(code: Code, reach: Reach, entry: Entry, cleared: int | None = None, origin: str = "") -> EntryFlags:
     """Follow every path from `entry` to its first call or string instruction.
 
-    ``cleared``: RFLAGS bits that are clear when the entry is reached; by default what an interrupt gate clears, and
-    nothing for ``syscall`` (pass FMASK). A call is followed once, because entry code has helpers that clear flags
-    for it; what the helper calls in turn, or runs, counts, and so does its jump to where the bytes do not say: it is
-    no helper but compiled code, with a ``switch``.
+    ``origin``: ``user`` or ``kernel``, the code that was interrupted; paths that a test of the saved CS keeps it from
+    do not count.  ``cleared``: RFLAGS bits that are clear when the entry is reached; by default what an interrupt gate
+    clears, and nothing for ``syscall`` (pass FMASK). A call is followed once, because entry code has helpers that clear
+    flags for it; what the helper calls in turn, or runs, counts, and so does its jump to where the bytes do not say: it
+    is no helper but compiled code, with a ``switch``.
     """
     if cleared is None:
         cleared = GATE_CLEARS if entry.gateway is Gateway.INTERRUPT else 0
-    leaks: dict[int, int] = {}
+    leaks = _Leaks(code, entry, origin)
     start = (entry.address, WATCHED & ~cleared, 0)
     seen = {start}
     work = deque([start])
@@ -55,23 +60,23 @@ def flags_on_entry(code: Code, reach: Reach, entry: Entry, cleared: int | None =
             continue
         target = reach.calls.get(address)
         if is_string(insn):
-            _note(leaks, pending & DF, address)
+            leaks.note(pending & DF, address, back)
             pending &= ~DF
         elif insn.flow is Flow.CALL and reach.successors.get(address, (insn.end,)) != (insn.target,):
             if target is None or back:
-                _note(leaks, pending, address)
+                leaks.note(pending, address, back)
                 continue
-            back = insn.end
+            back = address
         elif back and insn.flow is Flow.JUMP and reach.successors.get(address) == ():
-            _note(leaks, pending, address)
+            leaks.note(pending, address, back)
             continue
-        following = _following(insn, reach, target, back)
+        following = _following(code, insn, reach, target, back)
         back = 0 if insn.flow is Flow.RETURN else back
         for state in ((f, _after(code, insn, pending), back) for f in following):
             if state not in seen:
                 seen.add(state)
                 work.append(state)
-    return EntryFlags(entry.address, leaks)
+    return EntryFlags(entry.address, leaks.found)
 
 
 def is_string(insn: Insn) -> bool:
@@ -81,17 +86,46 @@ def is_string(insn: Insn) -> bool:
     return not any(isinstance(o, Reg) and o.name.startswith("xmm") for o in insn.operands)
 
 
-def _following(insn: Insn, reach: Reach, target: int | None, back: int) -> tuple[int, ...]:
+def _following(code: Code, insn: Insn, reach: Reach, target: int | None, back: int) -> tuple[int, ...]:
+    """Where control goes on behind `insn`; ``target``: what it calls, ``back``: the call it was reached by, or 0."""
     if target is not None:
         return (target,)
     following = reach.successors.get(insn.address, ())
-    return (back,) if insn.flow is Flow.RETURN and back and not following else following
+    call = code.insn(back) if insn.flow is Flow.RETURN and back and not following else None
+    return (call.end,) if call is not None else following
 
 
-def _note(leaks: dict[int, int], pending: int, address: int) -> None:
-    for bit in (DF, AC, NT):
-        if pending & bit:
-            leaks.setdefault(bit, address)
+class _Leaks:
+    """The leaks found: flag bit → address."""
+
+    def __init__(self, code: Code, entry: Entry, origin: str) -> None:
+        self.found: dict[int, int] = {}
+        self._code = code
+        self._entry = entry
+        self._origin = origin
+
+    def note(self, pending: int, address: int, back: int) -> None:
+        """The flags `pending` reach the instruction at `address`, in what the call at `back` calls (0: in none)."""
+        for bit in (DF, AC, NT):
+            if pending & bit and bit not in self.found and self._comes(back or address, bit):
+                self.found[bit] = address
+
+    def _comes(self, address: int, bit: int) -> bool:
+        """False if, of the contexts whose flag `bit` is not cleared, only those of the other origin get there."""
+        if not self._origin or self._entry.gateway is not Gateway.INTERRUPT:
+            return True
+        error_code = self._entry.error_code
+        has_code = error_code if error_code is not None else self._entry.vector in WITH_ERROR_CODE
+        state = at_entry(self._code.bits, self._entry.gateway, has_code)
+        walker = Walker(self._code, stop=frozenset({address}), keep=lambda at: not self._clears(at, bit))
+        paths = list(walker.run(self._entry.address, state))
+        origins = {path.state.origin for path in paths if path.end is End.STOP}
+        lost = any(path.end is End.LOST for path in paths)
+        return lost or not origins or "" in origins or self._origin in origins
+
+    def _clears(self, address: int, bit: int) -> bool:
+        insn = self._code.insn(address)
+        return insn is not None and insn.name == _CLEARED_BY.get(bit)
 
 
 def _after(code: Code, insn: Insn, pending: int) -> int:

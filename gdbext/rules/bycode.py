@@ -40,7 +40,7 @@ class CodeJudge:
     def __init__(self, guest: GuestView) -> None:
         self._codes = {64: Code(guest.read, 64), 32: Code(guest.read, 32)}
         self._fmask: int | None = None
-        self._leaks: dict[tuple[int, int], dict[int, int]] = {}
+        self._leaks: dict[tuple[int, int, str], dict[int, int]] = {}
         self._spotless = np.empty(0, np.uint64)
         """Places, by hash, whose code does not use a red zone, ascending."""
         self._uses: dict[tuple[int, int, bool], Insn | None] = {}
@@ -92,13 +92,14 @@ class CodeJudge:
         if by_call and fmask is None:
             return None
         handler, bits = int(row["pc"][0]), 64 if row["mode"][0] == 64 else 32
-        key = (handler, fmask if by_call and fmask is not None else -1)
+        origin = "user" if bool(is_user(row)[0]) else "kernel"
+        key = (handler, fmask if by_call and fmask is not None else -1, origin)
         if key not in self._leaks:
             code = self._codes[bits]
             gateway = Gateway.SYSCALL if by_call else Gateway.INTERRUPT
             entry = Entry(handler, gateway, int(row["vector"][0]))
             reach = explore(code, [entry], Limits(instructions=2000, calls=2))
-            self._leaks[key] = flags_on_entry(code, reach, entry, fmask if by_call else None).leaks
+            self._leaks[key] = flags_on_entry(code, reach, entry, fmask if by_call else None, origin).leaks
         leaks = self._leaks[key]
         set_now = [bit for bit in leaks if bit & int(row["rflags"][0]) & JUDGED_FLAGS]
         if not set_now:

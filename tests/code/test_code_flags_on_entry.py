@@ -25,10 +25,10 @@ TAIL = """
 """
 
 
-def leaks(snippet: Any, entry: Entry, cleared: int | None = None) -> dict[int, str]:
+def leaks(snippet: Any, entry: Entry, cleared: int | None = None, origin: str = "") -> dict[int, str]:
     reach = explore(snippet.code, [entry])
     names = {address: name for name, address in snippet.symbols.items()}
-    return {bit: names[at] for bit, at in flags_on_entry(snippet.code, reach, entry, cleared).leaks.items()}
+    return {bit: names[at] for bit, at in flags_on_entry(snippet.code, reach, entry, cleared, origin).leaks.items()}
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,32 @@ def test_syscall_depends_on_fmask(assemble: Any) -> None:
 def test_ia32(assemble: Any) -> None:
     snippet = assemble("entry: pusha; cld; call handler; popa; iret\nhandler: call deeper\nret\ndeeper: ret", bits=32)
     assert set(leaks(snippet, Entry(snippet["entry"]))) == {AC}
+
+
+BY_CS = """
+    entry: pushq $0; pushq $14; testb $3, 24(%rsp)
+        jz from_kernel
+        CLEARS
+        call handler
+        iretq
+    from_kernel: clac
+        call handler
+        iretq
+"""
+
+
+@pytest.mark.parametrize(
+    ("clears", "origin", "expected"),
+    [
+        ("cld; clac", "user", {}),
+        ("cld; clac", "kernel", {DF: "handler"}),
+        ("cld; clac", "", {DF: "handler"}),
+        ("clac", "user", {DF: "handler"}),
+        ("cld", "kernel", {DF: "handler"}),
+    ],
+)
+def test_a_test_of_the_saved_cs_tells_who_comes_there(
+    assemble: Any, clears: str, origin: str, expected: dict[int, str]
+) -> None:
+    snippet = assemble(BY_CS.replace("CLEARS", clears) + TAIL)
+    assert leaks(snippet, Entry(snippet["entry"]), origin=origin) == expected
