@@ -9,6 +9,7 @@
 #include "ring.h"
 #include "stores.h"
 #include "vcpu.h"
+#include "window.h"
 
 static ring shared;
 static bool simd_wanted, watch_allowed;
@@ -180,26 +181,19 @@ static inline void look_at_wishes(void)
     }
 }
 
-/* Answer the reader's request for memory if it is to this vCPU. What cannot be read now may be mapped at another event:
- * a kernel with page tables of its own is entered and left under the user's. */
+static const uint8_t *read_for_reader(uint64_t address, size_t length)
+{
+    static _Thread_local GByteArray *bytes;
+
+    if (!bytes) {
+        bytes = g_byte_array_new();
+    }
+    return qemu_plugin_read_memory_vaddr(address, bytes, length) && bytes->len >= length ? bytes->data : NULL;
+}
+
 static void answer_request(unsigned cpu)
 {
-    enum { TRIES = 32 };
-    static _Thread_local GByteArray *bytes;
-    ring_memory *m = shared.memory;
-    uint32_t asked = atomic_load_explicit(SHARED(m->asked, uint32_t), memory_order_acquire);
-
-    if (asked == m->answered || m->cpu != cpu || m->length > sizeof(m->data) || (!bytes && !(bytes = g_byte_array_new()))) {
-        return;
-    }
-    bool read = qemu_plugin_read_memory_vaddr(m->address, bytes, m->length) && bytes->len >= m->length;
-    if (!read && m->refused++ < TRIES) {
-        return;
-    }
-    m->found = read ? m->length : 0;
-    memcpy(m->data, bytes->data, m->found);
-    m->refused = 0;
-    atomic_store_explicit(SHARED(m->answered, uint32_t), asked, memory_order_release);
+    window_answer(&shared, cpu, read_for_reader);
 }
 
 /* Number and publish a row; with `wait`, stand still until the reader has judged it. */
@@ -214,7 +208,7 @@ static void publish(vcpu *v, ctx_row *row, bool wait, bool caught)
     if (wait && ring_await_release(&shared, v->index) == RING_RELEASE_HALT) {
         await_pause();
     }
-    if (atomic_load_explicit(SHARED(shared.memory->asked, uint32_t), memory_order_relaxed) != shared.memory->answered) {
+    if (window_is_asked(&shared)) {
         answer_request(v->index);
     }
     look_at_wishes(); /* last: the reader may have wished while we waited */

@@ -225,13 +225,13 @@ class ProbeSource:
         Raises GuestFailed when QEMU does not stop; needs a monitor.
         """
         try:
-            self._qmp.execute("stop", timeout=_STOP_TIMEOUT, meanwhile=self._let_go)
+            self._qmp.execute("stop", timeout=_STOP_TIMEOUT, meanwhile=lambda: self._let_go(Release.HALT))
         except CtxwatchError as error:
             raise GuestFailed("the guest does not stop", str(error)) from error
 
-    def _let_go(self) -> None:
-        """Let those vCPUs go on that stand in the probe, to where QEMU can stop them."""
-        self._ring.release_all(Release.HALT)
+    def _let_go(self, verb: int) -> None:
+        """Let those vCPUs go on that stand in the probe, by a :class:`gdbext.sources.ring.Release`."""
+        self._ring.release_all(verb)
         self._drain()
 
     def _drain(self) -> None:
@@ -291,7 +291,8 @@ class ProbeSource:
 
         def look() -> None:
             if time.monotonic() > deadline:
-                self._let_go()
+                # If it is a stop, all were told to by now; if QEMU is merely slow, nobody is to wait for one.
+                self._let_go(Release.GO)
 
         self._qmp.execute(command, arguments, meanwhile=look)
 
@@ -321,7 +322,8 @@ class ProbeSource:
         if int(window["answered"][0]) != number:  # still the one before
             return None
         number = (number + 1) & 0xFFFF_FFFF
-        window["address"], window["length"], window["cpu"] = address, length, cpu
+        window["address"], window["length"] = address, length
+        window["cpu"] = cpu  # in this order: see window.h
         window["asked"] = number
         deadline = time.monotonic() + _ANSWER
         while int(window["answered"][0]) != number:

@@ -131,7 +131,7 @@ WATCH_FIELDS: Final[tuple[Field, ...]] = (
 
 MEMORY_FIELDS: Final[tuple[Field, ...]] = (
     _u32("asked", "number of the last request for guest memory, made only once the one before is answered; reader"),
-    _u32("cpu", "the vCPU that is to answer, as it maps memory then; reader"),
+    _u32("cpu", "the vCPU that is to answer, as it maps memory then; the last but `asked` to be written; reader"),
     _u64("address", "guest virtual address; reader"),
     _u32("length", "bytes, at most a page; reader"),
     _u32("answered", "number of the last request that was answered; probe"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,3 +94,25 @@ def test_a_vcpu_that_waits_gives_its_memory_itself(
     for _ in range(20):
         assert len(watched.source.read_memory(int(row["pc"]), 16)) == 16
     assert len(asked.commands) < 10, asked.commands
+
+
+def test_a_slow_monitor_makes_no_vcpu_wait_for_a_stop(
+    watch: Callable[..., Watched], guest: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that stands in the probe is let go, for QEMU may be stopping; here it is not, and nobody waits for that."""
+    watched = watch("-kernel", str(guest("clean-nrk")), halt=True)
+    watched.machine.cont()
+    watched.run(lambda: any((part["flags"] & Flag.WAITING).any() for part in watched.parts))
+    execute = watched.machine.qmp.execute
+    before = watched.source.published
+
+    def slow(command: str, arguments: Any, meanwhile: Callable[[], None]) -> Any:
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline:
+            meanwhile()
+        assert watched.source.published > before
+        return execute(command, arguments, meanwhile=meanwhile)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(watched.machine.qmp, "execute", slow)
+        assert len(watched.source._read_physical(0x1000, 16)) == 16

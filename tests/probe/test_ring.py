@@ -187,6 +187,7 @@ time.sleep(60)
         start(compiled("ring_writer.c"), path, 1, 1024, 150, "wait")
         assert reader.stdout.readline() == b"waits\n"
         reader.kill()
+        reader.wait()
     source = ProbeSource(RingFile.attach(path))
     rows = everything(source)
     assert rows["seq"].tolist() == list(range(1, 151))
