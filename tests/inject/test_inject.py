@@ -177,6 +177,7 @@ def test_a_fault_is_tried_again_where_time_ran_out(monkeypatch: pytest.MonkeyPat
         ("clean-nrk", "skip-swapgs-interrupt-entry"),
         ("clean-ia32-osdev", "user-flag-iopl"),
         ("linux-amd64", "double-swapgs-interrupt-exit"),
+        ("linux-amd64", "switch-gs-base"),
         ("linux-amd64", "except-before-the-stack"),
         ("linux-amd64", "except-before-iret"),
         ("linux-amd64-nohz_full", "running-tracked"),
