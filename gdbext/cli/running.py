@@ -28,7 +28,7 @@ LINUX: Final = {32: "linux-i386", 64: "linux-amd64"}
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What ``ctxwatch run`` was asked to do; the fields are its options."""
+    """What ``ctxwatch run`` was asked to do; the fields are its options, and the demo's ``learn``."""
 
     guest: str | None = None
     qemu: Sequence[str] = ()
@@ -37,6 +37,7 @@ class Request:
     profile: str | None = None
     halt: bool = False
     hold: bool = False
+    learn: int = 0
     json: str | None = None
     record: str | None = None
     until: str | None = None
@@ -63,7 +64,7 @@ def request(args: argparse.Namespace) -> Request:
         raise UsageError(f"--timeout {args.timeout:g} is not a time", todo="give it seconds")
     if args.max_findings < 0:
         raise UsageError(f"--max-findings {args.max_findings} is not a number of findings", todo="give it 1 or more")
-    return Request(**{name: getattr(args, name) for name in Request.__dataclass_fields__})
+    return Request(**{name: getattr(args, name) for name in Request.__dataclass_fields__ if name in args})
 
 
 def run(asked: Request) -> int:
@@ -75,6 +76,7 @@ def run(asked: Request) -> int:
         options = session.Options(
             halt=asked.halt,
             hold=asked.hold,
+            learn=asked.learn,
             timeout=asked.timeout,
             max_findings=asked.max_findings,
             codes=codes.parse(asked.rules) if asked.rules else None,

@@ -7,7 +7,7 @@ import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final, Protocol
@@ -72,11 +72,13 @@ class Subject:
 class Options:
     """How it is watched.
 
+    ``learn``: entries that a halted guest runs on, through the probe, to show who wrote what was found;
     ``timeout``: seconds, None for the subject's own; ``max_findings``: 0 for all; ``record``: the recording to make.
     """
 
     halt: bool = False
     hold: bool = False
+    learn: int = 0
     timeout: float | None = None
     max_findings: int = 0
     codes: frozenset[str] | None = None
@@ -218,6 +220,8 @@ class _Run:
     """The signal that ends it."""
     halted: bool = False
     halted_cpu: int = 0
+    learning: bool = False
+    """It was halted and runs on."""
     seen: bool = False
     """``until`` was printed."""
     ended: bool = False
@@ -241,6 +245,7 @@ class _Run:
                 self._drain()
             if self.halted:
                 self._halted()
+                self._learn()
         ending = self.machine.ending()
         if ending is not None and ending.died and not self.died and not self._enough:
             self._judge(self._death())
@@ -267,6 +272,20 @@ class _Run:
             socket = self.machine.open_gdbstub()
             kernel = f" {self.subject.image.path}" if self.subject.image is not None else ""
             self.view.hold(f"gdb{kernel} -ex 'target remote {socket}'")
+
+    def _learn(self) -> None:
+        """Let a halted guest run on until the cause of what it was halted for says more; what else is found meanwhile
+        is counted alone."""
+        finding = self.engine.findings[0]
+        told, last = finding.cause, self.engine.counts.entries + self.options.learn
+        if not self.options.learn or not isinstance(self.source, ProbeSource):
+            return
+        self.halted, self.learning = False, True
+        self.options = replace(self.options, halt=False, max_findings=0)
+        self.view.note("letting it run on, to see who wrote what came back")
+        self.machine.cont()
+        while finding.cause == told and self.engine.counts.entries < last and not self._over():
+            self._step(self._tick)
 
     def _name(self, address: int) -> str:
         name = self.subject.image.symbols.name(address) if self.subject.image is not None else None
@@ -353,7 +372,7 @@ class _Run:
         elif not self.halted:  # a guest that is halted has let go of all that waited
             for row in _waiting(batch):
                 self.source.release(int(batch["cpu"][row]), False)
-        for finding in found:
+        for finding in found if not self.learning else ():
             self.view.finding(finding)
 
     def _halt(self, batch: Batch, errors: Sequence[Finding]) -> None:

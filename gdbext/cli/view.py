@@ -85,4 +85,5 @@ class TerminalView:
             self._status.stop()
         for finding, told in self._told:
             if finding.cause != told:
+                self._console.print()
                 self._console.print(text.render_learnt(finding, told))

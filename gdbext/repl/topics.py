@@ -20,9 +20,9 @@ TOPICS: Final[Mapping[str, Topic]] = {
     "connecting": Topic(
         "get at a guest: boot one, connect to one, open a recording",
         """
-        boot NAME starts a bundled guest, connect HOST:PORT reaches the gdbstub of a QEMU of your own, open FILE walks
-        a recording. There is one at a time; taking another leaves the one before. If GDB or QEMU dies, the prompt
-        says so, history and findings stay, and reconnect begins anew.
+        boot NAME starts a bundled guest, boot -- and a QEMU command line your own, connect HOST:PORT reaches a QEMU
+        that runs already, open FILE walks a recording. There is one at a time; taking another leaves the one before.
+        If GDB or QEMU dies, the prompt says so, history and findings stay, and reconnect begins anew.
         """,
     ),
     "watching": Topic(

@@ -7,6 +7,8 @@ import argparse
 from gdbext.cli.command import Command, argument
 
 GUEST = "nrk-rflags"
+_LEARN = 2000
+"""Entries after the first finding: some seconds. That it comes again, and is explained, takes a few hundred."""
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -15,7 +17,7 @@ def _run(args: argparse.Namespace) -> int:
 
     console = text.console()
     console.print(f"Booting the bundled guest {GUEST}. Its interrupt path saves every register but one.\n")
-    status = running.run(running.Request(guest=GUEST, via=args.via, max_findings=1, halt=True))
+    status = running.run(running.Request(guest=GUEST, via=args.via, max_findings=1, halt=True, learn=_LEARN))
     if status != 1:
         return status or 3
     console.print(
@@ -28,7 +30,7 @@ COMMAND = Command(
     name="demo",
     summary="catch a lost RFLAGS in a bundled guest",
     details="Boot the bundled guest whose interrupt path forgets RFLAGS, stop it at the first context that is resumed\n"
-    "with the wrong flags, and explain what happened.",
+    "with the wrong flags, and explain what happened; then let it run on until it shows who wrote those flags.",
     example="ctxwatch demo",
     arguments=(
         argument(
