@@ -56,6 +56,11 @@ class Columns:
         """A column that `make` makes row by row; of some rows of others it is theirs, where they are many."""
         return self.memo(name, lambda: make(self))
 
+    @property
+    def apart(self) -> bool:
+        """Whether the columns lie apart in memory, so that a row of general registers costs more than a column."""
+        return False
+
     def gprs(self) -> Array:
         """The sixteen general registers as an (n, 16) array."""
         return self[GPRS]
@@ -113,6 +118,10 @@ class _Taken(Columns):
 
     def __len__(self) -> int:
         return len(self._index)
+
+    @property
+    def apart(self) -> bool:
+        return self._parent.apart
 
     @property
     def dtype(self) -> np.dtype[np.void]:

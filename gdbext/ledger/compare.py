@@ -149,6 +149,11 @@ def _columns(batch: Rows) -> Columns:
 
 def _changed_registers(entries: Columns, exits: Columns) -> Mask:
     """One bit for each of the sixteen general registers that differs."""
+    if entries.apart and exits.apart:
+        found = np.zeros(len(exits), np.uint16)
+        for number, name in enumerate(GPR64):
+            found |= (entries[name] != exits[name]).astype(np.uint16) << np.uint16(number)
+        return found.astype(np.uint32)
     changed = gprs(entries) != gprs(exits)
     bits: Mask = np.packbits(changed.reshape(-1), bitorder="little").view("<u2").astype(np.uint32)
     return bits

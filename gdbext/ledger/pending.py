@@ -41,7 +41,7 @@ class Traits(NamedTuple):
     """What a context is found by. key: see :func:`gdbext.ledger.compare.keys`.  thread: a hash of address space, FS
     base, and whether it is user code.  stack: one of thread and RSP, of 32-bit code.  frame: CPU, bits of the handler,
     address.  place: a hash of frame and RSP, of kernel code.  registers: one of each group of the general registers.
-    rsp: the stack pointer.  call: RIP of a system call, else 0."""
+    rsp, rip: of the context.  call: RIP of a system call, else 0."""
 
     key: int
     thread: int
@@ -50,6 +50,7 @@ class Traits(NamedTuple):
     place: int
     registers: list[int]
     rsp: int
+    rip: int
     call: int
 
 
@@ -60,9 +61,9 @@ def traits(rows: Columns) -> list[Traits]:
     stacks = np.where(small, mixed(thread, rows["rsp"], np.uint64(0)), np.uint64(0))
     calls = np.where(is_call(rows), rows["rip"], np.uint64(0))
     frames = zip(*(rows[name].tolist() for name in ("cpu", "mode", "frame")), strict=True)
-    columns = keys(rows), thread, stacks, places(rows), rows.gprs() @ _WEIGHTS, rows["rsp"], calls
-    key, own, stack, place, groups, rsp, call = (column.tolist() for column in columns)
-    return list(map(Traits, key, own, stack, frames, place, groups, rsp, call))
+    columns = keys(rows), thread, stacks, places(rows), rows.gprs() @ _WEIGHTS, rows["rsp"], rows["rip"], calls
+    key, own, stack, place, groups, rsp, rip, call = (column.tolist() for column in columns)
+    return list(map(Traits, key, own, stack, frames, place, groups, rsp, rip, call))
 
 
 def places(rows: Columns) -> U64:
@@ -169,6 +170,11 @@ class Pending:
         """The last of them (a batch of one, or empty)."""
         waiting = self._threads.get(found_by.thread)
         return self.rows([next(reversed(waiting))]) if waiting else self._rows[:0]
+
+    def newest_rip(self, found_by: Traits) -> int | None:
+        """RIP of that one."""
+        waiting = self._threads.get(found_by.thread)
+        return self._traits[next(reversed(waiting))].rip if waiting else None
 
     def calls_at(self, rip: int) -> Batch:
         """The system calls that return to `rip`, oldest first."""

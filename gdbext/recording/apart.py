@@ -33,6 +33,10 @@ class Apart(Columns):
         return int(self._starts[-1])
 
     @property
+    def apart(self) -> bool:
+        return True
+
+    @property
     def parts(self) -> tuple[Mapping[str, Array], ...]:
         """What it was made of."""
         return self._parts

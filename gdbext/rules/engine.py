@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from gdbext.events.columns import Columns, Rows
+from gdbext.events.heap import keep_freed_memory
 from gdbext.events.row import Batch, Flag, Kind
 from gdbext.ledger.compare import is_call, is_user
 from gdbext.rules import codes as code_table
@@ -73,6 +74,7 @@ class Engine:
         codes: Collection[str] | None = None,
         guest: GuestView | None = None,
     ) -> None:
+        keep_freed_memory()
         self.policy = policy or Policy()
         self.guest: GuestView = guest or NoGuest()
         self.counts = Counts()

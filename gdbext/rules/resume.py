@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from gdbext.arch import vectors
+from gdbext.arch.paging import PAGE
+from gdbext.code.disasm import MAX_INSN
 from gdbext.events.columns import Columns
 from gdbext.events.row import Batch, Flag, How, Kind, concat
 from gdbext.ledger import compare
@@ -75,12 +77,16 @@ class ResumeJudge:
                     self._fast.forget_restarted(left, self._pending)
                     self._pending.add(left.row, left.traits)
                 continue
+            doubtful = bool(suspicious[left.position])
+            if not may_move and not doubtful and self._begins(left):
+                self.unmatched += 1
+                continue
             live = Live(left, self._pending, batch, spanning)
             if left.flags & Flag.UNREADABLE:
                 unreadable = judge_unreadable(left.row, live.all, live.near)
                 judged += [(unreadable[0], left.row, unreadable[1])] if unreadable else []
                 continue
-            judged += self._judge_exit(left, live, bool(suspicious[left.position]), may_move)
+            judged += self._judge_exit(left, live, doubtful, may_move)
         return judged
 
     def pending(self) -> Batch:
@@ -127,6 +133,23 @@ class ResumeJudge:
         if suspicious:
             for draft in returns.judge_exit(row, entry, self._policy, self._width.at(int(row["seq"][0]))):
                 yield draft, row, entry
+
+    def _begins(self, left: Left) -> bool:
+        """True if a new user context begins where others did, and none that waits could be meant instead.
+
+        The long way finds the same; most of what is left over of a healthy guest is of this kind.
+        """
+        if not left.user or left.flags & (Flag.LINEAR32 | Flag.SELF | Flag.UNREADABLE):
+            return False
+        if not self._redirects.begins(left.rip) or self._pending.find(left.traits.key):
+            return False
+        thread = self._pending.newest_rip(left.traits), *left.newest["rip"].tolist()
+        if any(rip is not None and (left.rip - rip) % PAGE <= MAX_INSN for rip in thread):  # PAGE: see fastcalls
+            return False
+        if left.beside or any(map(self._pending.find, left.below)) or len(self._pending.near(left.traits)):
+            return False
+        self._redirects.began(left.rip)
+        return True
 
     def _moved(self, entry: Batch, row: Batch) -> bool:
         """True if either GS base is the own one of the CPU that ran the context then."""
