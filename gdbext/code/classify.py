@@ -86,6 +86,18 @@ def stores_stack_pointer(insn: Insn) -> bool:
     )
 
 
+def takes_stack_pointer(insn: Insn) -> str:
+    """The register that `insn` sets to RSP, by ``mov`` or ``xchg``; "" if it sets none. RBP is none: it points to
+    frames."""
+    if insn.name not in ("mov", "xchg") or insn.memory is not None:
+        return ""
+    names = [o.name for o in insn.operands if isinstance(o, Reg)]
+    if "rsp" not in names or len(names) < 2 or (insn.name == "mov" and names[0] == "rsp"):
+        return ""
+    other = names[names[0] == "rsp"]
+    return "" if other in ("rsp", "rbp") else other
+
+
 _LOOK_BACK: Final = 12
 """Instructions looked back for the constant that a register holds."""
 _IMPLICIT: Final = frozenset(

@@ -21,6 +21,7 @@ from gdbext.code.classify import (
     skips_speculation_trap,
     stack_source,
     stores_stack_pointer,
+    takes_stack_pointer,
 )
 from gdbext.code.disasm import Code, Flow, Insn
 from gdbext.code.operands import Mem, Reg
@@ -151,6 +152,8 @@ _BASE_ACCESS: Final = frozenset({"rdfsbase", "rdgsbase", "wrfsbase", "wrgsbase"}
 _WORDS: Final = {
     "iret": 2, "iretd": 4, "iretq": 8, "sysret": 4, "sysretq": 8, "sysexit": 4, "sysexitq": 8,
 }  # fmt: skip
+_PUT_AWAY: Final = 16
+"""Instructions behind the one that copies RSP in which the copy is stored."""
 _ZEROES: Final = b"\0\0"
 """``add [rax], al``: what zeroed memory decodes to."""
 
@@ -275,8 +278,22 @@ class _Explorer:
             source = stack_source(insn)
             if source and source != "control":
                 reach.stack_switches.append(StackSwitch(insn.address, source, depth))
-            elif stores_stack_pointer(insn):
+            if stores_stack_pointer(insn) or self._is_put_away(insn):
                 self.rsp_stores.append(insn.address)
+
+    def _is_put_away(self, insn: Insn) -> bool:
+        """True if `insn` sets a register to RSP that is then stored in memory off the stack."""
+        register, end = takes_stack_pointer(insn), insn.end
+        for _ in range(_PUT_AWAY if register else 0):
+            following = self.code.insn(end)
+            if following is None or following.flow is not Flow.NEXT or following.writes_register(register):
+                return False
+            target, end = following.destination, following.end
+            if following.name != "mov" or not isinstance(target, Mem) or target.base in ("rsp", "rbp"):
+                continue
+            if isinstance(following.source, Reg) and following.source.name == register:
+                return True
+        return False
 
     def _finish(self) -> None:
         """Put the lists in order of address and look for thread switches among the functions met."""

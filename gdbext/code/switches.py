@@ -42,9 +42,10 @@ def switch_after(code: Code, graph: Flows, store: int, function: int) -> SwitchF
     to the end; a path that takes RSP back from a frame pointer or from the new stack (``pop rsp``) only borrowed
     another stack.
     """
-    load = 0
+    first = code.insn(store)
+    load = store if first is not None and stack_source(first) else 0  # an exchange is both
     ends: set[int] = set()
-    work = [(following, 0) for following in graph.successors[store]]
+    work = [(following, load) for following in graph.successors[store]]
     seen = set(work)
     for _ in range(_SWITCH_STEPS):
         if not work:

@@ -291,16 +291,31 @@ static insn decode(const uint8_t *bytes, size_t length, unsigned bits)
     return i;
 }
 
-/* The register that the instruction (lea) sets to RSP as it is behind the return of a function; NO_REG: none. */
+/* The register that the instruction sets to RSP, by mov or xchg, or by lea to RSP as it is behind the return of a function;
+ * NO_REG: none. RBP is none: it points to frames. */
 static inline uint8_t takes_rsp(const uint8_t *bytes, size_t length, unsigned bits)
 {
     unsigned rex = bits == 64 ? bytes[0] : 0, at = bits == 64;
+    enum { RSP = 4, RBP = 5 };
 
-    if (length != at + 4 || (bits == 64 && (rex & 0xfb) != 0x48) || bytes[at] != 0x8d ||
-        (bytes[at + 1] & 0xc7) != 0x44 || bytes[at + 2] != 0x24 || bytes[at + 3] != bits / 8) {
+    if ((bits == 64 && (rex & 0xf8) != 0x48) || length < at + 1) {
         return NO_REG;
     }
-    return (bytes[at + 1] >> 3 & 7) | (rex & 4) << 1;
+    if (length == at + 1 && bytes[at] == 0x94 && !(rex & 1)) {
+        return 0;
+    }
+    unsigned op = bytes[at], modrm = length > at + 1 ? bytes[at + 1] : 0;
+    unsigned reg = (modrm >> 3 & 7) | (rex & 4) << 1, rm = (modrm & 7) | (rex & 1) << 3;
+    if (length == at + 4 && !(rex & 3) && op == 0x8d && (modrm & 0xc7) == 0x44 && bytes[at + 2] == 0x24 &&
+        bytes[at + 3] == bits / 8) {
+        return (uint8_t)reg;
+    }
+    bool from_reg = op == 0x89 || op == 0x87, from_rm = op == 0x8b || op == 0x87;
+    if (length != at + 2 || modrm < 0xc0) {
+        return NO_REG;
+    }
+    unsigned taken = from_reg && reg == RSP ? rm : from_rm && rm == RSP ? reg : RSP;
+    return taken == RSP || taken == RBP ? NO_REG : (uint8_t)taken;
 }
 
 /* Does the instruction store the register `reg` in memory that is not on the stack? */

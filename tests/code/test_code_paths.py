@@ -170,6 +170,24 @@ def test_switch_that_ends_in_a_tail_jump(assemble: Any) -> None:
     assert found.ends == (snippet["end"],)
 
 
+@pytest.mark.parametrize(
+    "turn",
+    ["xchg %rsp, %rsi; mov %rsi, (%rdi)", "mov %rsp, %rax; mov %rsi, %rsp; mov %rax, (%rdi)"],
+    ids=["xchg", "copied"],
+)
+def test_switch_by_another_register(assemble: Any, turn: str) -> None:
+    snippet = assemble(f"""
+    entry: call switch
+        iretq
+    switch: push %rbx
+        {turn}
+        pop %rbx
+    end: ret
+    """)
+    (found,) = explore(snippet.code, [snippet["entry"]]).switch_functions
+    assert (found.entry, found.ends) == (snippet["switch"], (snippet["end"],))
+
+
 def test_borrowing_a_stack_is_no_switch(assemble: Any) -> None:
     snippet = assemble("""
     entry: call on_irq_stack

@@ -117,10 +117,13 @@ def test_kinds(decode: Callable[[int, list[bytes]], list[Decoded]], bits: int, c
     ("bits", "code", "takes"),
     [
         (64, "488d542408", 2), (64, "4c8d442408", 8), (64, "488d542410", NO_REG), (64, "8d542408", NO_REG),
-        (64, "488d5508", NO_REG), (32, "8d542404", 2), (32, "8d542408", NO_REG), (64, "4889e2", NO_REG),
+        (64, "488d5508", NO_REG), (32, "8d542404", 2), (32, "8d542408", NO_REG), (64, "4889e2", 2),
+        (64, "4989e0", 8), (64, "488bc4", 0), (64, "4889e5", NO_REG), (64, "4889c2", NO_REG), (64, "89e2", NO_REG),
+        (64, "4887e6", 6), (64, "4887f4", 6), (64, "4894", 0), (64, "4994", NO_REG), (64, "488724", NO_REG),
+        (32, "89e0", 0), (32, "8bcc", 1), (32, "94", 0), (32, "87e6", 6), (32, "89c8", NO_REG),
     ],
 )  # fmt: skip
-def test_rsp_behind_the_return(
+def test_rsp_in_another_register(
     decode: Callable[[int, list[bytes]], list[Decoded]], bits: int, code: str, takes: int
 ) -> None:
     assert decode(bits, [bytes.fromhex(code)])[0].takes_rsp == takes

@@ -86,3 +86,26 @@ def test_an_instruction_has_few_results() -> None:
     assert codes(entry(ctx, How.EXCEPTION, vector=13), exit_(ctx | five | {"rip": 0x400002})) == [
         ("CW101", "rax,rcx,rdx,rbx,rsi")
     ]
+
+
+RDTSC, CPUID, UD2 = 0x310F << 16, 0xA20F << 16, 0x0B0F << 16
+"""As the four bytes in front of where the exit goes."""
+
+
+@pytest.mark.parametrize(
+    ("bytes_in_front", "changed", "expected"),
+    [
+        (RDTSC, ("rax", "rdx"), []),
+        (RDTSC, ("rax", "rbx", "rdx"), [("CW101", "rbx")]),
+        (CPUID, ("rax", "rbx", "rcx", "rdx"), []),
+        (UD2, ("rbx",), []),
+        (0, ("rbx",), []),
+    ],
+)
+def test_the_results_are_the_instructions(
+    bytes_in_front: int, changed: tuple[str, ...], expected: list[tuple[str, str]]
+) -> None:
+    ctx = context(rip=0x400000)
+    results = dict.fromkeys(changed, 5)
+    back = exit_(ctx | results | {"rip": 0x400002, "value": bytes_in_front})
+    assert codes(entry(ctx, How.EXCEPTION, vector=13), back) == expected
