@@ -83,7 +83,10 @@ def _run(words: list[str]) -> int:
     if name is not None and commands[name].qemu and "--" in words:
         split = words.index("--")
         words, qemu = words[:split], words[split + 1 :]
-    args, unknown = parser.parse_known_args(words)
+    try:
+        args, unknown = parser.parse_known_args(words)
+    except SystemExit:  # help or version is shown; what is wrong raises UsageError
+        return 0
     command: Command | None = args.command
     if command is None:
         raise UsageError(f"unknown argument {words[0]!r}", todo="see `ctxwatch --help`")

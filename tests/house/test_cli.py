@@ -131,9 +131,10 @@ def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, check=False)
 
 
-@pytest.mark.parametrize("words", ["guests", "explain", "explain CW102", "--help"])
-def test_a_reader_that_leaves_is_no_error(words: str) -> None:
-    done = shell(f"ctxwatch {words} | true; exit ${{PIPESTATUS[0]}}")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", ["guests", "explain", "explain CW102", "--help", "run --help", "--version"])
+def test_a_reader_that_leaves_is_no_error(words: str, unbuffered: str) -> None:
+    done = shell(f"ctxwatch {words} | true; exit ${{PIPESTATUS[0]}}", PYTHONUNBUFFERED=unbuffered)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
