@@ -192,14 +192,20 @@ class Pending:
     def near(self, found_by: Traits) -> Batch:
         """The contexts of its CPU and mode whose frame lies within REACH_BYTES of this one's, words away, but not at
         it, oldest first."""
+        return self.rows(sorted(number for waiting in self._beside(found_by) for number in waiting))
+
+    def any_near(self, found_by: Traits) -> bool:
+        """True if there are such contexts."""
+        return any(self._beside(found_by))
+
+    def _beside(self, found_by: Traits) -> Iterator[dict[int, None]]:
+        """The numbers of those whose frames lie at one address, for each of these."""
         cpu, mode, frame = found_by.frame
         size, block = word_size(mode), _block(found_by.frame)[2]
-        numbers: list[int] = []
         for beside in (block - 1, block, block + 1):
             for at, waiting in self._frames.get((cpu, mode, beside), {}).items():
                 if 0 < abs(at - frame) < REACH_BYTES and (at - frame) % size == 0:
-                    numbers += waiting
-        return self.rows(sorted(numbers))
+                    yield waiting
 
     def at_place(self, found_by: Traits) -> list[int]:
         """Numbers of the kernel's contexts with the frame and the RSP of this one, on whatever CPU, newest first."""

@@ -138,7 +138,7 @@ static void instrument(block *b, struct qemu_plugin_insn *at, site *s)
 }
 
 /* Addresses that translated kernel code runs on or branches to, by hash, the latest of each: such a block is hardly
- * ever the beginning of a handler, and the loaded tables need no look for its sake. */
+ * ever the beginning of a handler, and the loaded tables need no look for its sake unless there is a frame on the stack. */
 enum { SUCCESSORS = 4096 };
 
 static _Atomic uint64_t successors[SUCCESSORS];
@@ -245,10 +245,20 @@ static void look_at_tables(vcpu *any, unsigned bits)
     }
 }
 
+/* Does the stack look as the CPU leaves it when it delivers an interrupt? */
+static bool may_be_delivered(vcpu *any, unsigned bits)
+{
+    delivery d = {.sp = vcpu_sp(any, bits), .bits = bits, .live_cs = (uint16_t)vcpu_reg(any, REG_CS)};
+    idt_gate own_stack = {.ist = 1}; /* whose RSP says nothing */
+
+    d.gate = &own_stack;
+    return (bits == 32 && (vcpu_reg(any, REG_RFLAGS) & RFLAGS_NT)) || find_frame(any, &d, true, true);
+}
+
 /* Does a block of kernel code begin a handler? */
 static bool begins_entry_point(vcpu *any, uint64_t start, unsigned bits)
 {
-    if (!told_of_entries && !is_successor(start)) {
+    if (!told_of_entries && (!is_successor(start) || may_be_delivered(any, bits))) {
         look_at_tables(any, bits);
     }
     idt_note_translated(start);

@@ -65,8 +65,9 @@ class Apart(Columns):
         for part, where, inside in self._by_part(index):
             for start in range(0, len(inside), ROWS_AT_ONCE):
                 some = slice(start, start + ROWS_AT_ONCE)
+                to, source = _run(where[some]), _run(inside[some])
                 for name in self.names:
-                    picked[name][where[some]] = part[name][inside[some]]
+                    picked[name][to] = part[name][source]
         return picked
 
     def _by_part(self, index: Indices) -> Iterator[tuple[Mapping[str, Array], Indices, Indices]]:
@@ -98,6 +99,14 @@ def joined(batches: Sequence[Columns]) -> Columns:
     if all(isinstance(batch, Apart) for batch in batches):
         return Apart(batches[0].dtype, *parts)
     return Columns(concat([batch.rows for batch in batches]))
+
+
+def _run(index: Indices) -> Indices | slice:
+    """The same places; as a slice, which is quicker, where they lie one behind the other."""
+    first, last = int(index[0]), int(index[-1])
+    if last - first == len(index) - 1 and (np.diff(index) == 1).all():
+        return slice(first, last + 1)
+    return index
 
 
 def _column(part: Mapping[str, Array], name: str, index: Indices | slice = slice(None)) -> Array:

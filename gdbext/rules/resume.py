@@ -146,7 +146,7 @@ class ResumeJudge:
         thread = self._pending.newest_rip(left.traits), *left.newest["rip"].tolist()
         if any(rip is not None and (left.rip - rip) % PAGE <= MAX_INSN for rip in thread):  # PAGE: see fastcalls
             return False
-        if left.beside or any(map(self._pending.find, left.below)) or len(self._pending.near(left.traits)):
+        if left.beside or any(map(self._pending.find, left.below)) or self._pending.any_near(left.traits):
             return False
         self._redirects.began(left.rip)
         return True

@@ -1,6 +1,7 @@
 /*
  * A guest that runs its handlers as ordinary code, then rewrites a gate in place to lead to them and raises an exception,
- * all in a loop that has long been translated: nothing tells of the first delivery. Ends by isa-debug-exit.
+ * all in a loop that has long been translated: nothing tells of the first delivery. The last handler never ran: it is
+ * merely where a branch would go. Ends by isa-debug-exit.
  */
 #include "boot.h"
 
@@ -30,6 +31,8 @@ main:
         mov %ax, idt + (6 << GATE_SHIFT)
         ud2
         inc %edi
+        cmp $-1, %edi
+        je fourth
         cmp $(order_end - order) / 4, %edi
         jne 1b
         mov $0xf4, %edx
@@ -55,6 +58,8 @@ first:  handler
 second: handler
         .balign 64
 third:  handler
+        .balign 64
+fourth: handler
 
         .data
 order:
@@ -66,6 +71,9 @@ order:
         .endr
         .rept 10
         .long third, first, second
+        .endr
+        .rept 3
+        .long fourth
         .endr
 order_end:
         .text
