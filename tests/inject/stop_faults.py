@@ -22,12 +22,11 @@ _PATIENCE: Final = 25.0
 """Seconds in which a base write must come; the guest stands before every one for milliseconds."""
 
 
-def run_to_exit(scene: Scene, path: str, at_once: bool = False) -> int:
+def run_to_exit(scene: Scene, path: str) -> int:
     """Run to such an exit, its address; the vCPU that stands there is the selected one. Raises NotHere.
 
     An iret is one that resumes what an interrupt interrupted: of a new context nobody knows what it should be, and
-    what raised an exception the kernel may send elsewhere. A sysret likewise ends a call that waits. With `at_once`,
-    no other thread may have run since it was interrupted: one that was switched away may have been redirected, too.
+    what raised an exception the kernel may send elsewhere. A sysret likewise ends a call that waits.
     """
     leaving = scene.leaving(path)
 
@@ -43,8 +42,7 @@ def run_to_exit(scene: Scene, path: str, at_once: bool = False) -> int:
         here = waiting["frame"] == scene.stub.register("rsp")
         if path == USER or scene.word == 8:  # the frame holds an RSP
             here = waiting["rsp"] == _frame_word(scene, "rsp")
-        resumed &= here & (waiting["seq"] > (scene.live.last_switch if at_once else 0))
-        return bool(resumed.any())
+        return bool((resumed & here).any())
 
     if scene.live.run_to(leaving, wanted) is None:
         raise TooLate(f"no return to {path} code came in time")
@@ -84,7 +82,7 @@ def turn_flag(path: str, bit: int, codes: tuple[str, ...], scene: Scene) -> Inje
 
 
 def change_frame(path: str, name: str, value: Callable[[int], int], expect: Expect, scene: Scene) -> Injection:
-    leaving = run_to_exit(scene, path, at_once=name == "rip")
+    leaving = run_to_exit(scene, path)
     address = _frame_address(scene, name)
     old = _frame_word(scene, name)
     new = value(old) & ((1 << 8 * scene.word) - 1)
