@@ -109,7 +109,8 @@ class View(Protocol):
 
 @dataclass(slots=True)
 class Outcome:
-    """How a run went. ``failure``: what the guest or QEMU failed to do; it counts only where nothing was found.
+    """How a run went. ``failure``: what the guest or QEMU failed to do, or that events were lost; it counts only where
+    nothing was found.
     ``interrupted``: the signal that ended it, or 0."""
 
     report: RunReport
@@ -432,6 +433,15 @@ class _Run:
         return row
 
     def _failure(self, ending: Ending | None) -> GuestFailed | None:
+        """What of that which was asked did not come about: the guest's part first, then that all of it was seen."""
+        lost = self.source.lost
+        failure = self._went_wrong(ending)
+        if failure is None and lost:
+            what = f"{lost:,} event{'s were' if lost > 1 else ' was'} lost"
+            return GuestFailed(what, "what was interrupted or resumed there was not checked")
+        return failure
+
+    def _went_wrong(self, ending: Ending | None) -> GuestFailed | None:
         if self.interrupted or self.halted or self.seen:
             return None
         if ending is not None and ending.how in ("exit", "killed"):

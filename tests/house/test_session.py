@@ -47,9 +47,10 @@ def unreadable(address: int, length: int) -> bytes:
     raise OSError(f"{length} bytes at {address:#x} cannot be read")
 
 
-def watched(options: Options) -> tuple[Outcome, float]:
-    """The outcome of a watched run over a restless guest, and how many seconds it took."""
+def watched(options: Options, lost: int = 0, subject: Subject | None = None) -> tuple[Outcome, float]:
+    """The outcome of a watched run over a restless guest, and how many seconds it took. lost: events that it loses."""
     source: Any = Restless()
+    source.lost = lost
     machine: Any = SimpleNamespace(
         ending=lambda: None, serial=list, stop=lambda: None, console=SimpleNamespace(partial=""),
         version="0", accelerator="tcg", running=True,
@@ -61,7 +62,7 @@ def watched(options: Options) -> tuple[Outcome, float]:
     knowledge.attach(source, unreadable)
     began = time.monotonic()
     run = session._Run(
-        Subject("restless", ("qemu",)), knowledge, options, feed, view, machine, source, Engine(knowledge.policy), None
+        subject or Subject("restless", ("qemu",)), knowledge, options, feed, view, machine, source, Engine(knowledge.policy), None
     )
     return run.run(), time.monotonic() - began
 
@@ -72,6 +73,16 @@ def test_a_run_ends_at_its_time_though_events_keep_coming(halt: bool) -> None:
     assert outcome.status == 0
     assert outcome.report.counts.entries > 1
     assert seconds < 4
+
+
+def test_a_run_that_lost_events_does_not_look_clean() -> None:
+    outcome, _ = watched(Options(timeout=0.1), lost=2)
+    assert outcome.status == 3
+    assert str(outcome.failure).startswith("2 events were lost: what was interrupted or resumed there was not checked")
+    assert outcome.report.document()["events"]["lost"] == 2
+    outcome, _ = watched(Options(timeout=0.1), lost=1, subject=Subject("restless", ("qemu",), until="never"))
+    assert outcome.status == 3
+    assert "never printed 'never'" in str(outcome.failure)  # what the guest did comes first
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

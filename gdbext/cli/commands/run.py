@@ -53,7 +53,7 @@ COMMAND = Command(
     "stopped start, a QMP socket, a serial port to read. A guest that resets is paused and looked at.\n"
     "\n"
     "Exit status: 0 nothing found; 1 findings of severity error; 2 wrong usage or environment; 3 the guest or\n"
-    "QEMU failed (did not start, died without a finding, --until not seen in time).",
+    "QEMU failed (did not start, died without a finding, --until not seen in time), or events were lost.",
     example="ctxwatch run nrk-rflags\n"
     "ctxwatch run clean-nrk --via gdbstub --json -\n"
     "ctxwatch run --kernel build/kernel.elf --until 'login:' -- qemu-system-x86_64 -m 256M -cdrom os.iso",
