@@ -62,7 +62,15 @@ def watched(options: Options, lost: int = 0, subject: Subject | None = None) -> 
     knowledge.attach(source, unreadable)
     began = time.monotonic()
     run = session._Run(
-        subject or Subject("restless", ("qemu",)), knowledge, options, feed, view, machine, source, Engine(knowledge.policy), None
+        subject or Subject("restless", ("qemu",)),
+        knowledge,
+        options,
+        feed,
+        view,
+        machine,
+        source,
+        Engine(knowledge.policy),
+        None,
     )
     return run.run(), time.monotonic() - began
 
