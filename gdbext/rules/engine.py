@@ -23,6 +23,7 @@ from gdbext.rules.gs import GsJudge
 from gdbext.rules.guest import GuestView, NoGuest
 from gdbext.rules.history import History
 from gdbext.rules.kernel_base import KernelBaseJudge
+from gdbext.rules.kernel_only import KernelOnlyJudge
 from gdbext.rules.landing import LandingJudge
 from gdbext.rules.laststores import Write
 from gdbext.rules.lazy_fpu import LazyFpuJudge
@@ -93,6 +94,7 @@ class Engine:
             KernelBaseJudge(self._gs, self._width, self.history),
             self._resume,
             SelectorJudge(),
+            KernelOnlyJudge(),
             LazyFpuJudge(),
             SwitchJudge(),
             SharedStackJudge(),

@@ -3,7 +3,8 @@
 With CR0.TS set what the FPU holds need not be the running thread's, so that nothing can be compared there. But a thread
 that leaves user mode is the one that entered it last on that CPU, and an exit to the place at which it left resumes it:
 what it had in the FPU when TS was clear is known through all that follows, until TS is clear for it again. It must be
-there then, if the thread put it there itself: a thread that never used the FPU may be given a fresh one.
+there then, if the thread put it there itself: a thread that never used the FPU may be given a fresh one. So it is with
+the threads of a kernel that has no user mode; but such a thread may give way to another by a call.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from gdbext.events.row import Batch, Flag, Kind, single
 from gdbext.ledger.compare import Bools, is_user, keys
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
+from gdbext.rules.kernel_only import KernelOnly
 from gdbext.rules.verdicts import simd_differences
 
 CAPACITY: Final = 4096
@@ -43,12 +45,22 @@ class LazyFpuJudge:
         """By context; None: nothing is known, or more than one thread waits there."""
         self._running: dict[int, _Had] = {}
         """By CPU, what the thread in user mode has: seen at its return there, or before it, if TS was set then."""
+        self._alone = KernelOnly()
 
     def feed(self, batch: Columns) -> list[Judged]:
-        """Judge the returns to user mode of a batch in order of ``seq``."""
+        """Judge the returns to threads of a batch in order of ``seq``."""
         if "simd" not in batch.names:
             return []
-        rows = batch.take(np.flatnonzero(_of_users(batch)))
+        chosen, alone = _of_threads(batch), self._alone.rows(batch)
+        judged = self._judge(batch.take(np.flatnonzero(chosen & alone)), True) if alone.any() else []
+        users = chosen & ~alone & is_user(batch)
+        if alone.any() and not alone.all():
+            self._waiting.clear()
+            self._running.clear()
+        return judged + self._judge(batch.take(np.flatnonzero(users)), False)
+
+    def _judge(self, rows: Columns, alone: bool) -> list[Judged]:
+        """Judge `rows`; `alone`: there is no user mode."""
         off = (rows["flags"] & Flag.FPU_OFF) != 0
         self._lazy = self._lazy or bool(off.any())
         if not self._lazy:
@@ -56,10 +68,12 @@ class LazyFpuJudge:
         judged: list[Judged] = []
         columns = (rows["kind"], rows["cpu"], keys(rows), off)
         for at, (kind, cpu, key, hidden) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-            if kind == Kind.ENTRY:
+            if kind in (Kind.SWITCH_OUT, Kind.SWITCH_IN):
+                self._running.pop(cpu, None)
+            elif kind == Kind.ENTRY:
                 self._leaves(rows, at, cpu, key, hidden)
             else:
-                judged += self._returns(rows, at, cpu, key, hidden)
+                judged += self._returns(rows, at, cpu, key, hidden, alone)
         return judged
 
     def _leaves(self, rows: Columns, at: int, cpu: int, key: int, hidden: bool) -> None:
@@ -75,8 +89,9 @@ class LazyFpuJudge:
         if len(self._waiting) > CAPACITY:
             del self._waiting[next(iter(self._waiting))]
 
-    def _returns(self, rows: Columns, at: int, cpu: int, key: int, hidden: bool) -> list[Judged]:
-        """User code is resumed. (If TS was clear when it was interrupted, this is judged with its other registers.)"""
+    def _returns(self, rows: Columns, at: int, cpu: int, key: int, hidden: bool, alone: bool) -> list[Judged]:
+        """User code is resumed. (If TS was clear when it was interrupted, this is judged with its other registers, but
+        for those of a kernel `alone`.)"""
         had = self._waiting.pop(key, None)
         self._running.pop(cpu, None)
         if hidden:
@@ -85,17 +100,18 @@ class LazyFpuJudge:
             return []
         row = single(rows.row(at), 0)
         self._running[cpu] = _Had(row, had is not None and had.own)
-        if had is None or not had.own or not had.hidden:
+        if had is None or not had.own or not (had.hidden or alone):
             return []
         lost = simd_differences(had.seen, row)
         return [(_draft(had.seen, lost), row, had.seen)] if lost else []
 
 
-def _of_users(batch: Columns) -> Bools:
-    """Entries from and returns to user code with SIMD state."""
+def _of_threads(batch: Columns) -> Bools:
+    """Entries from and returns to a thread with SIMD state, and its switches to another one."""
     flags, kind = batch["flags"], batch["kind"]
-    chosen: Bools = ((kind == Kind.ENTRY) | (kind == Kind.EXIT)) & is_user(batch)
+    chosen: Bools = (kind == Kind.ENTRY) | (kind == Kind.EXIT)
     chosen &= (flags & (Flag.SIMD | Flag.UNREADABLE | Flag.SELF)) == Flag.SIMD
+    chosen |= (kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN)
     return chosen
 
 

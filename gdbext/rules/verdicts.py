@@ -55,7 +55,7 @@ def drafts(
     if selectors:
         found.append(_selectors(entry, row, selectors, match))
     if "fs_base" in fields:
-        found.append(_fs_base(entry, row, _others(entry, live.all, past), match))
+        found.append(fs_base(entry, row, _others(entry, live.all, past), match))
     if "gs_base" in fields and not _exchanged(entry, row):
         found.append(_user_gs(entry, row, match))
     if "simd" in fields:
@@ -186,11 +186,12 @@ def _selectors(entry: Batch, row: Batch, fields: list[str], match: str) -> Draft
     )
 
 
-def _fs_base(entry: Batch, row: Batch, others: Batch, match: str) -> Draft:
+def fs_base(entry: Batch, row: Batch, others: Batch, match: str) -> Draft:
+    """CW104: the context `entry` is resumed by the exit `row` with another FS base; `others` wait at that time."""
     found = _diffs(entry, row, ["fs_base"])
     value = row["fs_base"][0]
     cause = f"the thread's FS base (its thread-local storage) came back as {int(value):#x}"
-    owners = others[is_user(others) & (others["fs_base"] == value)] if len(others) else others
+    owners = others[(is_user(others) == is_user(row)) & (others["fs_base"] == value)] if len(others) else others
     if value == 0:
         cause += ": it was cleared"
     elif len(owners):
