@@ -36,7 +36,7 @@ exit status: 0 all was found as expected, 1 something was not, 2 wrong usage, 3 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Do what the command line asks; the exit status."""
-    args = _parser().parse_args(words)
+    args = _parser().parse_intermixed_args(words)
     try:
         if args.markdown:
             print(table.markdown([_load(path) for path in args.markdown]))

@@ -136,6 +136,7 @@ def test_the_table_counts_and_shows(tmp_path: Path, capsys: pytest.CaptureFixtur
         ([], "no guest is named"),
         (["clean-nrk", "nosuch"], "no fault is called nosuch"),
         (["nosuch", "user-flag-df"], "no bundled guest is called"),
+        (["clean-nrk", "--blind", "nosuch"], "no fault is called nosuch"),
         (["--markdown", "/nosuch"], "cannot read /nosuch"),
         (["linux-amd64", "user-flag-df", "--json", "/nosuch/r.json"], "cannot write /nosuch/r.json"),
     ],
