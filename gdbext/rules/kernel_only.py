@@ -22,19 +22,29 @@ CAPACITY: Final = 4096
 """Contexts remembered; beyond it the oldest is forgotten."""
 
 
+ALONE: Final = 64
+"""Entries and exits in a row that are kernel code's before there is said to be no other."""
+
+
 class KernelOnly:
     """Tells for how long no user code was seen."""
 
     def __init__(self) -> None:
         self.over = False
+        self._seen = 0
+        """Entries and exits."""
 
     def rows(self, batch: Columns) -> Bools:
-        """True for the rows in front of the first entry from user code, or return to it."""
+        """True for the rows behind the first ALONE and in front of the first entry from user code, or return to it."""
         before: Bools = np.full(len(batch), not self.over)
         if not self.over:
-            crossings = np.flatnonzero(((batch["kind"] == Kind.ENTRY) | (batch["kind"] == Kind.EXIT)) & is_user(batch))
+            contexts = np.flatnonzero((batch["kind"] == Kind.ENTRY) | (batch["kind"] == Kind.EXIT))
+            crossings = contexts[is_user(batch)[contexts]]
+            missing = max(ALONE - self._seen, 0)
+            before[: contexts[missing] if len(contexts) > missing else len(batch)] = False
             before[crossings[0] if len(crossings) else len(batch) :] = False
             self.over = bool(len(crossings))
+            self._seen += len(contexts)
         return before
 
 
@@ -48,7 +58,7 @@ class KernelOnlyJudge:
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge a batch in order of ``seq``; it costs nothing once user code was seen."""
-        if self._alone.over:
+        if self._is_over():
             return []
         kind, flags, alone = batch["kind"], batch["flags"], self._alone.rows(batch)
         chosen = ((kind == Kind.ENTRY) | (kind == Kind.EXIT)) & (batch["mode"] == 64) & alone
@@ -67,11 +77,14 @@ class KernelOnlyJudge:
                     judged += self._judge(waits, rows.row(first), rows)
                 if not is_exit[last]:
                     self._waiting[int(key[last])] = single(rows.row(last), 0)
-        if not alone.all():
+        if self._is_over():
             self._waiting.clear()
         for context in list(self._waiting)[: max(len(self._waiting) - CAPACITY, 0)]:
             del self._waiting[context]
         return judged
+
+    def _is_over(self) -> bool:
+        return self._alone.over
 
     def _judge(self, entry: Batch, row: Batch, rows: Columns) -> list[Judged]:
         """The verdict on the exit `row`; whose base it brings is looked for among what waited and `rows`."""

@@ -46,6 +46,7 @@ class LazyFpuJudge:
         self._running: dict[int, _Had] = {}
         """By CPU, what the thread in user mode has: seen at its return there, or before it, if TS was set then."""
         self._alone = KernelOnly()
+        self._with_users = False
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the returns to threads of a batch in order of ``seq``."""
@@ -54,7 +55,8 @@ class LazyFpuJudge:
         chosen, alone = _of_threads(batch), self._alone.rows(batch)
         judged = self._judge(batch.take(np.flatnonzero(chosen & alone)), True) if alone.any() else []
         users = chosen & ~alone & is_user(batch)
-        if alone.any() and not alone.all():
+        if users.any() and not self._with_users:
+            self._with_users = True
             self._waiting.clear()
             self._running.clear()
         return judged + self._judge(batch.take(np.flatnonzero(users)), False)
