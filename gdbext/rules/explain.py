@@ -223,7 +223,8 @@ class Explainer:
             finding.slot = f"slot {left[0]}"
             where = self._blame(finding, left[1])
             finding.cause += (
-                f". The entry path stores it in slot {left[0]}, at {where}, and the exit path never loads it from there"
+                f". The entry path stores {field} in slot {left[0]}, at {where}, and the exit path never loads it "
+                "from there"
             )
 
     def _add_source(self, finding: Finding, entry: Batch, row: Batch, field: str) -> None:

@@ -105,7 +105,7 @@ class LazyFpuJudge:
         if had is None or not had.own or not (had.hidden or alone):
             return []
         lost = simd_differences(had.seen, row)
-        return [(_draft(had.seen, lost), row, had.seen)] if lost else []
+        return [(_draft(had, lost), row, had.seen)] if lost else []
 
 
 def _of_threads(batch: Columns) -> Bools:
@@ -117,10 +117,12 @@ def _of_threads(batch: Columns) -> Bools:
     return chosen
 
 
-def _draft(seen: Batch, lost: tuple[Difference, ...]) -> Draft:
+def _draft(had: _Had, lost: tuple[Difference, ...]) -> Draft:
     cause = (
         f"the FPU is the thread's again (CR0.TS is clear), but {', '.join(d.field for d in lost)} are not what it had "
-        f"there at event {int(seen['seq'][0])}, when it was the thread's last"
+        f"there at event {int(had.seen['seq'][0])}, when it was the thread's last"
     )
     look = "the #NM handler: whose registers it saves, whose it loads, and who it takes for their owner"
+    if not had.hidden:
+        look = "whether every switch to a thread that does not own the FPU sets CR0.TS; then " + look
     return Draft("CW105", cause, look, lost, match="thread")

@@ -10,7 +10,7 @@ import numpy as np
 from gdbext.arch import flags as rf
 from gdbext.arch import vectors
 from gdbext.arch.registers import GPR64
-from gdbext.events.row import Batch, Flag, concat
+from gdbext.events.row import Batch, Flag, How, concat
 from gdbext.ledger import compare
 from gdbext.ledger.compare import agreement, is_call, is_user, space
 from gdbext.ledger.live import Live
@@ -22,6 +22,8 @@ from gdbext.rules.policy import Policy, Tracked
 STRONG_TELLING: Final = 4
 """Registers besides RSP that must agree and hold something other than zero before two contexts are called alike."""
 _FEW_BYTES: Final = 64
+_FEW: Final = 2
+"""Registers that may differ without their being moved together."""
 _MANY: Final = 4
 """Registers that must differ before another context is looked for that has all of them."""
 
@@ -117,12 +119,28 @@ def _registers(entry: Batch, row: Batch, fields: list[str], call: bool, match: s
         if a.expected == b.actual and b.expected == a.actual
     ]
     listed = " and ".join(fields) if len(fields) < 3 else ", ".join(fields)
-    if exchanged:
+    vector = int(entry["vector"][0])
+    numbered = next((d.field for d in found if d.actual == vector and len(found) > _FEW and not call), "")
+    if row["how"][0] == How.SYSRET and not call and {"rcx", "r11"} >= set(fields):
+        cause = (
+            f"sysret resumes what {vectors.name(vector)} interrupted: it takes RIP from RCX and RFLAGS from R11, so "
+            "that neither keeps its own value"
+        )
+        look = "how this exit path chooses between sysret and iret: only a system call may leave by sysret"
+    elif numbered:
+        cause = (
+            f"{listed} did not survive the handler, and {numbered} came back with {vector:#x}, the number of the "
+            "vector: what the stub pushed lies where a register is looked for"
+        )
+        look = (
+            f"what the stub of {vectors.name(vector)} pushes: an error code where the CPU pushes one, or none elsewhere"
+        )
+    elif exchanged:
         pairs = "; ".join(f"{a} came back with the value of {b} and {b} with that of {a}" for a, b in exchanged)
         cause = f"{pairs}: two slots are exchanged between save and restore"
         look = "the order of the slots (or of push and pop) on the save path beside that of the restore path"
     elif call:
-        what = vectors.name(int(entry["vector"][0]))
+        what = vectors.name(vector)
         cause = f"{what} returned with {listed} changed; a system call may change only its results and clobbers"
         look = "where the system call path saves and restores it, or loads it after the restore"
     elif fields == ["rip"]:
