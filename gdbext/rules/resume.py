@@ -286,6 +286,10 @@ class ResumeJudge:
         if jumped.any():
             jumped &= ~self._may_redirect(live, row)
         foreign = ~same_space & same_rip & same_rsp & strong & (equal == 15) & ~call
+        elsewhere = ~same_space & same_rip & same_rsp & call & (masks & compare.GPR_BITS == 0)
+        if elsewhere.any():
+            elsewhere &= (live["fs_base"] == row["fs_base"]) & (live["seq"] < _last_stopped(waiting.all, row))
+        foreign |= elsewhere
         for where, cleared in ((restarted, BIT["rip"] | BIT["rax"]), (moved, 0), (jumped, 0), (foreign, 0)):
             hits = np.flatnonzero(where)
             if len(hits):
@@ -337,3 +341,10 @@ class ResumeJudge:
         since = max(last.tolist() + mine["seq"][:1].tolist(), default=int(row["seq"][0]))
         switched: compare.Bools = (live["cpu"] != row["cpu"]) | (live["seq"] < since)
         return switched
+
+
+def _last_stopped(live: Batch, row: Batch) -> int:
+    """When the last of the contexts `live` was interrupted, not by a call, in the address space of the exit `row`; 0 if
+    none is waiting there. A process that a call begins has page tables with nobody in them, or nobody that lives on."""
+    there = live[is_user(live) & ~is_call(live) & (space(live) == space(row))]
+    return int(there["seq"].max()) if len(there) else 0

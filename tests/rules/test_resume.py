@@ -47,6 +47,27 @@ def test_lost_register(lost: str) -> None:
     assert codes(entry(context()), exit_(context() | {lost: 0xDEAD})) == [("CW101", lost)]
 
 
+def said(*rows: Batch) -> tuple[str, str]:
+    """Cause and advice of the one finding."""
+    engine = Engine()
+    (finding,) = engine.feed(stamp(batch(*rows)))
+    return finding.cause, finding.look_at
+
+
+def test_what_an_interrupt_stopped_may_not_leave_by_sysret() -> None:
+    cause, look = said(entry(context()), exit_(context(), How.SYSRET))
+    assert "takes RIP from RCX" in cause
+    assert "only a system call may leave by sysret" in look
+
+
+def test_a_vector_number_in_a_register_tells_of_an_error_code() -> None:
+    ctx = context()
+    moved = ctx | {"r9": vectors.PF, "rbx": ctx["r9"], "r15": ctx["rbx"]}
+    cause, look = said(entry(ctx, How.EXCEPTION, vector=vectors.PF), exit_(moved))
+    assert "r9 came back with 0xe, the number of the vector" in cause
+    assert "error code" in look
+
+
 def test_exchanged_registers_are_both_named() -> None:
     ctx = context()
     engine = Engine()
@@ -169,6 +190,15 @@ def test_where_the_base_of_a_segment_comes_from(bits: int, look: str) -> None:
     (finding,) = engine.feed(stamp(batch(*rows)))
     assert finding.code == "CW104"
     assert look in finding.look_at
+
+
+@pytest.mark.parametrize(("first", "expected"), [(False, [("CW107", "cr3")]), (True, [])])
+def test_a_call_under_page_tables_that_others_live_in(first: bool, expected: list[tuple[str, str]]) -> None:
+    """Whoever waited there before the call may be dead: a fork's child may have the page tables since."""
+    mine, others = context(1, fs_base=0x7000), context(2, cr3=0x55000000, fs_base=0x8000)
+    call, stopped = entry(mine, How.SYSCALL), entry(others)
+    back = exit_(mine | {"cr3": 0x55000000, "rax": 5}, How.SYSRET)
+    assert codes(*([stopped, call] if first else [call, stopped]), back) == expected
 
 
 def test_fork_child_is_silent() -> None:
