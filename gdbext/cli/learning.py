@@ -48,7 +48,7 @@ def request(args: argparse.Namespace) -> Request:
         )
     if not NAME.fullmatch(args.name):
         raise UsageError(f"{args.name!r} is no name for a profile", todo="use lower-case letters, digits, - and _")
-    if args.entries < 1 or args.timeout <= 0:
+    if args.entries < 1 or not args.timeout > 0:
         raise UsageError("--entries and --timeout must be more than 0")
     return Request(**{name: getattr(args, name) for name in Request.__dataclass_fields__})
 

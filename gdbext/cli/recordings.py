@@ -48,7 +48,7 @@ def replay(asked: ReplayRequest) -> int:
         Recording(Path(asked.file)) as recording,
         output.document(asked.json) if asked.json else contextlib.nullcontext() as document,
     ):
-        chosen = codes.parse(asked.rules) if asked.rules else None
+        chosen = codes.parse(asked.rules) if asked.rules is not None else None
         work = Replay(recording, _policy(asked.profile, recording, view.note), chosen, asked.max_findings)
         started = time.monotonic()
         events = 0

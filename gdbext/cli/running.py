@@ -60,7 +60,7 @@ def request(args: argparse.Namespace) -> Request:
         raise UsageError("--stripped is for bundled guests", todo="leave it out")
     if args.hold and not args.halt:
         raise UsageError("--hold keeps a guest that --halt has stopped", todo="give both")
-    if args.timeout is not None and args.timeout <= 0:
+    if args.timeout is not None and not args.timeout > 0:  # NaN is neither
         raise UsageError(f"--timeout {args.timeout:g} is not a time", todo="give it seconds")
     if args.max_findings < 0:
         raise UsageError(f"--max-findings {args.max_findings} is not a number of findings", todo="give it 1 or more")
@@ -79,7 +79,7 @@ def run(asked: Request) -> int:
             learn=asked.learn,
             timeout=asked.timeout,
             max_findings=asked.max_findings,
-            codes=codes.parse(asked.rules) if asked.rules else None,
+            codes=codes.parse(asked.rules) if asked.rules is not None else None,
             record=Path(asked.record) if asked.record else None,
         )
         knowledge = knowledge_of(asked.profile or profile or _recognised(subject.image, view), subject.image, view.note)

@@ -16,10 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import platformdirs
-
 from gdbext.errors import EnvironmentUnusable, UsageError
-from gdbext.qemu import linux
+from gdbext.qemu import cache, linux
 from gdbext.qemu.machine import ARCHITECTURES
 from gdbext.rules.codes import CODES
 
@@ -204,10 +202,9 @@ def build(guest: Guest, *, stripped: bool = False) -> Path:
         if stripped:
             raise UsageError(f"{guest.name} has no stripped variant", todo="leave --stripped out")
         return linux.build(guest.linux) / linux.KERNEL
-    directory = platformdirs.user_cache_path("ctxwatch") / "guests" / f"{guest.name}-{_fingerprint(guest)}"
+    directory = cache.directory("guests") / f"{guest.name}-{_fingerprint(guest)}"
     if not directory.is_dir():
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".build-", dir=directory.parent) as scratch:
+        with tempfile.TemporaryDirectory(prefix=".build-", dir=cache.made("guests")) as scratch:
             _make(guest, Path(scratch) / "out")
             _install(Path(scratch), directory)
     return directory / (STRIPPED if stripped else KERNEL)

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import platformdirs
 
 from gdbext.arch import vectors
 from gdbext.arch.addresses import MASK64
 from gdbext.errors import UsageError, printable
-from gdbext.qemu import bzimage, child
+from gdbext.qemu import bzimage, cache, child
 from gdbext.rules import fixups
 from gdbext.rules.fixups import Fixups
 
@@ -249,11 +248,11 @@ def _text(names: bytes, start: int) -> str:
 
 def _unpacked(path: Path, data: bytes) -> Path:
     """The ELF file made from the bzImage `data`, out of the cache if it was made before."""
-    cached = platformdirs.user_cache_path("ctxwatch") / "kernels" / f"{hashlib.sha256(data).hexdigest()[:32]}.elf"
+    name = f"{hashlib.sha256(data).hexdigest()[:32]}.elf"
+    cached = cache.directory("kernels") / name
     if cached.exists():
         return cached
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    partial = cached.with_suffix(f".{os.getpid()}")
+    partial = cache.made("kernels") / f"{name}.{os.getpid()}"
     from vmlinux_to_elf.core.elf_symbolizer import ElfSymbolizer
 
     try:

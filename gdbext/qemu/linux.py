@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import platformdirs
-
 from gdbext.errors import EnvironmentUnusable
-from gdbext.qemu import apt, cpio
+from gdbext.qemu import apt, cache, cpio
 
 SOURCES: Final = Path(__file__).parents[2] / "tests" / "linux"
 INIT: Final = "init"
@@ -49,7 +47,7 @@ class Kernel:
     def directory(self) -> Path:
         """Where it is kept once it is fetched."""
         name = f"{self.package}-{_DEBIAN_ARCH[self.arch]}-{self.release or apt.running_release()}"
-        return platformdirs.user_cache_path("ctxwatch") / "linux" / name
+        return cache.directory("linux") / name
 
 
 def fetch(kernel: Kernel) -> Path:
@@ -58,8 +56,7 @@ def fetch(kernel: Kernel) -> Path:
     Raises EnvironmentUnusable where it cannot be had. Safe against another process fetching the same.
     """
     if not kernel.directory.is_dir():
-        kernel.directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=kernel.directory.parent) as scratch:
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache.made("linux")) as scratch:
             ready = Path(scratch) / "ready"
             ready.mkdir()
             _download(kernel, Path(scratch), ready)
@@ -91,7 +88,7 @@ def build(kernel: Kernel) -> Path:
     fetched = fetch(kernel)
     directory = fetched.with_name(f"{fetched.name}-{_fingerprint(fetched, kernel.arch)}")
     if not directory.is_dir():
-        with tempfile.TemporaryDirectory(prefix=".build-", dir=directory.parent) as scratch:
+        with tempfile.TemporaryDirectory(prefix=".build-", dir=cache.made("linux")) as scratch:
             out, ready = Path(scratch) / "out", Path(scratch) / "ready"
             _make(kernel.arch, out)
             ready.mkdir()

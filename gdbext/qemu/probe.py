@@ -20,9 +20,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-import platformdirs
-
 from gdbext.errors import EnvironmentUnusable, UsageError
+from gdbext.qemu import cache
 from gdbext.sources.ring import DEFAULT_ROWS, c_layout
 
 APIS: Final = (4, 5, 6, 7)
@@ -54,13 +53,13 @@ def build(qemu: Path, cc: str = "cc", accelerator: str = "tcg") -> ProbeBuild:
     """
     if accelerator != "tcg":
         raise EnvironmentUnusable(f"the probe needs TCG, not {accelerator}", "plugins see only code QEMU translates")
-    cache = _cache()
-    known = cache / f"qemu-{_identity(qemu)}.json"
+    kept = cache.made("probe")
+    known = kept / f"qemu-{_identity(qemu)}.json"
     api = _remembered(known)
     if api is None:
-        api = _api_of(qemu, cache, cc)
+        api = _api_of(qemu, kept, cc)
         _replace(known, json.dumps({"qemu": str(qemu), "api": api}).encode())
-    return ProbeBuild(_object(cache, cc, api), api, qemu)
+    return ProbeBuild(_object(kept, cc, api), api, qemu)
 
 
 def plugin_args(
@@ -98,15 +97,6 @@ def _escape(text: str) -> str:
     return text.replace(",", ",,")  # as QEMU's option parser has it
 
 
-def _cache() -> Path:
-    cache = platformdirs.user_cache_path("ctxwatch") / "probe"
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EnvironmentUnusable(f"cannot make {cache}", error.strerror or "", "set XDG_CACHE_HOME") from error
-    return cache
-
-
 def _identity(qemu: Path) -> str:
     """Names this very binary: a package upgrade changes size or time."""
     try:
@@ -125,13 +115,13 @@ def _remembered(known: Path) -> int | None:
     return api if api in APIS else None
 
 
-def _api_of(qemu: Path, cache: Path, cc: str) -> int:
+def _api_of(qemu: Path, kept: Path, cc: str) -> int:
     """Offer `qemu` an object of the newest API; it takes it, or says which it wants."""
     tried: set[int] = set()
     api = APIS[-1]
     while api not in tried:
         tried.add(api)
-        said = _offer(qemu, _object(cache, cc, api))
+        said = _offer(qemu, _object(kept, cc, api))
         if "ctxprobe: fits" in said:
             return api
         wanted = _wanted(said)
@@ -188,17 +178,17 @@ def _reason(said: str) -> str:
     return lines[-1].partition(": ")[2] or lines[-1] if lines else "it said nothing"
 
 
-def _object(cache: Path, cc: str, api: int) -> Path:
+def _object(kept: Path, cc: str, api: int) -> Path:
     """The shared object for `api`, built if it is not there."""
     sources = _sources()
     text = repr((sorted(sources.items()), api, cc, _FLAGS, os.uname().machine))
-    path = cache / f"ctxprobe-{api}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
+    path = kept / f"ctxprobe-{api}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
     if path.exists():
         return path
     command = shlex.split(cc) or ["cc"]
     if shutil.which(command[0]) is None:
         raise EnvironmentUnusable(f"no C compiler ({command[0]})", "the probe is built on demand", "install gcc")
-    with tempfile.TemporaryDirectory(prefix="build-", dir=cache) as directory:
+    with tempfile.TemporaryDirectory(prefix="build-", dir=kept) as directory:
         for name, content in sources.items():
             Path(directory, name).write_text(content)
         made = Path(directory, "ctxprobe.so")

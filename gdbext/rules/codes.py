@@ -61,6 +61,8 @@ CODES: Final[dict[str, Code]] = {code.code: code for code in _TABLE}
 
 def parse(text: str) -> frozenset[str]:
     """Return the codes named in `text`: a comma list of codes or families (``CW102,CW2xx``); raises UsageError."""
+    if not text.strip(", "):
+        raise UsageError("no finding code is named", todo="name some, or leave --rules out")
     chosen: set[str] = set()
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         stem = part.upper().rstrip("X")

@@ -75,8 +75,11 @@ def children(marker: str) -> list[str]:
         (["clean-nrk", "--via", "magic"], "invalid choice: 'magic'"),
         (["clean-nrk", "--timeout", "-3"], "--timeout -3 is not a time"),
         (["clean-nrk", "--timeout", "soon"], "invalid float value: 'soon'"),
+        (["clean-nrk", "--timeout", "nan"], "--timeout nan is not a time"),
         (["clean-nrk", "--max-findings", "-1"], "--max-findings -1"),
         (["clean-nrk", "--rules", "CW999"], "no finding code 'CW999'"),
+        (["clean-nrk", "--rules", ","], "no finding code is named"),
+        (["clean-nrk", "--rules", ""], "no finding code is named"),
         (["clean-nrk", "--profile", "nonesuch"], "no profile 'nonesuch'"),
         (["clean-nrk", "--kernel", "/etc/passwd"], "/etc/passwd is not a kernel that can be read"),
         (["clean-nrk", "--kernel", "/nonexistent"], "cannot read the kernel /nonexistent"),
@@ -95,6 +98,12 @@ def children(marker: str) -> list[str]:
 )
 def test_wrong_usage(words: list[str], said: str) -> None:
     refused(run(*words), 2, said)
+
+
+def test_no_place_for_the_cache(scratch: Path) -> None:
+    (scratch / "file").touch()
+    done = run("clean-nrk", XDG_CACHE_HOME=str(scratch / "file"))
+    refused(done, 2, f"cannot make {scratch}/file/ctxwatch/guests: Not a directory; set XDG_CACHE_HOME")
 
 
 def test_no_qemu(scratch: Path) -> None:

@@ -26,7 +26,7 @@ def run(extension: Extension, args: argparse.Namespace) -> None:
         gdb.write(f"No longer watching; {watch.ending()}.\n")
         return
     extension.check(Needs.GUEST)
-    chosen = codes.parse(args.rules) if args.rules else None
+    chosen = codes.parse(args.rules) if args.rules is not None else None
     if args.stream is not None and args.via == "probe":
         raise UsageError("ctx watch: --stream is for --via gdbstub")
     watch = extension.start(chosen, args.halt, args.via, args.stream)
