@@ -54,6 +54,11 @@ class Spanning:
         self._entries, self._exits = pairs.entries[some], pairs.exits[some]
         self._rows = batch.take(self._entries)
 
+    @property
+    def rows(self) -> Columns:
+        """What was interrupted."""
+        return self._rows
+
     def around(self, position: int) -> Indices:
         """The positions of those entries that lie `position` and whose exits come after it, in order."""
         before = int(np.searchsorted(self._entries, position))
@@ -93,13 +98,7 @@ class Spanning:
         """False where no frame lies within REACH_BYTES of that of `rows`, but not at it."""
         if not len(self._entries):
             return np.zeros(len(rows), bool)
-        frames, at = np.unique(self._rows["frame"]), rows["frame"]
-        reach = np.uint64(REACH_BYTES - 1)
-        first, last = np.maximum(at, reach) - reach, np.minimum(at, ~reach) + reach
-        near = np.searchsorted(frames, last, "right") - np.searchsorted(frames, first)
-        same = np.searchsorted(frames, at, "right") - np.searchsorted(frames, at)
-        beside: Bools = near != same
-        return beside
+        return is_beside(rows["frame"], np.unique(self._rows["frame"]))
 
     def may_lie_on(self, rows: Columns) -> Bools:
         """False where no kernel code with the RSP of `rows` has its frame where theirs is."""
@@ -109,35 +108,50 @@ class Spanning:
         return np.isin(places(rows), places(kernel))
 
 
-def leftover(batch: Columns, pairs: Pairs, spanning: Spanning) -> Iterator[Left]:
-    """The entries and exits that did not pair, in order."""
-    rows, whole = batch.take(pairs.rest), batch.pick(pairs.rest)
+def is_beside(at: U64, frames: U64) -> Bools:
+    """True for addresses `at` within REACH_BYTES of one of the `frames` (ascending), but not at it."""
+    reach = np.uint64(REACH_BYTES - 1)
+    first, last = np.maximum(at, reach) - reach, np.minimum(at, ~reach) + reach
+    near = np.searchsorted(frames, last, "right") - np.searchsorted(frames, first)
+    same = np.searchsorted(frames, at, "right") - np.searchsorted(frames, at)
+    beside: Bools = near != same
+    return beside
+
+
+def leftover(batch: Columns, rest: Indices, spanning: Spanning) -> Iterator[Left]:
+    """The entries and exits at `rest` of a batch, which did not pair, in order."""
+    rows, whole = batch.take(rest), batch.pick(rest)
     popped, tables = rows["stack"], page_tables(rows)
-    newest = spanning.newest_of_threads(pairs.rest, threads(rows))
+    newest = spanning.newest_of_threads(rest, threads(rows))
     some = newest >= 0
     waits, upto = batch.pick(newest[some]), np.cumsum(some)
     rsp = np.where((rows["flags"] & Flag.NO_STACK) != 0, popped[:, RSP_WORD], rows["rsp"])
     yield from map(
         Left,
-        pairs.rest.tolist(),
+        rest.tolist(),
         (whole[at : at + 1] for at in range(len(whole))),
         *(rows[name].tolist() for name in ("kind", "how", "flags", "rip")),
         is_user(rows).tolist(),
         traits(rows),
         mixed(rows["rip"], rsp, tables).tolist(),
-        _below(rows, tables),
+        _below(rows),
         (waits[end - one : end] for end, one in zip(upto.tolist(), some.tolist(), strict=True)),
         spanning.may_lie_beside(rows).tolist(),
         spanning.may_lie_on(rows).tolist(),
     )
 
 
-def _below(rows: Columns, tables: U64) -> list[tuple[int, ...]]:
-    popped = rows["stack"]
+def keys_below(rows: Columns) -> U64:
+    """The keys of the contexts whose frames would be one, two, three words further up the stack, as (n, 3)."""
+    popped, tables = rows["stack"], page_tables(rows)
     columns = []
     for words in range(1, MOST_BELOW + 1):
         user = (popped[:, words + CS_WORD] & 3) == 3
         space = np.where(user, tables, np.uint64(0))
-        columns.append(mixed(popped[:, words + RIP_WORD], popped[:, words + RSP_WORD], space).tolist())
+        columns.append(mixed(popped[:, words + RIP_WORD], popped[:, words + RSP_WORD], space))
+    return np.stack(columns, axis=1)
+
+
+def _below(rows: Columns) -> list[tuple[int, ...]]:
     framed = ((rows["how"] == How.IRET) & (rows["mode"] == 64)).tolist()
-    return [keys if known else () for keys, known in zip(zip(*columns, strict=True), framed, strict=True)]
+    return [tuple(keys) if known else () for keys, known in zip(keys_below(rows).tolist(), framed, strict=True)]

@@ -41,7 +41,7 @@ class Traits(NamedTuple):
     """What a context is found by. key: see :func:`gdbext.ledger.compare.keys`.  thread: a hash of address space, FS
     base, and whether it is user code.  stack: one of thread and RSP, of 32-bit code.  frame: CPU, bits of the handler,
     address.  place: a hash of frame and RSP, of kernel code.  registers: one of each group of the general registers.
-    rsp, rip: of the context.  call: RIP of a system call, else 0."""
+    rsp: the stack pointer.  call: RIP of a system call, else 0."""
 
     key: int
     thread: int
@@ -50,7 +50,6 @@ class Traits(NamedTuple):
     place: int
     registers: list[int]
     rsp: int
-    rip: int
     call: int
 
 
@@ -61,9 +60,9 @@ def traits(rows: Columns) -> list[Traits]:
     stacks = np.where(small, mixed(thread, rows["rsp"], np.uint64(0)), np.uint64(0))
     calls = np.where(is_call(rows), rows["rip"], np.uint64(0))
     frames = zip(*(rows[name].tolist() for name in ("cpu", "mode", "frame")), strict=True)
-    columns = keys(rows), thread, stacks, places(rows), rows.gprs() @ _WEIGHTS, rows["rsp"], rows["rip"], calls
-    key, own, stack, place, groups, rsp, rip, call = (column.tolist() for column in columns)
-    return list(map(Traits, key, own, stack, frames, place, groups, rsp, rip, call))
+    columns = keys(rows), thread, stacks, places(rows), rows.gprs() @ _WEIGHTS, rows["rsp"], calls
+    key, own, stack, place, groups, rsp, call = (column.tolist() for column in columns)
+    return list(map(Traits, key, own, stack, frames, place, groups, rsp, call))
 
 
 def places(rows: Columns) -> U64:
@@ -162,6 +161,10 @@ class Pending:
         """Every pending row, oldest first."""
         return self.rows(list(self._traits))
 
+    def columns(self) -> Columns:
+        """Every pending row, in any order."""
+        return Columns(self._rows).take(np.flatnonzero(self._waits))
+
     def thread(self, found_by: Traits) -> Batch:
         """The contexts of the same thread, as far as registers tell, oldest first."""
         return self.rows(list(self._threads.get(found_by.thread, ())))
@@ -170,11 +173,6 @@ class Pending:
         """The last of them (a batch of one, or empty)."""
         waiting = self._threads.get(found_by.thread)
         return self.rows([next(reversed(waiting))]) if waiting else self._rows[:0]
-
-    def newest_rip(self, found_by: Traits) -> int | None:
-        """RIP of that one."""
-        waiting = self._threads.get(found_by.thread)
-        return self._traits[next(reversed(waiting))].rip if waiting else None
 
     def calls_at(self, rip: int) -> Batch:
         """The system calls that return to `rip`, oldest first."""
@@ -192,20 +190,14 @@ class Pending:
     def near(self, found_by: Traits) -> Batch:
         """The contexts of its CPU and mode whose frame lies within REACH_BYTES of this one's, words away, but not at
         it, oldest first."""
-        return self.rows(sorted(number for waiting in self._beside(found_by) for number in waiting))
-
-    def any_near(self, found_by: Traits) -> bool:
-        """True if there are such contexts."""
-        return any(self._beside(found_by))
-
-    def _beside(self, found_by: Traits) -> Iterator[dict[int, None]]:
-        """The numbers of those whose frames lie at one address, for each of these."""
         cpu, mode, frame = found_by.frame
         size, block = word_size(mode), _block(found_by.frame)[2]
+        numbers: list[int] = []
         for beside in (block - 1, block, block + 1):
             for at, waiting in self._frames.get((cpu, mode, beside), {}).items():
                 if 0 < abs(at - frame) < REACH_BYTES and (at - frame) % size == 0:
-                    yield waiting
+                    numbers += waiting
+        return self.rows(sorted(numbers))
 
     def at_place(self, found_by: Traits) -> list[int]:
         """Numbers of the kernel's contexts with the frame and the RSP of this one, on whatever CPU, newest first."""

@@ -27,7 +27,7 @@ MAX_ROWS: Final = 1 << 20
 _BAD: Final = (pa.ArrowException, ValueError, OSError, KeyError, TypeError, OverflowError, MemoryError)
 """What Arrow raises on data that is not what it says."""
 _AT_ONCE: Final = pa.ipc.IpcReadOptions(use_threads=False)
-"""For a batch without rows: handing its columns to threads takes longer than reading them."""
+"""Handing columns to threads takes more of the processor in all, and longer where there is but one."""
 
 
 class StreamFile:
@@ -109,7 +109,7 @@ class StreamFile:
     def _mark(self, frame: Frame, sum_before: int | None) -> Mark:
         raw = self._bytes(frame)
         try:
-            with pa.ipc.open_stream(pa.BufferReader(self._head + raw), options=_AT_ONCE) as reader:
+            with self._reader(raw) as reader:
                 metadata = reader.read_next_batch_with_custom_metadata().custom_metadata
                 found = marks.from_metadata(dict(metadata or {}), sum_before)
         except (*_BAD, StopIteration) as error:
@@ -127,14 +127,19 @@ class StreamFile:
         if frame is None:
             raise RecordingError(f"there is no batch at byte {unit.place}")
         try:
-            message = pa.ipc.read_message(pa.BufferReader(self._bytes(frame)))
-            record = pa.ipc.read_record_batch(message, self.schema)
+            with self._reader(self._bytes(frame)) as reader:
+                record = reader.read_next_batch()
             record.validate(full=True)
-        except _BAD as error:
+        except (*_BAD, StopIteration) as error:
             raise RecordingError(f"the batch at byte {unit.place} is damaged", _first_line(error)) from error
         if record.num_rows != unit.mark.rows or record.num_rows > MAX_ROWS:
             raise RecordingError(f"the batch at byte {unit.place} is damaged")
         return columns.apart(record)
+
+    def _reader(self, message: bytes) -> pa.RecordBatchStreamReader:
+        """A reader of one message. The C library's memory is that which :mod:`gdbext.events.heap` keeps at hand."""
+        source = pa.BufferReader(self._head + message)
+        return pa.ipc.open_stream(source, options=_AT_ONCE, memory_pool=pa.system_memory_pool())
 
     def _bytes(self, frame: Frame) -> bytes:
         data = os.pread(self._fd, frame.end - frame.start, frame.start)

@@ -155,6 +155,10 @@ class Redirects:
         if len(self._beginnings) > BEGINNINGS:
             del self._beginnings[next(iter(self._beginnings))]
 
+    def begin_at(self, rips: U64) -> Bools:
+        """True where contexts began before."""
+        return np.isin(rips, np.fromiter(self._beginnings, np.uint64))
+
     def begins(self, rip: int) -> bool:
         """True if contexts began before at `rip`."""
         return rip in self._beginnings

@@ -11,11 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from gdbext.arch import vectors
-from gdbext.arch.paging import PAGE
-from gdbext.code.disasm import MAX_INSN
-from gdbext.events.columns import Columns
+from gdbext.events.columns import Columns, Indices
 from gdbext.events.row import Batch, Flag, How, Kind, concat
 from gdbext.ledger import compare
+from gdbext.ledger.beginnings import begin_alone
 from gdbext.ledger.compare import BIT, agreement, differences, is_call, is_user, space
 from gdbext.ledger.leftover import Left, Spanning, leftover
 from gdbext.ledger.live import Live
@@ -34,6 +33,9 @@ from gdbext.rules.policy import Policy
 from gdbext.rules.redirects import Redirects
 from gdbext.rules.stacklost import call_on_another_stack
 from gdbext.rules.verdicts import STRONG_TELLING
+
+MANY = 32
+"""Exits from which on it is quicker to compare all with all that waits than to look at each."""
 
 
 class ResumeJudge:
@@ -71,23 +73,38 @@ class ResumeJudge:
         spanning = Spanning(batch, pairs)
         self._lost = pairs.lost
         moves = may_end_one(batch, pairs.rest, self._history)
-        for left, may_move in zip(leftover(batch, pairs, spanning), moves.tolist(), strict=True):
+        looked_at = ~self._beginnings(batch, pairs.rest, spanning, moves | suspicious[pairs.rest])
+        left_over = leftover(batch, pairs.rest[looked_at], spanning)
+        for left, may_move in zip(left_over, moves[looked_at].tolist(), strict=True):
             if left.kind == Kind.ENTRY:
                 if not left.flags & Flag.UNREADABLE:
                     self._fast.forget_restarted(left, self._pending)
                     self._pending.add(left.row, left.traits)
-                continue
-            doubtful = bool(suspicious[left.position])
-            if not may_move and not doubtful and self._begins(left):
-                self.unmatched += 1
                 continue
             live = Live(left, self._pending, batch, spanning)
             if left.flags & Flag.UNREADABLE:
                 unreadable = judge_unreadable(left.row, live.all, live.near)
                 judged += [(unreadable[0], left.row, unreadable[1])] if unreadable else []
                 continue
-            judged += self._judge_exit(left, live, doubtful, may_move)
+            judged += self._judge_exit(left, live, bool(suspicious[left.position]), may_move)
         return judged
+
+    def _beginnings(self, batch: Columns, rest: Indices, spanning: Spanning, doubtful: compare.Bools) -> compare.Bools:
+        """True for those events at `rest`, unless `doubtful`, that are exits to new contexts where others began before.
+
+        Looking at each would find the same; most of what is left over of a healthy guest is of this kind.
+        """
+        rows = batch.take(rest)
+        alone = np.zeros(len(rest), bool)
+        exits = np.flatnonzero((rows["kind"] == Kind.EXIT) & ~doubtful & self._redirects.begin_at(rows["rip"]))
+        if len(exits) < MANY:
+            return alone
+        waiting = self._pending.columns(), rows.take(np.flatnonzero(rows["kind"] == Kind.ENTRY)), spanning.rows
+        alone[exits] = begin_alone(rows.take(exits), waiting)
+        for rip in rows["rip"][alone].tolist():
+            self._redirects.began(rip)
+        self.unmatched += int(alone.sum())
+        return alone
 
     def pending(self) -> Batch:
         """The contexts that wait to be resumed."""
@@ -133,23 +150,6 @@ class ResumeJudge:
         if suspicious:
             for draft in returns.judge_exit(row, entry, self._policy, self._width.at(int(row["seq"][0]))):
                 yield draft, row, entry
-
-    def _begins(self, left: Left) -> bool:
-        """True if a new user context begins where others did, and none that waits could be meant instead.
-
-        The long way finds the same; most of what is left over of a healthy guest is of this kind.
-        """
-        if not left.user or left.flags & (Flag.LINEAR32 | Flag.SELF | Flag.UNREADABLE):
-            return False
-        if not self._redirects.begins(left.rip) or self._pending.find(left.traits.key):
-            return False
-        thread = self._pending.newest_rip(left.traits), *left.newest["rip"].tolist()
-        if any(rip is not None and (left.rip - rip) % PAGE <= MAX_INSN for rip in thread):  # PAGE: see fastcalls
-            return False
-        if left.beside or any(map(self._pending.find, left.below)) or self._pending.any_near(left.traits):
-            return False
-        self._redirects.began(left.rip)
-        return True
 
     def _moved(self, entry: Batch, row: Batch) -> bool:
         """True if either GS base is the own one of the CPU that ran the context then."""

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gdbext.rules import resume
 from gdbext.rules.engine import Engine
-from gdbext.rules.resume import ResumeJudge
 from tests.rules.rows import Flag, How, batch, context, entry, exit_, stamp
 
-BEGINNING = 0x402000
+BEGINNING = 0x402250
 PLACES = st.sampled_from([BEGINNING, BEGINNING - 2, BEGINNING + 5, BEGINNING + 0x1000, 0x405678])
 FRAMES = st.sampled_from([0xFFFFFFFF80300000, 0xFFFFFFFF80300008, 0xFFFFFFFF80300FD8])
 _EVENT = st.tuples(
@@ -20,7 +20,11 @@ _EVENT = st.tuples(
     st.integers(1, 3),  # whose registers
     st.fixed_dictionaries(
         {"rip": PLACES, "frame": FRAMES, "cr3": st.sampled_from([0x100000, 0x200000])},
-        optional={"rsp": st.sampled_from([0x7F1000, 0x7F2000]), "rbx": st.just(0), "flags": st.just(Flag.LINEAR32)},
+        optional={
+            "rsp": st.sampled_from([0x7F1000, 0x7F2000]),
+            "fs_base": st.just(0x5000),
+            "flags": st.just(Flag.LINEAR32),
+        },
     ),
 )
 
@@ -37,7 +41,8 @@ def _row(event: tuple[str, int, dict[str, Any]]) -> Any:
 
 def _judged(rows: Any, cut: int) -> tuple[list[tuple[str, str | None, int]], int, int]:
     engine = Engine()
-    for at in range(0, len(rows), cut):
+    engine.feed(rows[:1])
+    for at in range(1, len(rows), cut):
         engine.feed(rows[at : at + cut])
     found = [(finding.code, finding.field, finding.event) for finding in engine.findings]
     return found, engine.counts.unmatched, len(engine.pending())
@@ -49,10 +54,18 @@ def test_the_short_way_finds_what_the_long_way_finds(events: list[tuple[str, int
     _both_ways(_known(BEGINNING), *map(_row, events), cut=cut)
 
 
-def test_an_instruction_that_was_emulated_may_end_where_contexts_begin() -> None:
-    before = context(1, rip=BEGINNING - 2)
-    found = _both_ways(_known(BEGINNING), entry(before, How.EXCEPTION), exit_(before | {"rip": BEGINNING}))
+@pytest.mark.parametrize("to", [BEGINNING, 0x403001])
+def test_an_instruction_that_was_emulated_may_end_where_contexts_begin(to: int) -> None:
+    before = context(1, rip=to - 2)
+    found = _both_ways(_known(to), entry(before, How.EXCEPTION), exit_(before | {"rip": to}))
     assert found == ([], 2, 0)  # it is over
+
+
+def test_a_thread_that_lost_its_base_may_stand_where_contexts_begin() -> None:
+    before, other = context(1, rip=BEGINNING), context(2)
+    rows = entry(before), exit_(other), entry(other), exit_(before | {"fs_base": 0})
+    found = _both_ways(_known(BEGINNING), *rows)
+    assert [code for code, *_ in found[0]] == ["CW104"]
 
 
 @pytest.mark.parametrize(("words", "moved"), [(-1, -8), (-1, 0x10000), (1, 8)])
@@ -62,7 +75,7 @@ def test_a_frame_that_is_missed_may_hold_an_address_where_contexts_begin(words: 
     memory = [BEGINNING, *(ctx[name] for name in ("rip", "cs", "rflags", "rsp", "ss")), 0, 0, 0, 0]
     popped = memory[1 + words : 9 + words]
     wrong = dict(zip(("rip", "cs", "rflags", "rsp", "ss"), popped, strict=False))
-    wrong |= {"cs": popped[1] & 0xFFFF | 3, "rflags": popped[2] | 0x200, "ss": 0}
+    wrong |= {"cs": popped[1] & 0xFFFF | 3, "rflags": 0x246, "ss": 0}
     after = exit_(ctx | wrong, frame=0xFFFFFFFF80300000 + moved, stack=[popped])
     found = _both_ways(_known(wrong["rip"]), entry(ctx, How.EXCEPTION), after)
     assert [code for code, *_ in found[0]] == ["CW301"]
@@ -75,8 +88,8 @@ def _known(rip: int) -> Any:
 
 def _both_ways(*rows: Any, cut: int = 100) -> tuple[list[tuple[str, str | None, int]], int, int]:
     numbered = stamp(batch(*rows))
-    short = _judged(numbered, cut)
+    long = _judged(numbered, cut)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ResumeJudge, "_begins", lambda self, left: False)
-        assert short == _judged(numbered, cut)
-    return short
+        patch.setattr(resume, "MANY", 1)
+        assert _judged(numbered, cut) == long
+    return long
