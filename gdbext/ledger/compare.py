@@ -7,6 +7,7 @@ a batch of one run the same code.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -111,7 +112,7 @@ class Law:
     preserved: tuple[tuple[int, int], ...] = ()
 
 
-def may_change(names: frozenset[str]) -> int:
+def mask_of(names: Iterable[str]) -> int:
     """The mask of the general registers `names`."""
     return sum(1 << GPR64.index(name) for name in names)
 
@@ -128,7 +129,7 @@ def differences(entries: Rows, exits: Rows, law: Law) -> Mask:
     a resume of user code with CR0.TS clear.
     """
     entries, exits = _columns(entries), _columns(exits)
-    mask = _changed_registers(entries, exits)
+    mask = changed_registers(entries, exits)
     mask[is_call(entries)] &= np.uint32(~law.call_returns & 0xFFFF_FFFF)
     mask[_small(exits)] &= np.uint32(LOW_BITS)
     for name, had_to in _HAD_TO_COME_BACK.items():
@@ -147,8 +148,8 @@ def _columns(batch: Rows) -> Columns:
     return batch if isinstance(batch, Columns) else Columns(batch)
 
 
-def _changed_registers(entries: Columns, exits: Columns) -> Mask:
-    """One bit for each of the sixteen general registers that differs."""
+def changed_registers(entries: Columns, exits: Columns) -> Mask:
+    """Per pair, one bit for each of the sixteen general registers that differs."""
     if entries.apart and exits.apart:
         found = np.zeros(len(exits), np.uint16)
         for number, name in enumerate(GPR64):

@@ -13,7 +13,7 @@ import numpy as np
 
 from gdbext.events.columns import Columns
 from gdbext.events.row import Batch, Flag, How, Kind
-from gdbext.ledger.compare import BIT, Bools, Law, by_call, differences, is_user, may_change, mixed
+from gdbext.ledger.compare import BIT, Bools, Law, by_call, differences, is_user, mask_of, mixed
 from gdbext.ledger.leftover import Left
 from gdbext.ledger.pairing import Pairs, adjacent
 from gdbext.ledger.pending import CAPACITY, Pending, threads
@@ -22,9 +22,9 @@ INT_BYTES: Final = 2
 """Length of ``int n`` (Intel SDM vol. 2, INT n)."""
 PAGE_OFFSET: Final = np.uint64(0xFFF)
 """All that is sure of where a ``sysenter`` stood: it keeps no RIP, and a page of code may be mapped at many places."""
-_EXIT_TAKES: Final = may_change(frozenset({"rax", "rcx", "rdx"}))
+_EXIT_TAKES: Final = mask_of(("rax", "rcx", "rdx"))
 """What SYSEXIT and SYSRET take RIP and RSP from, and the result."""
-_STUB_POPS: Final = _EXIT_TAKES | may_change(frozenset({"rbp"}))
+_STUB_POPS: Final = _EXIT_TAKES | mask_of(("rbp",))
 
 
 class FastCalls:

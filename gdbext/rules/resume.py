@@ -46,7 +46,7 @@ class ResumeJudge:
         self._width = width
         self._history = history
         self._law = compare.Law(
-            compare.may_change(policy.syscall_returns),
+            compare.mask_of(policy.syscall_returns),
             tuple((slot, policy.tracked[slot].mask) for slot in policy.preserved_slots),
         )
         self._pending = Pending()

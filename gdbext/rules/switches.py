@@ -7,16 +7,17 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from gdbext.arch.registers import CALLEE_SAVED_32, CALLEE_SAVED_64, GPR64
-from gdbext.events.columns import GPRS, Columns, Indices, grouped
+from gdbext.arch.registers import CALLEE_SAVED_32, CALLEE_SAVED_64
+from gdbext.events.columns import Columns, Indices, grouped
 from gdbext.events.row import Batch, How, Kind, single
+from gdbext.ledger.compare import changed_registers, mask_of
 from gdbext.ledger.pairing import adjacent
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 
 CAPACITY: Final = 4096
-_SAVED_64: Final = np.array([name in CALLEE_SAVED_64 for name in GPR64])
-_SAVED_32: Final = np.array([name in CALLEE_SAVED_32 for name in GPR64])
+_SAVED_64: Final = np.uint32(mask_of(CALLEE_SAVED_64))
+_SAVED_32: Final = np.uint32(mask_of(CALLEE_SAVED_32))
 CODE_REACH: Final = 1 << 31
 """Bytes a near call reaches: a caller is no further from its function."""
 
@@ -77,9 +78,8 @@ def _changed(rows: Columns, left: Indices, back: Indices) -> tuple[list[int], li
     to = rows["stack"][:, 0]
     same = to[left] == to[back]
     left, back = left[same], back[same]
-    differ = rows.at(GPRS, left) != rows.at(GPRS, back)
-    saved = np.where((rows["mode"].take(back) == 64)[:, None], _SAVED_64, _SAVED_32)
-    lost = (differ & saved).any(axis=1)
+    saved = np.where(rows["mode"].take(back) == 64, _SAVED_64, _SAVED_32)
+    lost = (changed_registers(rows.take(left), rows.take(back)) & saved) != 0
     return left[lost].tolist(), back[lost].tolist()
 
 
