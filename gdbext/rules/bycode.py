@@ -17,17 +17,19 @@ from gdbext.code.disasm import Code, Flow, Insn
 from gdbext.code.flags_on_entry import flags_on_entry
 from gdbext.code.operands import Mem
 from gdbext.code.paths import Entry, Gateway, Limits, explore
-from gdbext.events.columns import Array, Columns, any_of
+from gdbext.events.columns import Columns, Indices, any_of
 from gdbext.events.row import Batch, Flag, How, Kind
-from gdbext.ledger.compare import Bools, is_user
+from gdbext.ledger.compare import U64, is_user
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 from gdbext.rules.guest import GuestView
 
 RED_ZONE: Final = 128
 """Bytes below RSP that a leaf function may use (System V AMD64 psABI, 3.2.2)."""
-MANY: Final = 1 << 16
-"""Places remembered."""
+SLOT_BITS: Final = 17
+"""Binary digits of the number of places remembered that were found spotless."""
+NOWHERE: Final = np.uint64(2**64 - 1)
+"""No place: no instruction begins at the last byte there is."""
 AHEAD: Final = 48
 """Instructions looked ahead from an interrupted place."""
 JUDGED_FLAGS: Final = rf.DF | rf.NT
@@ -41,8 +43,8 @@ class CodeJudge:
         self._codes = {64: Code(guest.read, 64), 32: Code(guest.read, 32)}
         self._fmask: int | None = None
         self._leaks: dict[tuple[int, int, str], dict[int, int]] = {}
-        self._spotless = np.empty(0, np.uint64)
-        """Places, by hash, whose code does not use a red zone, ascending."""
+        self._spotless = np.full(1 << SLOT_BITS, NOWHERE)
+        """Places whose code does not use a red zone, each in the slot of its hash, whence it ousts another."""
         self._uses: dict[tuple[int, int, bool], Insn | None] = {}
 
     def feed(self, batch: Columns) -> list[Judged]:
@@ -70,15 +72,15 @@ class CodeJudge:
             return []
         alias = (rows["rbp"] == rows["rsp"]).astype(np.uint64)
         places = rows["rip"] ^ (alias << np.uint64(60)) ^ ((rows["rsp"] & np.uint64(15)) << np.uint64(52))
-        unknown = np.flatnonzero(~_among(places, self._spotless))
+        unknown = np.flatnonzero(self._spotless.take(_slots(places)) != places)
         distinct, first = np.unique(places[unknown], return_index=True)
         guilty: list[int] = []
         spotless: list[int] = []
         for at in np.argsort(first).tolist():
             uses = self._red_zone(rows.row(int(unknown[first[at]])))
             (spotless if uses is None else guilty).append(distinct[at])
-        if spotless and len(self._spotless) < MANY:
-            self._spotless = np.sort(np.concatenate((self._spotless, spotless)))
+        clean = np.array(spotless, np.uint64)
+        self._spotless[_slots(clean)] = clean
         judged: list[Judged] = []
         for index in np.flatnonzero(any_of(places, guilty)).tolist():
             row = rows.row(index)
@@ -164,13 +166,9 @@ class CodeJudge:
         return None
 
 
-def _among(values: Array, ascending: Array) -> Bools:
-    """Where each of `values` is one of many that are in order."""
-    if not len(ascending):
-        return np.zeros(len(values), bool)
-    at = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
-    found: Bools = ascending[at] == values
-    return found
+def _slots(places: U64) -> Indices:
+    """The slot of each place: the upper digits of a product that all its digits went into."""
+    return (places * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - SLOT_BITS)).astype(np.intp)
 
 
 def _ahead(insn: Insn, alias: bool) -> list[int]:

@@ -44,18 +44,16 @@ class ParityCount:
 
     def _one_cpu(self, cpu: int, synced: Bools, swaps: Bools) -> Parity:
         start = self._after.get(cpu, UNKNOWN)
-        toggles = np.cumsum(swaps)
-        before: npt.NDArray[np.int64] = toggles - swaps
-        position = np.where(synced, np.arange(1, len(synced) + 1), 0)
-        latest = np.maximum.accumulate(position)
+        odd = np.bitwise_xor.accumulate(swaps.view(np.int8))  # whether the swaps so far are odd
+        latest = np.maximum.accumulate(np.where(synced, np.arange(1, len(synced) + 1, dtype=np.int32), np.int32(0)))
         # The sync point that counts for a row is the last one strictly before it.
-        ahead = np.concatenate(([0], latest[:-1]))
-        base = np.where(ahead > 0, toggles[ahead - 1], 0)
-        first = np.where(ahead > 0, USER, start)
-        result = np.where(first == UNKNOWN, UNKNOWN, (first + before - base) & 1).astype(np.int8)
+        ahead = np.concatenate((latest[:1] * 0, latest[:-1]))
+        since = odd ^ swaps ^ np.where(ahead > 0, odd[ahead - 1], np.int8(0))
+        first = np.where(ahead > 0, np.int8(USER), np.int8(start))
+        result = np.where(first == UNKNOWN, np.int8(UNKNOWN), first ^ since)
         last_sync = int(latest[-1])
-        rest = int(toggles[-1]) - (int(toggles[last_sync - 1]) if last_sync else 0)
-        self._after[cpu] = USER ^ (rest & 1) if last_sync else (start if start == UNKNOWN else start ^ (rest & 1))
+        rest = int(odd[-1]) ^ (int(odd[last_sync - 1]) if last_sync else 0)
+        self._after[cpu] = USER ^ rest if last_sync else (start if start == UNKNOWN else start ^ rest)
         return result
 
 
