@@ -10,12 +10,15 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from gdbext import __version__
 from gdbext.cli.command import Command, discover
 from gdbext.cli.output import reader_left, settle
 from gdbext.errors import CtxwatchError, UsageError, printable
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 
 class Terminated(BaseException):
@@ -31,6 +34,11 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, todo=f"see `{self.prog} --help`")
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        """As argparse does up to Python 3.11; later it keeps silent about an output that takes nothing."""
+        if message:
+            (file or sys.stderr).write(message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
