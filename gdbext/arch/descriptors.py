@@ -1,4 +1,5 @@
-"""IDT gates (Intel SDM vol. 3A, figures 6-2 and 6-8) and what STAR makes of SYSRET's selectors (vol. 2, SYSRET)."""
+"""Descriptors: gates (Intel SDM vol. 3A, figures 6-2 and 6-8), segments (figure 3-8), and what STAR makes of SYSRET's
+selectors (vol. 2, SYSRET)."""
 
 from __future__ import annotations
 
@@ -40,6 +41,11 @@ def decode_idt(table: bytes, bits: int) -> list[Gate]:
             )
         )
     return gates
+
+
+def segment_base(descriptor: bytes) -> int:
+    """The linear address at which the segment of a code or data `descriptor` (its 8 bytes) begins."""
+    return int.from_bytes(descriptor[2:5], "little") | descriptor[7] << 24
 
 
 def sysret_selectors(star: int, to_64_bit: bool) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from gdbext.sources.rowstream import (
     ROWS,
     WATCH,
     answer,
+    failure,
     parse_request,
     parse_watch,
     request_size,
@@ -39,6 +40,9 @@ class Sink(Protocol):
 
     def settle(self) -> None:
         """The guest stands still for the user: what was put so far is to take effect."""
+
+    def fail(self, error: CtxwatchError) -> None:
+        """No more rows, because of `error`."""
 
     def close(self) -> None:
         """No more rows."""
@@ -133,6 +137,9 @@ class EngineSink:
     def settle(self) -> None:
         self._judge()
 
+    def fail(self, error: CtxwatchError) -> None:
+        """The watch tells the user."""
+
     def close(self) -> None:
         self._judge()
         self._judging.finish()
@@ -178,6 +185,10 @@ class StreamSink:
     def settle(self) -> None:
         with contextlib.suppress(OSError):
             self._serve(False)
+
+    def fail(self, error: CtxwatchError) -> None:
+        with contextlib.suppress(OSError):  # the reader is gone
+            self._socket.sendall(failure(error))
 
     def close(self) -> None:
         self._socket.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gdbext.arch.descriptors import decode_idt
 from gdbext.gdb import discover
 from gdbext.gdb.capture import Handler
 
@@ -67,6 +68,10 @@ class Tables:
             for handler in discover.of_table(table.raw, table.bits):
                 found.setdefault(handler.address, handler)
         return list(found.values())
+
+    def selectors(self) -> set[int]:
+        """The code segments of the handlers of all tables in use."""
+        return {gate.selector for table in self._tables.values() for gate in decode_idt(table.raw, table.bits)}
 
     def describe(self) -> list[tuple[int, int]]:
         """(base, limit) of each table in use."""

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import gdb
 
+from gdbext.arch.descriptors import segment_base
 from gdbext.errors import CtxwatchError, printable
 from gdbext.gdb import layout
 from gdbext.gdb.layout import Layout, Registers
@@ -14,6 +15,7 @@ from gdbext.gdb.layout import Layout, Registers
 _CHUNK: Final = 0xFFB
 """Bytes of a target description asked for at a time (QEMU's packets hold 4096)."""
 _IDTR: Final = re.compile(r"\bIDT=\s*([0-9a-f]+)\s+([0-9a-f]+)")
+_GDTR: Final = re.compile(r"\bGDT=\s*([0-9a-f]+)\s")
 _ESCAPED: Final = re.compile(rb"}(.)", re.DOTALL)
 STOP_IT: Final = "stop it with interrupt or Ctrl-C first"
 """What to do where the guest must stand still."""
@@ -99,6 +101,15 @@ class Target:
         """The selected vCPU's IDTR from the monitor, or None where it does not tell."""
         found = _IDTR.search(self.monitor(f"info registers {self.cpu()}"))
         return Idtr(int(found[1], 16), int(found[2], 16)) if found else None
+
+    def segment_base(self, selector: int) -> int:
+        """The linear address at which the segment `selector` of the selected vCPU's GDT begins; 0 where neither monitor
+        nor memory tells."""
+        found = _GDTR.search(self.monitor(f"info registers {self.cpu()}"))
+        try:
+            return segment_base(self.read(int(found[1], 16) + (selector & ~7), 8)) if found else 0
+        except OSError:
+            return 0
 
     def _find_layout(self) -> Layout | None:
         """The layout of a ``g`` reply; None if the stub describes none or GDB will not let packets through."""

@@ -70,6 +70,8 @@ class Watch:
         self._image = image.segments(kernel) if kernel else []
         entry_point = image.entry_point(kernel) if kernel else None
         self._last: dict[int, Registers] = {}
+        self._flat: set[int] = set()
+        """Selectors of segments known to begin at 0."""
         self.machine = Machine(guest.read, self._image, entry_point)
         self.points = Points(self.hit)
         self.stores = stores
@@ -122,6 +124,7 @@ class Watch:
                 "no kernel image is known that would tell where it will",
                 "give one with the file command, or watch once the kernel runs",
             )
+        self._refuse_moved()
         self.points.cover(self.machine.plan)
 
     def record(self, path: Path, guest: str, qemu: QemuFacts, note: Callable[[str], None]) -> None:
@@ -180,6 +183,7 @@ class Watch:
                 traceback.print_exc()
             self.failed = CtxwatchError("watching failed", f"{type(error).__name__}: {error}")
         if not self._closed:  # else the guest is gone, which has been told
+            self.sink.fail(self.failed)
             self._say(f"{self.failed}; the guest runs on unwatched")
         return False
 
@@ -189,6 +193,8 @@ class Watch:
         self.sink.settle()
         with contextlib.suppress(CtxwatchError, OSError):  # it may have stopped for good
             survey.follow(self.target, self.machine, self._image)
+            if self.failed is None:
+                self._take(self._refuse_moved)
             self.points.cover(self.machine.plan)
         self.points.keep_only(self.machine.plan)
 
@@ -235,8 +241,24 @@ class Watch:
                 halt |= self._put(row)
         self.machine.follow()
         if self.machine.plan is not before:
+            self._refuse_moved()
             self.points.cover(self.machine.plan)
         return halt
+
+    def _refuse_moved(self) -> bool:
+        """Raise CtxwatchError if a handler's segment begins elsewhere than at 0: QEMU stops at linear addresses and
+        tells GDB EIP, which then knows none of its breakpoints again."""
+        new = self.machine.tables.selectors() - self._flat if self.machine.tables.bits == 32 else set()
+        for selector in sorted(new):
+            base = self.target.segment_base(selector)
+            if base:
+                raise CtxwatchError(
+                    f"the kernel's code segment {selector:#x} begins at {base:#x}",
+                    "GDB's breakpoints are good only where segments begin at 0",
+                    "watch it through the probe, which follows it there",
+                )
+            self._flat.add(selector)
+        return False
 
     def _store(self, start: int, end: int, address: int) -> bool:
         registers = self.target.registers(address)

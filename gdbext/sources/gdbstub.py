@@ -18,7 +18,18 @@ from gdbext.errors import CtxwatchError, EnvironmentUnusable, NotCapable
 from gdbext.events.row import ROW, Batch, Flag, empty
 from gdbext.sources.base import NO_WATCHPOINTS, Capability
 from gdbext.sources.gdbchild import GdbChild, GdbDied, GdbError
-from gdbext.sources.rowstream import BYTES, CONTINUE, HALT, MAX_READ, ROWS, UNMAPPED, request, watch_request
+from gdbext.sources.rowstream import (
+    BYTES,
+    CONTINUE,
+    FAILED,
+    HALT,
+    MAX_READ,
+    ROWS,
+    UNMAPPED,
+    parse_failure,
+    request,
+    watch_request,
+)
 
 ARCHITECTURES: Final = {"x86_64": "i386:x86-64", "i386": "i386"}
 """GDB's names. A 64-bit QEMU describes a 64-bit machine whatever mode its CPU is in."""
@@ -78,6 +89,7 @@ class GdbstubSource:
         self._asked = self._answered = 0
         self._ended = False
         self._told = False
+        self._failure: CtxwatchError | None = None
         self._waiting = False
         self._unanswered = False
         """The guest stands in a row that was or will be read, and goes on by :meth:`release`."""
@@ -102,7 +114,7 @@ class GdbstubSource:
     def read(self, timeout: float) -> Batch | None:
         """The rows that came within `timeout` seconds; returns early for a full batch and for one that waits.
 
-        None when the guest or GDB is gone. Raises GdbDied if GDB ended of itself.
+        None when the guest or GDB is gone. Raises GdbDied if GDB ended of itself, and what the watch failed of, once.
         """
         deadline = time.monotonic() + timeout
         with self._ready:
@@ -125,6 +137,9 @@ class GdbstubSource:
             return np.frombuffer(b"".join(rows), ROW).copy()
         if not ended:
             return empty()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
         self._look_for_death()
         return None
 
@@ -309,6 +324,9 @@ class GdbstubSource:
                         self._answered += 1
                         self._answers[self._answered] = data
                         self._ready.notify_all()
+                elif kind == FAILED:
+                    self._failure = parse_failure(stream.read(int.from_bytes(stream.read(4), "little")))
+                    break
         except OSError:
             pass  # closed on either side
         with self._ready:

@@ -1,12 +1,13 @@
 """The protocol between the collector inside GDB and the source that reads it: rows one way, requests the other.
 
 Over a UNIX stream socket that the reader opens. The collector sends a kind byte before each message: :data:`ROWS`, then
-the bytes of one row; or :data:`BYTES`, a 4-byte length (:data:`UNMAPPED`: none) and as many bytes of guest memory. The
-reader answers each row that carries Flag.WAITING with :data:`CONTINUE` or :data:`HALT`, and may ask at any time for
-memory: :data:`MEMORY`, then address and length as 8-byte numbers; or for the stores into some ranges, and no others any
-more: :data:`WATCH`, their number as an 8-byte number, then the first byte of each and the one behind it likewise. That
-is answered as memory is, with one byte, or with none where it cannot be. All numbers are little-endian. Requests are
-served at stops, for GDB reads no memory of a running target.
+the bytes of one row; or :data:`BYTES`, a 4-byte length (:data:`UNMAPPED`: none) and as many bytes of guest memory; or
+:data:`FAILED`, a 4-byte length and as many bytes that say why no more rows come. The reader answers each row that
+carries Flag.WAITING with :data:`CONTINUE` or :data:`HALT`, and may ask at any time for memory: :data:`MEMORY`, then
+address and length as 8-byte numbers; or for the stores into some ranges, and no others any more: :data:`WATCH`, their
+number as an 8-byte number, then the first byte of each and the one behind it likewise. That is answered as memory is,
+with one byte, or with none where it cannot be. All numbers are little-endian. Requests are served at stops, for GDB
+reads no memory of a running target.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from gdbext.errors import CtxwatchError
+
 ROWS: Final = b"r"
 BYTES: Final = b"b"
+FAILED: Final = b"f"
 UNMAPPED: Final = 0xFFFF_FFFF
 
 CONTINUE: Final = b"c"
@@ -67,6 +71,17 @@ def _numbers(*values: int) -> bytes:
 
 def _number(raw: bytes, at: int) -> int:
     return int.from_bytes(raw[at : at + _NUMBER], "little")
+
+
+def failure(error: CtxwatchError) -> bytes:
+    """The message that carries `error`."""
+    text = "\0".join((error.what, error.why, error.todo)).encode()
+    return FAILED + len(text).to_bytes(4, "little") + text
+
+
+def parse_failure(text: bytes) -> CtxwatchError:
+    """The error in what follows the length of a FAILED message."""
+    return CtxwatchError(*text.decode("utf-8", "replace").split("\0")[:3])
 
 
 def answer(data: bytes | None) -> bytes:

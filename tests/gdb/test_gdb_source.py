@@ -21,11 +21,12 @@ import pytest
 from gdbext.errors import CtxwatchError, EnvironmentUnusable
 from gdbext.events.row import Flag, Kind
 from gdbext.profiles.profile import find
-from gdbext.qemu.machine import COUNTED_TIME
+from gdbext.qemu.machine import COUNTED_TIME, Machine
 from gdbext.rules.engine import Engine
 from gdbext.sources.base import Capability
 from gdbext.sources.gdbstub import GdbstubSource
 from tests.gdb.conftest import Boot, Live
+from tests.strangers import building
 
 pytestmark = pytest.mark.gdb
 
@@ -58,6 +59,14 @@ def rows(source: GdbstubSource, timeout: float) -> int:
     """How many rows come within `timeout`."""
     batch = source.read(timeout)
     return 0 if batch is None else len(batch)
+
+
+def read_all(source: GdbstubSource, seconds: float) -> int:
+    """How many rows come to the end of the stream, in `seconds` at most."""
+    count, deadline = 0, time.monotonic() + seconds
+    while time.monotonic() < deadline and (batch := source.read(0.1)) is not None:
+        count += len(batch)
+    return count
 
 
 @pytest.mark.guest
@@ -250,6 +259,21 @@ def test_a_guest_of_which_no_image_is_known_is_watched_once_it_has_a_table(
                 source.release(int(cpu), False)
         assert kinds[Kind.ENTRY] >= 20
         assert kinds[Kind.EXIT] >= 20
+
+
+@pytest.mark.guest
+def test_a_kernel_whose_segments_begin_elsewhere_is_refused(tmp_path: Path) -> None:
+    stranger = building.find("seg32")
+    if stranger.missing:
+        pytest.skip(f"{stranger.missing} is not installed")
+    command = building.command(stranger, building.build(stranger, tmp_path, None))
+    with (
+        Machine(command, gdbstub=True) as machine,
+        contextlib.closing(GdbstubSource(str(machine.gdb), arch=machine.arch)) as source,
+        pytest.raises(CtxwatchError, match="code segment 0x8 begins at 0x100000") as refused,
+    ):
+        read_all(source, 60)
+    assert "through the probe" in refused.value.todo
 
 
 @pytest.mark.guest
