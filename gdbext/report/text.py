@@ -132,8 +132,9 @@ def _steps(finding: Finding) -> Table:
 
 def _code(title: str, lines: Sequence[CodeLine], at: int) -> RenderableType:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    for _ in range(3):
+    for _ in ("mark", "address"):
         table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for line in lines:
         style = "bold" if line.address == at else "dim"
         mark = Text("▶" if line.address == at else " ", "red")

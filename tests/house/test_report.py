@@ -12,7 +12,7 @@ from gdbext.report.context import contexts
 from gdbext.report.document import QemuFacts, RunReport
 from gdbext.report.text import render_finding, render_summary
 from gdbext.rules.engine import Counts, Engine
-from gdbext.rules.finding import Difference, Finding, Place, Writer
+from gdbext.rules.finding import CodeLine, Difference, Finding, Place, Writer
 from tests.rules.rows import Kind, batch, context, entry, exit_, stamp
 
 
@@ -51,6 +51,11 @@ def test_the_picture_of_a_finding(finding: Finding) -> None:
     assert "rbx" not in text
     assert re.search(r"^ +compared to +event 1, the entry with the same RIP and RSP$", text, re.MULTILINE)
     assert finding.look_at.split()[0] in text
+
+
+def test_addresses_of_code_are_whole_on_a_narrow_terminal(finding: Finding) -> None:
+    finding.guilty_code = (CodeLine(0xFFFFFFFF80103424, "mov rdi, qword ptr [rdi + 0x28]"),)
+    assert " ffffffff80103424  mov rdi, qword" in shown(render_finding(finding), width=40)
 
 
 def test_the_whole_context_on_request(finding: Finding) -> None:
