@@ -42,8 +42,16 @@ def test_events_are_counted_for_the_workload_under_way() -> None:
     assert [tally.rows[name].runs for name in ("signals", "default", "signals32")] == [2, 1, 1]
     assert tally.rows["signals"].failed == ["workload signals FAILED rbx is 5"]
     assert tally.trouble == []
-    tally.serial("[    1.0] BUG: scheduling while atomic")
-    assert tally.trouble == ["[    1.0] BUG: scheduling while atomic"]
+    tally.serial("[    0.3] RETBleed: WARNING: Spectre v2 mitigation leaves CPU vulnerable to RETBleed attacks")
+    assert tally.trouble == []
+    trouble = [
+        "[    1.0] BUG: scheduling while atomic",
+        "[    2.0] WARNING: CPU: 0 PID: 1 at kernel/softirq.c:376 __local_bh_enable_ip+0x8b/0xc0",
+        "[    3.0] WARNING: kernel/softirq.c:376 at __local_bh_enable_ip+0x8b/0xc0, CPU#0: init/1",
+    ]
+    for line in trouble:
+        tally.serial(line)
+    assert tally.trouble == trouble
 
 
 def test_a_failed_check_fails_the_result() -> None:
