@@ -57,7 +57,9 @@ _FIRST_HALF: Final = "default"
 _RESULT: Final = re.compile(r"workload (\S+) (ok|FAILED.*)")
 _WIDTH: Final = 120
 """Columns of what goes to a file."""
-_TROUBLE: Final = re.compile(r"BUG:|WARNING: \S*:|Oops|general protection|kernel panic|rcu:.*stall|Unable to handle", re.I)
+_TROUBLE: Final = re.compile(
+    r"BUG:|WARNING: \S*:|Oops|general protection|kernel panic|rcu:.*stall|Unable to handle", re.I
+)
 """What a kernel says that is not well."""
 
 
