@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import signal
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -27,17 +25,9 @@ from gdbext.repl.debugger import Gdb
 from gdbext.repl.links import MachineLink
 from gdbext.repl.session import Session
 from tests.gdb.probed import Probed
-from tests.repl.fakes import MemoryScreen, terminal
+from tests.repl.fakes import MemoryScreen, scenario, terminal
 
 pytestmark = [pytest.mark.gdb, pytest.mark.guest]
-
-
-def scenario(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    @functools.wraps(test)
-    def run(*args: Any, **kwargs: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 100))
-
-    return run
 
 
 @asynccontextmanager

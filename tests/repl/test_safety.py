@@ -8,7 +8,8 @@ from prompt_toolkit.formatted_text import StyleAndTextTuples
 from gdbext.repl.connection import State
 from gdbext.repl.session import Session
 from gdbext.repl.toolbar import message, toolbar
-from tests.repl.test_real_gdb import scenario, session, shown, until
+from tests.repl.fakes import scenario
+from tests.repl.test_real_gdb import session, shown, until
 
 pytestmark = [pytest.mark.gdb, pytest.mark.guest]
 
