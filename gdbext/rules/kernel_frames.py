@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from gdbext.arch import vectors
+from gdbext.arch.frames import word_size
 from gdbext.events.row import Batch, Flag, How, concat
 from gdbext.ledger.compare import BIT, GPR_BITS, Bools, Law, differences, is_user
 from gdbext.ledger.leftover import Left
@@ -21,6 +22,10 @@ from gdbext.rules.policy import Policy
 
 FIXED_REGISTERS: Final = 2
 """A fixup sets this many registers at most: a result, a count of what is left."""
+
+
+LEAST_WORDS: Final = 3
+"""Of a frame, whatever its kind: RIP, CS, RFLAGS."""
 
 
 class KernelFrames:
@@ -35,7 +40,8 @@ class KernelFrames:
 
         resumed_later: gives the contexts that the batch at hand pairs with later exits: what was fixed up may be taken
         for one that comes back later, with the same registers.  None if the owner is not newer than `exact`, the
-        context at the same RIP, or the exit does not go to kernel code.
+        context at the same RIP, or the exit does not go to kernel code; or if the CPU has pushed another frame across its
+        frame since, as it does where the handler carried out a call and moved the frame a word down.
         """
         if left.how != How.IRET or left.user:
             return None
@@ -51,7 +57,7 @@ class KernelFrames:
             return None
         for at in np.flatnonzero(waiting):
             self._pending.take(numbers[at])
-        return owner
+        return None if _overwritten(owner, self._pending.near(left.traits)) else owner
 
     def lost(self, entry: Batch, row: Batch, law: Law) -> int:
         """The mask of what the exit `row` did not bring back of `entry`, what a fixup may change left out."""
@@ -75,3 +81,13 @@ def _on_this_frame(rows: Batch, row: Batch) -> Bools:
     here = (rows["frame"] == row["frame"]) & (rows["rsp"] == row["rsp"]) & (rows["mode"] == row["mode"])
     ours: Bools = here & ~is_user(rows) & ((rows["flags"] & Flag.IST) == 0)
     return ours
+
+
+def _overwritten(owner: Batch, near: Batch) -> bool:
+    """True if the CPU has since pushed a frame that begins within that of `owner` (a batch of one).
+
+    near: the contexts that wait with a frame close to that one.
+    """
+    size = word_size(int(owner["mode"][0])) * LEAST_WORDS
+    within = (near["frame"] > owner["frame"][0]) & (near["frame"] < owner["frame"][0] + np.uint64(size))
+    return bool((within & (near["seq"] > owner["seq"][0])).any())

@@ -83,6 +83,25 @@ def test_an_exception_table_is_read() -> None:
     assert list(parse(0x10, table, 32)) == [(0x20, 0x34), (0xFFFFFF1C, 0xFFFFFF30)]
 
 
+def test_a_frame_that_another_was_pushed_across_is_nobody_s() -> None:
+    """Breakpoints in 32-bit kernel code that is being patched: the handler carries out the call that was there, for
+    which it moves the frame a word down. What was interrupted is never resumed, and its frame's place comes again."""
+    top = 0xC1D9_BD80
+
+    def at(stack: int, **registers: int) -> dict[str, Any]:
+        return context(5, user=False, rip=0xCE09_EEF1, rsp=stack) | registers
+
+    def patched(frame: int, **registers: int) -> list[Batch]:
+        ctx, called = at(frame + 12, **registers), at(frame + 8, **registers) | {"rip": 0xCE06_09DC}
+        return [
+            entry(ctx, How.EXCEPTION, frame=frame, vector=vectors.BP, mode=32),
+            exit_(called, frame=frame - 4, mode=32),
+        ]
+
+    deep, shallow = {name: 0x777 + n for n, name in enumerate(("rax", "rcx", "rdx", "rdi"))}, {"rax": 1, "rdi": 2}
+    assert codes(*patched(top - 4, **deep), *patched(top, **shallow)) == []
+
+
 def test_an_interrupt_has_no_fixup() -> None:
     assert codes(entry(COPY, frame=FRAME), leave(TAIL)) == [("CW101", "rip")]
 
