@@ -40,8 +40,8 @@ class KernelFrames:
 
         resumed_later: gives the contexts that the batch at hand pairs with later exits: what was fixed up may be taken
         for one that comes back later, with the same registers.  None if the owner is not newer than `exact`, the
-        context at the same RIP, or the exit does not go to kernel code; or if the CPU has pushed another frame across its
-        frame since, as it does where the handler carried out a call and moved the frame a word down.
+        context at the same RIP, or the exit does not go to kernel code; or if the CPU has pushed another frame across
+        its frame since, as it does where the handler carried out a call and moved the frame a word down.
         """
         if left.how != How.IRET or left.user:
             return None
