@@ -19,7 +19,6 @@ _TERM: Final = re.compile(r"\s*([+-]?)\s*(\$?[A-Za-z_][\w.]*|0[xX][0-9a-fA-F]+|\
 _SIZES: Final = {"b": 1, "h": 2, "w": 4, "g": 8}
 _PER_LINE: Final = {1: 8, 2: 8, 4: 4, 8: 2}
 _MOST: Final = 4096
-_INSN_BYTES: Final = 16
 
 
 def number(text: str, register: Lookup, symbol: Lookup) -> int:
