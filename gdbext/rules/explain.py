@@ -182,9 +182,8 @@ class Explainer:
         past = self._history.before(finding.event)
         written = (past["kind"] == Kind.BASE) & (past["cpu"] == row["cpu"]) & np.isin(past["addr"], _BASES[field])
         last = past[written & (past["value"] == finding.differences[0].actual)][-1:]
-        names = " or ".join(f"{MSR_NAMES[msr]} (MSR {msr:X}h)" for msr in _BASES[field])
         if not len(last):
-            return f". No write of this value to {names} was seen"
+            return f". No write of this value to {' or '.join(map(_msr, _BASES[field]))} was seen"
         write, msr = Write.of(last), int(last["addr"][0])
         finding.slot, finding.writer = f"MSR {msr:X}h", self._writers.of(write)
         where = finding.writer.symbol or f"{write.pc:#x}"
@@ -193,8 +192,7 @@ class Explainer:
             if write.event < entry["seq"][0]
             else f"event {write.event}"
         )
-        name = f"{MSR_NAMES[msr]} (MSR {msr:X}h)"
-        return f". {name} was last written at {when}, by {where}: nothing loaded the thread's own since"
+        return f". {_msr(msr)} was last written at {when}, by {where}: nothing loaded the thread's own since"
 
     def _blame(self, finding: Finding, pc: int) -> str:
         """Name the instruction at `pc` as the writer, as far as code shows it; return what to call it."""
@@ -350,6 +348,10 @@ def _path(entry: Batch) -> str:
     if int(entry["how"][0]) == How.INTERRUPT:
         return "the interrupt path"
     return f"the path of {vectors.name(int(entry['vector'][0]))}"
+
+
+def _msr(number: int) -> str:
+    return f"{MSR_NAMES[number]} (MSR {number:X}h)"
 
 
 def _by(change: Write, symbol: str | None) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from gdbext.arch.registers import GPR64
-from gdbext.events.row import NOT_READ, Flag, How, Kind
+from gdbext.events.row import NOT_READ, Batch, Flag, How, Kind
 from gdbext.qemu.probe import ProbeBuild, plugin_args
 from gdbext.sources.base import Capability
 from gdbext.sources.probe import LeftoverSource, TrackedVariable
@@ -106,15 +106,27 @@ def built(name: str, directory: Path, bits: int) -> Path:
     return kernel
 
 
+def to_its_end(watch: Watch, kernel: Path, *words: str, **options: bool) -> Watched:
+    """Run `kernel` until it ends QEMU."""
+    watched = watch("-kernel", str(kernel), "-device", "isa-debug-exit,iobase=0xf4", *words, **options)
+    watched.machine.cont()
+    watched.run(lambda: watched.machine.ending() is not None)
+    watched.drain()
+    return watched
+
+
+def entries_of(watch: Watch, kernel: Path) -> Batch:
+    """The entries that are seen of `kernel` to its end."""
+    rows: Batch = to_its_end(watch, kernel).rows
+    entries: Batch = rows[rows["kind"] == Kind.ENTRY]
+    return entries
+
+
 @pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("options", [(), ("-accel", "tcg,one-insn-per-tb=on")])
 def test_handlers_that_are_hard_to_see(watch: Watch, tmp_path: Path, bits: int, options: tuple[str, ...]) -> None:
     """See guest/handlers.S for the steps."""
-    words = ("-kernel", str(built("handlers", tmp_path, bits)), "-device", "isa-debug-exit,iobase=0xf4", *options)
-    watched = watch(*words, every_self=True)
-    watched.machine.cont()
-    watched.run(lambda: watched.machine.ending() is not None)
-    watched.drain()
+    watched = to_its_end(watch, built("handlers", tmp_path, bits), *options, every_self=True)
     rows = watched.rows
     entries = rows[rows["kind"] == Kind.ENTRY]
     soft, fault, irq = How.SOFT, How.EXCEPTION, How.INTERRUPT
@@ -143,11 +155,7 @@ def test_handlers_that_are_hard_to_see(watch: Watch, tmp_path: Path, bits: int, 
 @pytest.mark.parametrize("bits", [32, 64])
 def test_entries_overtaken_before_their_first_instruction(watch: Watch, tmp_path: Path, bits: int) -> None:
     """See guest/calls.S for the steps."""
-    words = ("-kernel", str(built("calls", tmp_path, bits)), "-cpu", "qemu64,vendor=GenuineIntel")
-    watched = watch(*words, "-device", "isa-debug-exit,iobase=0xf4")
-    watched.machine.cont()
-    watched.run(lambda: watched.machine.ending() is not None)
-    watched.drain()
+    watched = to_its_end(watch, built("calls", tmp_path, bits), "-cpu", "qemu64,vendor=GenuineIntel")
     assert watched.source.lost == 0
     entries = watched.rows[watched.rows["kind"] == Kind.ENTRY]
     soft, fault = How.SOFT, How.EXCEPTION
@@ -179,22 +187,14 @@ def test_entries_overtaken_before_their_first_instruction(watch: Watch, tmp_path
 @pytest.mark.parametrize("bits", [32, 64])
 def test_two_tables_in_turn(watch: Watch, tmp_path: Path, bits: int) -> None:
     """See guest/tables.S."""
-    watched = watch("-kernel", str(built("tables", tmp_path, bits)), "-device", "isa-debug-exit,iobase=0xf4")
-    watched.machine.cont()
-    watched.run(lambda: watched.machine.ending() is not None)
-    watched.drain()
-    entries = watched.rows[watched.rows["kind"] == Kind.ENTRY]
+    entries = entries_of(watch, built("tables", tmp_path, bits))
     assert entries["vector"].tolist() == [3, 6] * 210 + [3] * 210
 
 
 @pytest.mark.parametrize("bits", [32, 64])
 def test_a_gate_that_comes_to_lead_to_code_that_ran_before(watch: Watch, tmp_path: Path, bits: int) -> None:
     """See guest/late.S. Where QEMU does not tell of deliveries, only the first goes by: then all is translated anew."""
-    watched = watch("-kernel", str(built("late", tmp_path, bits)), "-device", "isa-debug-exit,iobase=0xf4")
-    watched.machine.cont()
-    watched.run(lambda: watched.machine.ending() is not None)
-    watched.drain()
-    entries = watched.rows[watched.rows["kind"] == Kind.ENTRY]
+    entries = entries_of(watch, built("late", tmp_path, bits))
     assert (entries["vector"] == 6).all()
     handlers = sorted(set(entries["pc"].tolist()))
     seen = [handlers.index(pc) for pc in entries["pc"].tolist()]
@@ -204,11 +204,7 @@ def test_a_gate_that_comes_to_lead_to_code_that_ran_before(watch: Watch, tmp_pat
 
 def test_a_table_that_is_mapped_in_part_and_one_that_moves(watch: Watch, tmp_path: Path) -> None:
     """See guest/moved.S."""
-    watched = watch("-kernel", str(built("moved", tmp_path, 64)), "-device", "isa-debug-exit,iobase=0xf4")
-    watched.machine.cont()
-    watched.run(lambda: watched.machine.ending() is not None)
-    watched.drain()
-    entries = watched.rows[watched.rows["kind"] == Kind.ENTRY]
+    entries = entries_of(watch, built("moved", tmp_path, 64))
     assert entries["vector"].tolist() == [3, 6, 6, 3, 6, 6, 6, 6, 3]
     assert (entries["pc"] >> np.uint64(30)).tolist() == [0] * 6 + [3] * 3
 
@@ -216,11 +212,7 @@ def test_a_table_that_is_mapped_in_part_and_one_that_moves(watch: Watch, tmp_pat
 @pytest.mark.parametrize("bits", [32, 64])
 def test_a_handler_that_is_another_one_each_time(watch: Watch, tmp_path: Path, bits: int) -> None:
     """See guest/many.S."""
-    watched = watch("-kernel", str(built("many", tmp_path, bits)), "-device", "isa-debug-exit,iobase=0xf4")
-    watched.machine.cont()
-    watched.run(lambda: watched.machine.ending() is not None)
-    watched.drain()
-    entries = watched.rows[watched.rows["kind"] == Kind.ENTRY]
+    entries = entries_of(watch, built("many", tmp_path, bits))
     assert (entries["vector"] == 3).all()
     assert (np.diff(entries["pc"]) == 16).all()
     assert len(entries) == 8000
@@ -229,22 +221,14 @@ def test_a_handler_that_is_another_one_each_time(watch: Watch, tmp_path: Path, b
 @pytest.mark.parametrize("bits", [32, 64])
 def test_a_table_whose_pointer_lies_where_a_prefix_might(watch: Watch, tmp_path: Path, bits: int) -> None:
     """See guest/pointer.S."""
-    watched = watch("-kernel", str(built("pointer", tmp_path, bits)), "-device", "isa-debug-exit,iobase=0xf4")
-    watched.machine.cont()
-    watched.run(lambda: watched.machine.ending() is not None)
-    watched.drain()
-    entries = watched.rows[watched.rows["kind"] == Kind.ENTRY]
+    entries = entries_of(watch, built("pointer", tmp_path, bits))
     assert entries["vector"].tolist() == [3, 3] * (1 if bits == 64 else 2)
 
 
 @pytest.mark.parametrize("bits", [32, 64])
 def test_entries_around_and_in_system_management_mode(watch: Watch, tmp_path: Path, bits: int) -> None:
     """See guest/smm.S."""
-    kernel = built("smm", tmp_path, bits)
-    watched = watch("-machine", "pc", "-kernel", str(kernel), "-device", "isa-debug-exit,iobase=0xf4")
-    watched.machine.cont()
-    watched.run(lambda: watched.machine.ending() is not None)
-    watched.drain()
+    watched = to_its_end(watch, built("smm", tmp_path, bits), "-machine", "pc")
     assert watched.source.lost == 0
     entries = watched.rows[watched.rows["kind"] == Kind.ENTRY]
     assert (entries["how"] == How.SOFT).all()
