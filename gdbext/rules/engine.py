@@ -39,6 +39,7 @@ from gdbext.rules.stores import FrameStores
 from gdbext.rules.suspended import SuspendedStackJudge
 from gdbext.rules.switches import SwitchJudge
 from gdbext.rules.tasks import TaskJudge
+from gdbext.rules.unswapped_base import UnswappedBaseJudge
 from gdbext.rules.writers import Writers, thread_of
 
 
@@ -81,6 +82,13 @@ class Engine:
         self.counts = Counts()
         self.history = History()
         self._codes = code_table.select(codes)
+        self._found: dict[tuple[object, ...], Finding] = {}
+        self._areas_told: list[Batch] = []
+        """The rows that say where save areas are, and what is kept where in them."""
+        self._begin()
+
+    def _begin(self) -> None:
+        """Know nothing of what was interrupted before."""
         self._width = LinearWidth()
         self._resume = ResumeJudge(self.policy, self.history, self._width)
         self._gs = GsJudge()
@@ -92,6 +100,7 @@ class Engine:
         self._judges: tuple[Judge, ...] = (
             self._gs,
             KernelBaseJudge(self._gs, self._width, self.history),
+            UnswappedBaseJudge(),
             self._resume,
             SelectorJudge(),
             KernelOnlyJudge(),
@@ -107,7 +116,9 @@ class Engine:
             self._areas,
             self._frames,
         )
-        self._found: dict[tuple[object, ...], Finding] = {}
+        self._before = self.counts.identical, self.counts.unmatched
+        for told in self._areas_told:
+            self._areas.feed(Columns(told))
 
     @property
     def findings(self) -> list[Finding]:
@@ -119,13 +130,29 @@ class Engine:
         if not len(batch):
             return []
         columns = batch if isinstance(batch, Columns) else Columns(np.ascontiguousarray(batch))
+        kind = columns["kind"]
+        told = np.flatnonzero((kind == Kind.AREA) | (kind == Kind.SLOT))
+        if len(told):
+            self._areas_told.append(columns.pick(told))
+        new: list[Finding] = []
+        start = 0
+        for cut in np.flatnonzero(kind == Kind.RESTORED).tolist():
+            new += self._feed(columns.take(np.arange(start, cut)))
+            self._begin()
+            start = cut
+        return new + self._feed(columns.take(np.arange(start, len(columns))) if start else columns)
+
+    def _feed(self, columns: Columns) -> list[Finding]:
+        """Judge what comes of one and the same machine."""
+        if not len(columns):
+            return []
         self.history.begin(columns)
         self._count(columns)
         self._width.feed(columns)
         judged = [item for judge in self._judges for item in judge.feed(columns)]
         judged += death.judge(columns, self.history)
-        self.counts.identical = self._resume.identical
-        self.counts.unmatched = self._resume.unmatched
+        self.counts.identical = self._before[0] + self._resume.identical
+        self.counts.unmatched = self._before[1] + self._resume.unmatched
         unbalanced = {int(row["seq"][0]) for draft, row, _ in judged if draft.code == "CW301"}
         judged = [item for item in judged if item[0].code == "CW301" or int(item[1]["seq"][0]) not in unbalanced]
         judged.sort(key=lambda item: int(item[1]["seq"][0]))
@@ -147,10 +174,10 @@ class Engine:
     def _count(self, batch: Columns) -> None:
         kind = batch["kind"]
         entry = kind == Kind.ENTRY
-        self.counts.entries += int(entry.sum())
-        self.counts.exits += int((kind == Kind.EXIT).sum())
-        self.counts.syscalls += int((entry & is_call(batch)).sum())
-        self.counts.swapgs += int((kind == Kind.SWAPGS).sum())
+        self.counts.entries += int(np.count_nonzero(entry))
+        self.counts.exits += int(np.count_nonzero(kind == Kind.EXIT))
+        self.counts.syscalls += int(np.count_nonzero(entry & is_call(batch)))
+        self.counts.swapgs += int(np.count_nonzero(kind == Kind.SWAPGS))
 
     def _collect(self, judged: Iterable[Judged]) -> list[Finding]:
         """The findings that `judged` makes for the first time; those known are counted."""

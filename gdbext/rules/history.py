@@ -66,15 +66,17 @@ class History:
         self._past_keys = np.zeros(0, np.uint64)
         self._end = 0
         self._now = Columns(self._past)
+        self._recent: list[Columns] = []
+        """The batches before it whose rows are not in the past yet: mostly nobody asks for them."""
         self._switches = _Trail()
         self._turns = _Trail()
         self._crossings = _Trail()
 
     def begin(self, batch: Columns) -> None:
         """`batch` is about to be judged; the one before becomes past."""
-        if len(self._now):
-            last = np.arange(max(len(self._now) - CAPACITY, 0), len(self._now))
-            self._keep(self._now.pick(last), keys(self._now)[-CAPACITY:])
+        self._recent.append(self._now)
+        while sum(map(len, self._recent[1:])) >= CAPACITY:
+            del self._recent[0]
         self._now = batch
         kind = batch["kind"]
         turns = any_of(kind, TURNS)
@@ -84,6 +86,7 @@ class History:
 
     def before(self, seq: int) -> Batch:
         """The rows with an event number below `seq`, oldest first, CAPACITY at most."""
+        self._settle()
         end = self._judged(seq)
         now = self._now.rows[max(end - CAPACITY, 0) : end]
         past = self._past[self._end - min(self._end, CAPACITY - len(now)) : self._end]
@@ -92,6 +95,7 @@ class History:
 
     def interrupted(self, key: int, seq: int) -> Batch:
         """The contexts with this key that were interrupted before event `seq` (not by a system call), oldest first."""
+        self._settle()
         end = self._judged(seq)
         start = max(end - CAPACITY, 0)
         kept = self._end - min(self._end, CAPACITY - (end - start))
@@ -142,6 +146,14 @@ class History:
     def _judged(self, seq: int) -> int:
         """How many rows of the batch at hand come before event `seq`."""
         return int(np.searchsorted(self._now["seq"], seq))
+
+    def _settle(self) -> None:
+        """Bring the recent batches into the past."""
+        for batch in self._recent:
+            if len(batch):
+                last = np.arange(max(len(batch) - CAPACITY, 0), len(batch))
+                self._keep(batch.pick(last), keys(batch)[-CAPACITY:])
+        self._recent.clear()
 
     def _keep(self, rows: Batch, known: U64) -> None:
         """Append to the past: an array of twice the rows kept, moved to its front when it is full."""

@@ -66,7 +66,7 @@ class ResumeJudge:
         self._redirects.begin(batch)
         self._cpu_bases.feed(batch)
         self.identical += len(pairs.exits)
-        self.unmatched += int(((batch["kind"] == Kind.EXIT) & (batch["flags"] & Flag.SELF != 0)).sum())
+        self.unmatched += int(np.count_nonzero((batch["kind"] == Kind.EXIT) & (batch["flags"] & Flag.SELF != 0)))
         judged: list[Judged] = []
         if not len(pairs.rest):
             return judged
@@ -103,7 +103,7 @@ class ResumeJudge:
         alone[exits] = begin_alone(rows.take(exits), waiting)
         for rip in rows["rip"][alone].tolist():
             self._redirects.began(rip)
-        self.unmatched += int(alone.sum())
+        self.unmatched += int(np.count_nonzero(alone))
         return alone
 
     def pending(self) -> Batch:

@@ -46,11 +46,15 @@ class SwitchJudge:
             judged += [(draft, back, left) for draft in _judge(left, back)]
         groups = grouped(stacks)
         first, last = groups.first, groups.last
+        came: list[tuple[int, Batch]] = []
         for at, stack, leaving in zip(first.tolist(), stacks[first].tolist(), leaves[first].tolist(), strict=True):
             away = self._away.pop(stack, None)
             if away is not None and not leaving:
-                back = rows.row(at)
-                judged += [(draft, back, away) for draft in _judge(away, back)]
+                came.append((at, away))
+        backs = rows.pick(np.array([at for at, _ in came], np.intp))
+        for number, (_, away) in enumerate(came):
+            back = single(backs, number)
+            judged += [(draft, back, away) for draft in _judge(away, back)]
         gone = np.sort(last[leaves[last]])
         left_behind = rows.pick(gone)
         for at, stack in enumerate(stacks[gone].tolist()):
