@@ -1,0 +1,56 @@
+"""CW205 in kernels that write the GS base and never swap it."""
+
+from __future__ import annotations
+
+import pytest
+
+from gdbext.events.row import Batch
+from gdbext.rules.engine import Engine
+from gdbext.rules.unswapped_base import STEADY
+from tests.rules.rows import KERNEL_RIP, Kind, batch, context, entry, exit_, stamp
+
+BASES = (0xFFFF800000100000, 0xFFFF800000200000)
+
+
+def ticks(cpu: int, base: int, times: int = STEADY) -> list[Batch]:
+    ctx = context(cpu + 1) | {"cs": 8, "ss": 16, "rip": KERNEL_RIP, "cpu": cpu, "gs_base": base}
+    ctx |= {"rsp": 0xFFFF800000010000 + 0x1000 * cpu}
+    return [row(ctx) for _ in range(times) for row in (entry, exit_)]
+
+
+def codes(*rows: Batch) -> list[str]:
+    """The codes found, however the rows are cut into batches."""
+    every, whole, single = stamp(batch(*rows)), Engine(), Engine()
+    whole.feed(every)
+    for at in range(len(every)):
+        single.feed(every[at : at + 1])
+    found = [finding.code for finding in whole.findings]
+    assert found == [finding.code for finding in single.findings]
+    return found
+
+
+EACH = [*ticks(0, BASES[0]), *ticks(1, BASES[1])]
+
+
+def test_kernel_code_goes_on_with_another_cpu_s_base() -> None:
+    assert codes(*EACH, *ticks(1, BASES[0], 1)) == ["CW205"]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [*EACH, *EACH],
+        [*EACH, *ticks(1, 0xFFFF800000300000, 1)],
+        [*ticks(0, BASES[0]), *ticks(0, BASES[1]), *ticks(1, BASES[1]), *ticks(1, BASES[0])],
+        [*ticks(0, BASES[0]), *ticks(1, BASES[1], 2), *ticks(1, BASES[0], 1)],
+    ],
+    ids=["its own", "nobody's", "the thread's", "hardly known"],
+)
+def test_what_may_be(rows: list[Batch]) -> None:
+    assert codes(*rows) == []
+
+
+def test_a_kernel_that_swaps_is_judged_elsewhere() -> None:
+    swap = entry(context(9))
+    swap["kind"] = Kind.SWAPGS
+    assert "CW205" not in codes(swap, *EACH, *ticks(1, BASES[0], 1))
