@@ -18,7 +18,7 @@ from gdbext.arch.addresses import CR3_TABLES, is_canonical, is_high_half
 from gdbext.arch.registers import MSR_GS_BASE, MSR_KERNEL_GS_BASE
 from gdbext.events.columns import Columns, Groups, any_of, by_cpu, grouped
 from gdbext.events.row import ROW, Batch, Flag, How, Kind
-from gdbext.ledger.compare import is_user
+from gdbext.ledger.compare import Bools, is_user
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 from gdbext.rules.gs import GsJudge
@@ -26,6 +26,8 @@ from gdbext.rules.history import History
 from gdbext.rules.linear import LinearWidth
 from gdbext.rules.shared_base import SharedBases
 
+LAST: Final = (1 << 64) - 1
+"""Later than any event."""
 STEADY: Final = 4
 """Sightings, under two address spaces at least, after which a base counts as its CPU's own."""
 
@@ -52,12 +54,16 @@ class KernelBaseJudge:
         self._told: set[tuple[int, int]] = set()
         self._seen: dict[int, dict[int, _Sighting]] = {}
         self._shared = SharedBases()
+        self._replaced: dict[int, int] = {}
+        """By CPU that has run user code: the `lidt` since which it has not. Another kernel may run there (kexec)."""
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the events of the batch that the GS rules have just seen."""
         writes = batch.take(np.flatnonzero(batch["kind"] == Kind.BASE))
         writes = writes.take(np.flatnonzero(any_of(writes["addr"], (MSR_GS_BASE, MSR_KERNEL_GS_BASE))))
         rows, triples = self._crossings()
+        known = self._of_known_kernels(batch, rows)
+        rows, triples = rows.take(np.flatnonzero(known)), triples[:, known]
         groups = _distinct(triples)
         unique = triples[:, groups.first].T
         judged: list[Judged] = []
@@ -86,6 +92,23 @@ class KernelBaseJudge:
         at_rows = np.concatenate(positions)
         order = np.argsort(at_rows, kind="stable")
         return rows.take(at_rows[order]), np.concatenate(parts, axis=1).take(order, axis=1)
+
+    def _of_known_kernels(self, batch: Columns, rows: Columns) -> Bools:
+        """False for those of the crossings `rows` of the batch that are of a kernel of which nothing is known: its CPU
+        ran user code, has loaded another interrupt table, and has not run user code since."""
+        known = np.ones(len(rows), bool)
+        loads = batch.take(np.flatnonzero(batch["kind"] == Kind.IDT))
+        for cpu in {*loads["cpu"].tolist(), *self._replaced}:
+            mine = np.flatnonzero(rows["cpu"] == cpu)
+            events, user = rows["seq"][mine], is_user(rows)[mine]
+            carried = [self._replaced.pop(cpu)] if cpu in self._replaced else []
+            tables = np.array([*carried, *loads["seq"][loads["cpu"] == cpu].tolist()], np.uint64)
+            ran = any(sighting.spaces for sighting in self._seen.get(cpu, {}).values())
+            since = _last_before(events, events[user], 0 if ran else LAST)
+            known[mine] = user | (_last_before(events, tables, 0) <= since)
+            if len(tables) and (ran or user.any()) and not (events[user] > tables[-1]).any():
+                self._replaced[cpu] = int(tables[-1])
+        return known
 
     def _is_shared(self, unique: Triples) -> bool:
         """True if two CPUs were seen with one base: then the order of single events matters."""
@@ -219,6 +242,11 @@ def _page_tables(rows: Columns) -> npt.NDArray[np.uint64]:
     entered = (rows["kind"] == Kind.ENTRY) & is_user(rows)
     tables: npt.NDArray[np.uint64] = np.where(entered, rows["cr3"] & np.uint64(CR3_TABLES), np.uint64(0))
     return tables
+
+
+def _last_before(events: npt.NDArray[np.uint64], of: npt.NDArray[np.uint64], none: int) -> npt.NDArray[np.uint64]:
+    """For each of `events` the last event in `of` that is not later, `none` where there is none. Both are in order."""
+    return np.concatenate((np.array([none], np.uint64), of))[np.searchsorted(of, events, side="right")]
 
 
 def _last_by_cpu(rows: Columns) -> dict[int, int]:

@@ -94,3 +94,17 @@ def test_the_machine_dies_before_either_cpu_comes_back_from_user_mode() -> None:
 def test_the_machine_dies_of_something_else() -> None:
     own = [*starts(2, OTHER + 0x1000, 5), *starts(3, OTHER + 0x2000, 6), _event(Kind.DIED)]
     assert [f.code for f in judge(*own).findings] == ["CW901"]
+
+
+def test_another_kernel_s_base_may_be_anything_until_it_runs_user_code() -> None:
+    """kexec: a CPU that ran user code loads other interrupt tables, and faults with no base before it sets its own."""
+
+    def faults(cpu: int) -> Batch:
+        return entry(context(9, user=False, gs_base=0, kernel_gs_base=0), How.EXCEPTION, cpu=cpu)
+
+    tables = _event(Kind.IDT, addr=0x1000, value=0xFFF, cpu=0), _event(Kind.IDT, addr=0x2000, value=0xFFF, cpu=0)
+    before = crosses(0, KERNEL_BASE, 1)[:2]
+    assert judge(*before, *tables, faults(0), faults(0)).findings == []
+    assert [f.code for f in judge(*before, faults(0)).findings] == ["CW205"]
+    again = *crosses(0, KERNEL_BASE, 1)[2:], *crosses(0, KERNEL_BASE, 3)[:2], faults(0)
+    assert [f.code for f in judge(*before, *tables, *again).findings] == ["CW205"]
