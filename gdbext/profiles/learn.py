@@ -172,16 +172,20 @@ def _found_by(save: SaveMap) -> str:
 
 def _complete(learnt: Learnt, best: SaveMap, saves: Sequence[SaveMap], restores: Sequence[RestoreMap]) -> None:
     """Add slots that the chosen way does not store but others store in the same area, or exits load from it."""
-    for save in saves:
-        if save.area == best.area and not save.on_stack:
-            _add(learnt, {name: at - _start(save) for name, at in save.layout.items()})
+    stored = [save for save in saves if save.area == best.area and not save.on_stack]
+    layouts = [{name: at - _start(save) for name, at in save.layout.items()} for save in stored]
+    loads = []
     for _, restore in pairs([best], restores):
         shifts = Counter(best.layout[name] - at for name, at in restore.layout.items() if name in best.layout)
         if shifts:
             shift = shifts.most_common(1)[0][0] - _start(best)
-            loaded = {name: at + shift for name, at in restore.layout.items()}
-            _choose(learnt, best, loaded)
-            _add(learnt, loaded)
+            loads.append({name: at + shift for name, at in restore.layout.items()})
+    others = {at for layout in (*layouts, *loads) for name, at in layout.items() if name != "rip"}
+    for layout in layouts:
+        _add(learnt, layout)
+    for loaded in loads:
+        _choose(learnt, best, loaded, others)
+        _add(learnt, loaded)
     if best.on_stack and _holds_frame(learnt):
         _add(learnt, {"error": learnt.slots["rip"] - learnt.bits // 8})  # where the CPU pushes it, or a stub its like
     learnt.slots = dict(sorted(learnt.slots.items(), key=lambda item: item[1]))
@@ -196,14 +200,15 @@ def _holds_frame(learnt: Learnt) -> bool:
     return learnt.slots.get("cs") == start + word and learnt.slots.get("rflags") == start + 2 * word
 
 
-def _choose(learnt: Learnt, best: SaveMap, loaded: dict[str, int]) -> None:
-    """A register that is stored twice has its slot where the exit loads it from; RIP's other copy is its own slot."""
+def _choose(learnt: Learnt, best: SaveMap, loaded: dict[str, int], others: set[int]) -> None:
+    """A register that is stored twice has its slot where the exit loads it from; RIP's other copy is its own slot,
+    unless it is one of `others`: another way has a register there (after ``syscall`` RCX holds RIP)."""
     area, start = best.area, _start(best)
     for name, places in best.stored.items():
         inside = {p.disp - start for p in places if (p.segment, p.atom) == area}
         at = loaded.get(name, -1)
         if name in learnt.slots and at in inside and at != learnt.slots[name]:
-            if name == "rip":
+            if name == "rip" and learnt.slots[name] not in others:
                 learnt.slots.setdefault("fault_rip", learnt.slots[name])
             learnt.slots[name] = at
 

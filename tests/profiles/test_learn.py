@@ -114,6 +114,22 @@ def test_the_printed_nrk_paths(assemble: Assemble) -> None:
     assert "cs" not in found.slots  # its slot is the FS base's
 
 
+def test_rcx_holds_rip_after_syscall_but_has_a_slot_of_its_own(assemble: Assemble) -> None:
+    saved = ["rdi", "rsi", "rdx", "rcx", "rax", "r8", "r9", "r10", "r11", "rbx", "rbp", "r12", "r13", "r14", "r15"]
+    pushes = "".join(f"pushq %{name};" for name in saved)
+    pops = "".join(f"popq %{name};" for name in reversed(saved))
+    snippet = assemble(f"""
+    call: swapgs; movq %rsp, %gs:24; movq %gs:8, %rsp; addq $168, %rsp
+        pushq $27; pushq %gs:24; pushq %r11; pushq $35; pushq %rcx; pushq $0
+        {pushes} movq %gs:16, %rsp; call handler; movq %gs:8, %rsp
+        {pops} addq $8, %rsp; swapgs; iretq
+    handler: jmp *%rdx
+    """)
+    found = learn(snippet.code, [Entry(snippet["call"], Gateway.SYSCALL)])
+    assert "fault_rip" not in found.slots
+    assert found.slots["rcx"] == 8 * (len(saved) - 1 - saved.index("rcx"))
+
+
 def test_frames_on_the_stack(assemble: Assemble) -> None:
     registers = ["rdi", "rsi", "rdx", "rcx", "rax", "r8", "r9", "r10", "r11", "rbx", "rbp", "r12", "r13", "r14", "r15"]
     pushes = "".join(f"pushq %{name};" for name in registers)
