@@ -125,6 +125,7 @@ class ProbeFeed:
 
         assert self._ring is not None, "the machine was started without this feed's words"
         source = ProbeSource(self._ring, machine.qmp, halt=self._wishes.halt)
+        all(map(source.tell_tables, range(len(self._ring.control))))  # of a machine that begins with a snapshot
         machine.cont()
         return source
 

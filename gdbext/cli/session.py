@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from gdbext.recording.header import Header
     from gdbext.recording.writer import Recorder
 
+RESTORED: Final = "the guest goes on from a snapshot: contexts that were interrupted before are not expected back"
 _DYING: Final = 0.5
 """Seconds QEMU may take to be gone after what it was asked has failed."""
 TICK: Final = 0.1
@@ -228,6 +229,8 @@ class _Run:
     ended: bool = False
     """The source has no more events."""
     died: bool = False
+    restored: bool = False
+    """It went on in another state than it stood in."""
     last_seq: int = 0
     last_time: int = 0
     """Of the youngest event judged: nanoseconds of the host's monotonic clock."""
@@ -367,6 +370,9 @@ class _Run:
         self.last_seq = max(self.last_seq, int(batch["seq"].max()))
         self.last_time = max(self.last_time, int(batch["time"].max()))
         self.died = self.died or bool((batch["kind"] == Kind.DIED).any())
+        if not self.restored and (batch["kind"] == Kind.RESTORED).any():
+            self.restored = True
+            self.view.note(RESTORED)
         errors = [finding for finding in found if finding.severity == ERROR] if self.options.halt else []
         if errors and not self.halted:
             self._halt(batch, errors)

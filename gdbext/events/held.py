@@ -24,6 +24,7 @@ _HELD: Final = {
     Kind.SWAPGS: _SMALL,
     Kind.BASE: _SMALL,
     Kind.IDT: _SMALL,
+    Kind.RESTORED: _SMALL,
     Kind.GS_ACCESS: _SMALL | {*GPR64, "cr3"},
     Kind.CR3: _WHERE | {"cr3"},
     Kind.STORE: _WHERE | {"cr3"},

@@ -36,10 +36,12 @@ class Kind:
     AREA = 13  # a save area became known: addr = its start, value = its size (made by the reader, not by the guest)
 
     SLOT = 14  # where learnt save areas keep a register: addr = byte offset, size = bytes, value: SLOT_NAMES[value]
+    RESTORED = 15  # the machine goes on in another state than it stood in: a snapshot was loaded
 
     NAMES: Final = {
         1: "entry", 2: "exit", 3: "swapgs", 4: "base", 5: "cr3", 6: "gs-access", 7: "switch-out",
         8: "switch-in", 9: "store", 10: "tracked", 11: "died", 12: "idt", 13: "area", 14: "slot",
+        15: "restored",
     }  # fmt: skip
 
 

@@ -257,6 +257,8 @@ class ProbeWatch:
             return False
         self._events += len(batch)
         self._last, self._died = int(batch["seq"].max()), False
+        if (batch["kind"] == Kind.RESTORED).any():
+            self._say("The guest goes on from a snapshot: contexts that were interrupted before are not expected back.")
         self._settle(batch)
         self._judge(batch)
         return True

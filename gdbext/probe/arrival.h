@@ -44,6 +44,18 @@ static CB_DISCON(on_discontinuity, index, from, to)
     }
 }
 
+/* This thread's vCPU is at a call to where nobody knows: what it runs next is the entry point. */
+static _Thread_local const vcpu *calling;
+
+/* Is a block of kernel code that is translated now where that call goes? RCX tells `syscall`s. */
+static bool is_called_first(vcpu *any, unsigned bits)
+{
+    const vcpu *v = calling;
+
+    calling = NULL;
+    return v && (v->call.sysenter || (v->call.syscall && bits == 64 && vcpu_reg(any, REG_RCX) == v->call.next));
+}
+
 /* `syscall` and `sysenter` are about to run: note what they lose, and that their entry is genuine. */
 static void on_call(unsigned index, void *userdata)
 {
@@ -54,11 +66,13 @@ static void on_call(unsigned index, void *userdata)
     v->call.ss = (uint16_t)vcpu_reg(v, REG_SS);
     v->call.syscall = s->insn.kind == OP_SYSCALL;
     v->call.sysenter = s->insn.kind == OP_SYSENTER;
+    v->call.next = s->pc + s->insn.length;
+    last_caller = v->call.cs | (uint32_t)v->call.ss << 16;
     if (v->call.sysenter) {
         v->call.rsp = vcpu_reg(v, REG_RSP);
         v->call.rflags = vcpu_reg(v, REG_RFLAGS);
-        v->call.next = s->pc + s->insn.length;
     }
+    calling = (v->call.syscall && !v->lstar) || (v->call.sysenter && !v->sysenter_eip) ? v : NULL;
 }
 
 static void on_int(unsigned index, void *userdata)

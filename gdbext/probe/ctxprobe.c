@@ -32,6 +32,7 @@ static inline vcpu *vcpu_of(unsigned index)
 }
 
 #include "translate.h"
+#include "outside.h"
 
 EXPORT int qemu_plugin_version = API;
 
@@ -53,14 +54,6 @@ static CB_VCPU(on_vcpu_init, index)
     }
 }
 
-/* A vCPU that stood still runs again: the reader may have wished for stores meanwhile. */
-static CB_VCPU(on_vcpu_resume, index)
-{
-    CB_UNUSED();
-    (void)index;
-    look_at_wishes();
-}
-
 static CB_ATEXIT(on_exit_of_qemu)
 {
     CB_UNUSED();
@@ -72,6 +65,7 @@ static void register_callbacks(void)
 {
     qemu_plugin_register_atexit_cb(plugin_id, on_exit_of_qemu, NULL);
     qemu_plugin_register_vcpu_init_cb(plugin_id, on_vcpu_init CB_NULL);
+    qemu_plugin_register_vcpu_idle_cb(plugin_id, on_vcpu_idle CB_NULL);
     qemu_plugin_register_vcpu_resume_cb(plugin_id, on_vcpu_resume CB_NULL);
     qemu_plugin_register_vcpu_tb_trans_cb(plugin_id, on_translation CB_NULL);
     if (told_of_entries) {

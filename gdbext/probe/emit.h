@@ -17,6 +17,7 @@ static atomic_bool swapgs_seen;
 static atomic_bool stores_seen; /* kernel code is translated with a callback at every store */
 static atomic_bool frame_was_changed; /* a reason to look at stores, unasked: see frames.h */
 static _Atomic uint64_t last_star;
+static _Atomic uint32_t last_caller; /* CS of the last system call's user code, and SS 16 bits above */
 
 enum { MSR_STAR = 0xc0000081, MSR_LSTAR, MSR_CSTAR, MSR_FMASK, MSR_FS_BASE = 0xc0000100, MSR_GS_BASE,
        MSR_KERNEL_GS_BASE, MSR_SYSENTER_CS = 0x174, MSR_SYSENTER_ESP, MSR_SYSENTER_EIP };

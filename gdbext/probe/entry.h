@@ -7,8 +7,8 @@
  */
 #pragma once
 
-#include "emit.h"
 #include "frames.h"
+#include "tables.h"
 
 enum { FRAME_RIP, FRAME_CS, FRAME_RFLAGS, FRAME_RSP, FRAME_SS, FRAME_WORDS = 9 };
 enum { PAGE_OFFSET = 0xfff };
@@ -322,6 +322,11 @@ static void emit_sysenter(vcpu *v, uint64_t pc, unsigned bits)
  * instruction clears TF by itself, NMIs come at any time, and the first instruction may be out of reach. */
 static bool emit_call(vcpu *v, uint64_t pc, uint64_t sp)
 {
+    if (v->call.syscall && !v->lstar && vcpu_reg(v, REG_RCX) == v->call.next) {
+        v->lstar = pc; /* written before the machine's snapshot was made */
+    } else if (v->call.sysenter && !v->sysenter_eip) {
+        v->sysenter_eip = pc;
+    }
     if (v->call.syscall && (pc == v->lstar || pc == v->cstar)) {
         emit_syscall(v, pc, sp);
     } else if (v->call.sysenter && pc == v->sysenter_eip) {

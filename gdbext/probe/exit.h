@@ -260,6 +260,7 @@ static void on_iret(unsigned index, void *userdata)
     uint16_t live_cs = (uint16_t)vcpu_reg(v, REG_CS);
     popped p;
 
+    take_tables(v);
     if (s->bits == 32 && (vcpu_reg(v, REG_RFLAGS) & RFLAGS_NT)) {
         on_task_return(v, s);
         return;
@@ -306,6 +307,9 @@ static void on_sysret(unsigned index, void *userdata)
     if (star) {
         row->cs = (uint16_t)(((star >> 48) + (code64 ? 16 : 0)) | 3);
         row->ss = (uint16_t)((star >> 48) + 8);
+    } else { /* written before the machine's snapshot was made */
+        row->cs = (uint16_t)last_caller;
+        row->ss = (uint16_t)(last_caller >> 16);
     }
     row->flags |= code64 ? 0 : CTX_FLAG_LINEAR32;
     emit_exit(v, row);
@@ -330,6 +334,9 @@ static void on_sysexit(unsigned index, void *userdata)
     if (v->sysenter_cs) {
         row->cs = (uint16_t)((v->sysenter_cs + (code64 ? 32 : 16)) | 3);
         row->ss = (uint16_t)((v->sysenter_cs + (code64 ? 40 : 24)) | 3);
+    } else {
+        row->cs = (uint16_t)last_caller;
+        row->ss = (uint16_t)(last_caller >> 16);
     }
     emit_exit(v, row);
 }

@@ -71,6 +71,13 @@ static void frame_pushed(const ctx_row *row)
     pthread_mutex_unlock(&frame_lock);
 }
 
+static void frames_forget(void)
+{
+    pthread_mutex_lock(&frame_lock);
+    memset(live_frames, 0, sizeof(live_frames));
+    pthread_mutex_unlock(&frame_lock);
+}
+
 /* The iret of `row` pops a frame. Is it the one that the CPU pushed there, and were words of it changed, and nothing
  * else of the context? An exception that is fixed up goes on at another RIP, in kernel code. */
 static bool frame_popped(const ctx_row *row)

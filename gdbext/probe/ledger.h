@@ -41,6 +41,8 @@ static pthread_mutex_t ledger_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void ledger_init(void)
 {
+    ledger_free = 0;
+    ledger_oldest = ledger_newest = LEDGER_NONE;
     for (unsigned i = 0; i < LEDGER_PLACES; i++) {
         ledger[i].next = (uint16_t)(i + 1); /* the last one's is LEDGER_NONE */
     }
@@ -116,6 +118,14 @@ static ledger_entry *ledger_place(uint64_t rip, uint64_t rsp, uint64_t space)
     ledger_newest = place;
     e->rip = rip, e->rsp = rsp, e->space = space;
     return e;
+}
+
+/* All that was interrupted is another time's. */
+static void ledger_forget(void)
+{
+    pthread_mutex_lock(&ledger_lock);
+    ledger_init();
+    pthread_mutex_unlock(&ledger_lock);
 }
 
 static void ledger_add(const ctx_row *row, const ctx_simd *simd)

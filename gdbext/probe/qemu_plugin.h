@@ -123,6 +123,7 @@ typedef void (*atexit_cb)(qemu_plugin_id_t id, void *userdata);
 #endif
 
 void qemu_plugin_register_vcpu_init_cb(qemu_plugin_id_t id, vcpu_cb cb CB_REGISTER_ARG);
+void qemu_plugin_register_vcpu_idle_cb(qemu_plugin_id_t id, vcpu_cb cb CB_REGISTER_ARG);
 void qemu_plugin_register_vcpu_resume_cb(qemu_plugin_id_t id, vcpu_cb cb CB_REGISTER_ARG);
 void qemu_plugin_register_vcpu_tb_trans_cb(qemu_plugin_id_t id, tb_cb cb CB_REGISTER_ARG);
 OPTIONAL void qemu_plugin_register_vcpu_discon_cb(qemu_plugin_id_t id, int types, discon_cb cb CB_REGISTER_ARG);

@@ -261,6 +261,9 @@ static bool begins_entry_point(vcpu *any, uint64_t start, unsigned bits)
     if (!told_of_entries && (!is_successor(start) || may_be_delivered(any, bits))) {
         look_at_tables(any, bits);
     }
+    if (calling && is_called_first(any, bits)) {
+        add_entry_point(start);
+    }
     idt_note_translated(start);
     return idt_is_target(start);
 }

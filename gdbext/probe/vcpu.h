@@ -47,6 +47,14 @@ typedef struct {
     uint64_t words[5];
 } last_event;
 
+enum { STANDING = 9 };
+
+/* A vCPU's registers as it stands still: callee-saved ones, CR3, RIP, and RSP's page. */
+typedef struct {
+    bool known;
+    uint64_t word[STANDING];
+} standing;
+
 typedef struct {
     unsigned index;
     struct qemu_plugin_register *reg[REG_COUNT];
@@ -66,6 +74,8 @@ typedef struct {
         uint32_t idt_limit, gdt_limit;
         unsigned idt_bits;
     } outside; /* the tables outside system management mode: see on_smi */
+    uint32_t tables_told; /* of what the reader tells, how much was taken */
+    standing standing;
     code_segment code_segment;
     uint16_t task;    /* selector of the TSS it runs on, 0: not known */
     uint16_t ldt;     /* selector of its LDT, 0: none */

@@ -21,7 +21,7 @@ import numpy as np
 
 from gdbext.arch import paging
 from gdbext.errors import CtxwatchError, GuestFailed, NotCapable, UsageError
-from gdbext.events.row import TRACKED_SLOTS, Batch, Flag
+from gdbext.events.row import TRACKED_SLOTS, Batch, Flag, Kind
 from gdbext.ledger.compare import space
 from gdbext.sources.base import Capability
 from gdbext.sources.ring import (
@@ -54,6 +54,10 @@ _TRIES: Final = 64
 """How often a halt may meet a pending interrupt, which QEMU delivers before it stops, and is tried again."""
 
 _RIP: Final = re.compile(r"\b[RE]IP=([0-9a-fA-F]+)")
+_PROTECTED: Final = re.compile(r"\bCR0=[0-9a-f]+[13579bdf]\b")
+_TABLE: Final = re.compile(r"^([GI])DT= +([0-9a-f]+) ([0-9a-f]+)", re.MULTILINE)
+_SELECTOR: Final = re.compile(r"^(TR |LDT)=([0-9a-f]{4})\b", re.MULTILINE)
+"""In what QEMU's monitor says to ``info registers``."""
 
 
 class Monitor(Protocol):
@@ -182,7 +186,30 @@ class ProbeSource:
         self._given = time.monotonic()
         for index in np.flatnonzero(rows["flags"] & Flag.WAITING):
             self._standing[int(rows["cpu"][index])] = rows[index : index + 1].copy()
+        for cpu in np.unique(rows["cpu"][rows["kind"] == Kind.RESTORED]).tolist():
+            self.tell_tables(cpu)
         return rows
+
+    def tell_tables(self, cpu: int) -> bool:
+        """Tell the probe which descriptor tables vCPU `cpu` has loaded: it sees them loaded, and a machine that goes on
+        from a snapshot loads none. False where there is nothing to tell: in real mode, or without an answer."""
+        if self._monitor is None:
+            return False
+        command = {"command-line": "info registers", "cpu-index": cpu}
+        try:
+            said = str(self._ask("human-monitor-command", command))
+        except CtxwatchError:  # no such vCPU, or QEMU has ended
+            return False
+        tables = {name: (int(base, 16), int(limit, 16)) for name, base, limit in _TABLE.findall(said)}
+        if not _PROTECTED.search(said) or len(tables) != 2:
+            return False
+        selectors = {name: int(value, 16) for name, value in _SELECTOR.findall(said)}
+        told = self._ring.control[cpu : cpu + 1]
+        told["idt"], told["idt_limit"] = tables["I"]
+        told["gdt"], told["gdt_limit"] = tables["G"]
+        told["selectors"] = selectors.get("TR ", 0) | selectors.get("LDT", 0) << 16
+        told["tables_told"] += 1
+        return True
 
     def release(self, cpu: int, halt: bool) -> None:
         """Let the waiting vCPU `cpu` go on. With `halt` the guest stops on the resumed context's first instruction.
@@ -284,7 +311,7 @@ class ProbeSource:
         assert self._monitor is not None
         return self._monitor
 
-    def _ask(self, command: str, arguments: Mapping[str, object]) -> None:
+    def _ask(self, command: str, arguments: Mapping[str, object]) -> Any:
         """Run a QMP command, also while somebody else stops the guest, as GDB does for a Ctrl-C: QEMU answers nobody
         before all vCPUs stand, and one may be standing in the probe, waiting for us."""
         deadline = time.monotonic() + _PATIENCE
@@ -294,7 +321,7 @@ class ProbeSource:
                 # If it is a stop, all were told to by now; if QEMU is merely slow, nobody is to wait for one.
                 self._let_go(Release.GO)
 
-        self._qmp.execute(command, arguments, meanwhile=look)
+        return self._qmp.execute(command, arguments, meanwhile=look)
 
     def set_halt(self, halt: bool) -> None:
         """Begin or cease to let vCPUs wait at exits that are not identical; those that wait are let go."""

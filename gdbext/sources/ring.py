@@ -21,7 +21,7 @@ import numpy as np
 from gdbext.events.row import ROW_SIMD, TRACKED_SLOTS, Field, c_header
 
 MAGIC: Final = int.from_bytes(b"CTXRING1", "little")
-VERSION: Final = 3
+VERSION: Final = 4
 PAGE: Final = 4096
 DEFAULT_ROWS: Final = 16384
 """Rows in one vCPU's ring: some 7 MB, a tenth of a second of the busiest guest."""
@@ -150,7 +150,12 @@ CONTROL_FIELDS: Final[tuple[Field, ...]] = (
     _u32("caught", "1: it waits at the exit that `catch` asked for; probe"),
     _u32("spare2", "zero"),
     *(_u64(name, "see COUNTERS") for name in COUNTERS),
-    _u64("spare3", "to the end of the block", 32 - 16 - 2 - len(COUNTERS)),
+    _u64("idt", "base of the interrupt table that the vCPU has loaded, guest virtual; reader"),
+    _u64("gdt", "base of its global descriptor table, likewise"),
+    _u32("idt_limit", "of that table; reader"),
+    _u32("gdt_limit", "of that table; reader"),
+    _u32("selectors", "of its TSS, and of its LDT 16 bits above; reader"),
+    _u32("tables_told", "how often the five before were told, written last; reader"),
 )
 
 

@@ -1,0 +1,73 @@
+/*
+ * What is done to the machine from outside while its vCPUs stand still: a snapshot is loaded in place of its state. A
+ * vCPU that goes on elsewhere than it stood shows that; what was interrupted before is then another time's.
+ *
+ * A debugger that edits registers, jumps or calls a function changes less: of those that are compared, two must differ.
+ * Machines that idle in the same place before and after go unnoticed.
+ */
+#pragma once
+
+#include "events.h"
+
+static void note_standing(vcpu *v, standing *s)
+{
+    ctx_row row = {0};
+
+    vcpu_general(v, &row);
+    *s = (standing){true, {row.rbx, row.rbp, row.r12, row.r13, row.r14, row.r15, vcpu_reg(v, REG_CR3),
+                           vcpu_reg(v, REG_RIP), row.rsp & ~(uint64_t)PAGE_OFFSET}};
+}
+
+/* Nothing of what was seen before holds of the machine that goes on. */
+static void forget_all(vcpu *v)
+{
+    ledger_forget();
+    frames_forget();
+    pthread_mutex_lock(&away_lock);
+    memset(away, 0, sizeof(away));
+    pthread_mutex_unlock(&away_lock);
+    v->parity_known = v->parity_kernel = v->gs_overridden = false;
+    v->soft.pending = v->call.syscall = v->call.sysenter = false;
+    v->last = (last_event){0};
+    v->code_segment.known = false;
+    v->flat_ss = v->flat_cs = v->flat_user = 0;
+    v->outside.known = false;
+    v->score->leaving = v->score->switching = v->score->jump_target = 0;
+    atomic_store(&v->came_to, 0);
+    update_alarm(v);
+}
+
+/* The vCPU is about to stand still. */
+static CB_VCPU(on_vcpu_idle, index)
+{
+    CB_UNUSED();
+    vcpu *v = vcpu_of(index);
+    if (v->buffer) {
+        note_standing(v, &v->standing);
+    }
+}
+
+/* A vCPU that stood still runs again. The reader may have wished for stores meanwhile, or told of tables. */
+static CB_VCPU(on_vcpu_resume, index)
+{
+    CB_UNUSED();
+    vcpu *v = vcpu_of(index);
+    standing now;
+    unsigned moved = 0;
+
+    take_tables(v);
+    if (v->standing.known && (vcpu_reg(v, REG_CR0) & CR0_PE)) { /* else it was reset */
+        note_standing(v, &now);
+        for (unsigned i = 0; i < STANDING; i++) {
+            moved += now.word[i] != v->standing.word[i];
+        }
+    }
+    v->standing.known = false;
+    if (moved > 1) {
+        forget_all(v);
+        ctx_row *row = begin(v, CTX_KIND_RESTORED, 0, vcpu_reg(v, REG_RIP), vcpu_bits(v));
+        fill_small(v, row);
+        emit(v, row);
+    }
+    look_at_wishes();
+}
