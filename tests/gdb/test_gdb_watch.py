@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from gdbext.qemu.machine import COUNTED_TIME
 from tests.gdb.conftest import Boot, bug_free, run_gdb, start_gdb
 
 pytestmark = [pytest.mark.gdb, pytest.mark.guest]
@@ -136,7 +137,7 @@ def test_a_condition_may_ask_for_window_and_parity(boot: Boot) -> None:
 
 
 def test_watching_begins_in_a_running_guest_without_an_image(boot: Boot) -> None:
-    live = boot("nrk-rflags", running=True)
+    live = boot("nrk-rflags", "-icount", COUNTED_TIME, running=True)  # else each stop of GDB's brings the next tick
     live.wait_for("guest: start")
     time.sleep(0.1)
     live.machine.stop()
