@@ -12,14 +12,15 @@ from typing import Final
 
 import numpy as np
 
-from gdbext.events.columns import Columns, by_cpu
+from gdbext.arch.registers import MSR_GS_BASE
+from gdbext.events.columns import Array, Columns, Rows, by_cpu
 from gdbext.events.row import Batch, Flag, Kind
-from gdbext.ledger.compare import is_user
+from gdbext.ledger.compare import Bools, is_user
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 
 STEADY: Final = 16
-"""Sightings in kernel code after which a base is its CPU's own."""
+"""Sightings after which a base is its CPU's own."""
 
 
 @dataclass(slots=True)
@@ -39,7 +40,7 @@ class _Own:
 
 
 class UnswappedBaseJudge:
-    """Learns each CPU's base from its entries from kernel code and its exits to it."""
+    """Learns each CPU's base from its entries from kernel code, its exits to it, and what that code writes."""
 
     def __init__(self) -> None:
         self._own: dict[int, _Own] = {}
@@ -51,15 +52,16 @@ class UnswappedBaseJudge:
         if self._swaps:
             return []
         kind, flags = batch["kind"], batch["flags"]
-        chosen = ((kind == Kind.ENTRY) | (kind == Kind.EXIT)) & ~is_user(batch) & (batch["mode"] == 64)
+        chosen = ((kind == Kind.ENTRY) | (kind == Kind.EXIT)) & ~is_user(batch)
         chosen &= (flags & (Flag.NO_BASES | Flag.UNREADABLE | Flag.SELF)) == 0
-        rows = batch.take(np.flatnonzero(chosen & (batch["gs_base"] != 0)))
+        chosen |= (kind == Kind.BASE) & (batch["addr"] == MSR_GS_BASE) & _is_high(batch["pc"])
+        rows = batch.take(np.flatnonzero(chosen & (batch["mode"] == 64) & _is_high(_bases(batch))))
         strays = [int(mine[at]) for cpu, (mine, its) in by_cpu(rows).items() for at in self._note(cpu, its)]
         return [judged for at in sorted(strays) for judged in self._judge(rows.row(at))]
 
     def _note(self, cpu: int, rows: Columns) -> list[int]:
         """Count what `cpu` was seen with in its `rows`; the place of the first base other than its own."""
-        bases, seqs = rows["gs_base"], rows["seq"]
+        bases, seqs = _bases(rows), rows["seq"]
         own = self._own.setdefault(cpu, _Own(int(bases[0])))
         if own.until is not None:
             return []
@@ -73,9 +75,20 @@ class UnswappedBaseJudge:
 
     def _judge(self, row: Batch) -> list[Judged]:
         """The CPU is seen with another base than before; nothing more is said of it."""
-        cpu, base, event = int(row["cpu"][0]), int(row["gs_base"][0]), int(row["seq"][0])
+        cpu, base, event = int(row["cpu"][0]), int(_bases(row)[0]), int(row["seq"][0])
         owners = [other for other, its in self._own.items() if other != cpu and its.held(base, event)]
         return [(_draft(cpu, owners[0], self._own[cpu].base, base), row, None)] if owners else []
+
+
+def _bases(rows: Rows) -> Array:
+    """The GS base that each of `rows` shows: the one it writes, or the active one."""
+    bases: Array = np.where(rows["kind"] == Kind.BASE, rows["value"], rows["gs_base"])
+    return bases
+
+
+def _is_high(addresses: Array) -> Bools:
+    high: Bools = addresses >> np.uint64(63) != 0
+    return high
 
 
 def _draft(cpu: int, owner: int, own: int, base: int) -> Draft:

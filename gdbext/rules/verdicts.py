@@ -259,9 +259,9 @@ def _simd(entry: Batch, row: Batch, match: str) -> Draft:
 
 
 def _wrong_context(entry: Batch, row: Batch, fields: list[str], owner: Batch, match: str) -> Draft:
-    what = "RSP" if fields == ["rsp"] else f"{len(fields)} registers"
+    what = "the RSP resumed here is that" if fields == ["rsp"] else f"{len(fields)} registers resumed here are those"
     cause = (
-        f"{what} resumed here are those of another suspended context: the one interrupted at event "
+        f"{what} of another suspended context: the one interrupted at event "
         f"{int(owner['seq'][0])} (RIP {int(owner['rip'][0]):#x}, CPU {int(owner['cpu'][0])})"
     )
     look = "how the current thread is found between save and restore: per-CPU scratch used after a switch, or a race"

@@ -50,6 +50,20 @@ def test_what_may_be(rows: list[Batch]) -> None:
     assert codes(*rows) == []
 
 
+def writes(cpu: int, base: int, times: int = STEADY) -> list[Batch]:
+    rows = [entry(context(cpu + 1) | {"cpu": cpu}) for _ in range(times)]
+    for row in rows:
+        row["kind"], row["how"], row["addr"], row["value"] = Kind.BASE, 33, 0xC0000101, base
+        row["pc"] = KERNEL_RIP
+    return rows
+
+
+def test_another_cpu_s_base_is_written() -> None:
+    known = [*writes(0, BASES[0]), *writes(1, BASES[1]), *writes(0, 0x7000), *writes(1, 0x7000)]
+    assert codes(*known, *writes(1, BASES[0], 1)) == ["CW205"]
+    assert codes(*known, *writes(1, BASES[1], 1), *ticks(1, BASES[1], 1)) == []
+
+
 def test_a_kernel_that_swaps_is_judged_elsewhere() -> None:
     swap = entry(context(9))
     swap["kind"] = Kind.SWAPGS
