@@ -38,18 +38,18 @@
 2:
     popq %r15
     popq %r14
-#ifdef BUG_R13
-    addq $8, %rsp
-#else
     popq %r13
-#endif
     popq %r12
     popq %r11
     popq %r10
     popq %r9
     popq %r8
     popq %rdi
+#ifdef BUG_RSI
+    addq $8, %rsp
+#else
     popq %rsi
+#endif
     popq %rbp
     popq %rbx
     popq %rdx
