@@ -45,7 +45,7 @@ def replay(asked: ReplayRequest) -> int:
     quiet = asked.json == "-"
     view = TerminalView(quiet=quiet, verbose=asked.verbose)
     with (
-        Recording(Path(asked.file)) as recording,
+        Recording(Path(asked.file), threaded=True) as recording,
         output.document(asked.json) if asked.json else contextlib.nullcontext() as document,
     ):
         chosen = codes.parse(asked.rules) if asked.rules is not None else None
@@ -100,7 +100,7 @@ def report(file: str, name: str | None) -> int:
     from gdbext.report.gather import Gatherer
 
     view = TerminalView()
-    with Recording(Path(file)) as recording, _output(recording, name, ".html") as partial:
+    with Recording(Path(file), threaded=True) as recording, _output(recording, name, ".html") as partial:
         work, gathered = Replay(recording), Gatherer()
         with view:
             started = time.monotonic()

@@ -14,6 +14,7 @@ from gdbext.errors import RecordingError
 from gdbext.events.columns import Columns
 from gdbext.events.row import Batch
 from gdbext.recording import leftover, parquet
+from gdbext.recording.ahead import ahead
 from gdbext.recording.apart import joined
 from gdbext.recording.header import Header
 from gdbext.recording.leftover import LeftoverFile
@@ -47,12 +48,14 @@ class _File(Protocol):
 class Recording:
     """One recording, read from the start.
 
-    guest: what the rules may ask of the guest, as known at the events delivered so far.  Raises RecordingError where
+    guest: what the rules may ask of the guest, as known at the events delivered so far.  threaded: decode the next
+    batch while the last is judged; inside GDB, whose signals may come in any thread, no.  Raises RecordingError where
     the file is no recording, naming it and the likely cause.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, threaded: bool = False) -> None:
         self.path = path
+        self._threaded = threaded
         self.guest = RecordedGuest()
         fd = _open(path)
         try:
@@ -100,7 +103,8 @@ class Recording:
         """The same, for whom columns will do: small batches put together, but not where an answer of ``guest`` to one
         of them is another than to the one before."""
         waiting: list[Columns] = []
-        for batch, mark in self._file.units():
+        units = self._file.units()
+        for batch, mark in ahead(units) if self._threaded else units:
             rows = sum(map(len, waiting), len(batch))
             if waiting and (rows > TOGETHER or self.guest.answered_otherwise(mark)):
                 yield joined(waiting)
