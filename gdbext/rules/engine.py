@@ -149,6 +149,7 @@ class Engine:
         self.history.begin(columns)
         self._count(columns)
         self._width.feed(columns)
+        self._scenes.feed(columns)
         judged = [item for judge in self._judges for item in judge.feed(columns)]
         judged += death.judge(columns, self.history)
         self.counts.identical = self._before[0] + self._resume.identical

@@ -10,8 +10,11 @@ from typing import Final
 import numpy as np
 
 from gdbext.arch import vectors
+from gdbext.arch.addresses import MASK32
+from gdbext.arch.descriptors import decode_idt
 from gdbext.code.disasm import Code
 from gdbext.code.listing import listing, text
+from gdbext.events.columns import Columns
 from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import is_user
 from gdbext.rules.areas import AreaJudge
@@ -35,7 +38,14 @@ class Scenes:
         self._guest = guest
         self._history = history
         self._areas = areas
-        self._codes: dict[int, Code] = {}
+        self._codes: dict[tuple[int, int], Code] = {}
+        self._tables: dict[int, int] = {}
+        """Where the IDT of a vCPU lies, as far as it was seen loaded: linear addresses."""
+
+    def feed(self, batch: Columns) -> None:
+        """Note the interrupt tables that are loaded."""
+        for at in np.flatnonzero(batch["kind"] == Kind.IDT).tolist():
+            self._tables[int(batch["cpu"][at])] = int(batch["addr"][at])
 
     def add(self, finding: Finding) -> None:
         """Complete ``steps``, ``guilty_code`` and ``interrupted_code``."""
@@ -44,8 +54,10 @@ class Scenes:
             return
         finding.steps = self._steps(finding, entry, row) if entry is not None else ()
         finding.guilty_code = self._code(finding.pc, finding.pc_symbol, _mode(row))
-        if self._readable(finding, row):
-            finding.interrupted_code = self._code(finding.interrupted.rip, finding.interrupted.symbol, finding.bits)
+        base = self._base(entry if entry is not None else row)
+        if base is not None and self._readable(finding, row):
+            place = finding.interrupted
+            finding.interrupted_code = self._code(place.rip, place.symbol, finding.bits, base)
 
     # Steps
 
@@ -116,10 +128,24 @@ class Scenes:
         that runs on may have another program at the same address."""
         return finding.interrupted.cpl != 3 or (bool(row["flags"][0] & Flag.WAITING) and not row["cpu"][0])
 
-    def _code(self, address: int, symbol: str | None, bits: int) -> tuple[CodeLine, ...]:
+    def _base(self, entry: Batch) -> int | None:
+        """Where the segment of the interrupted 32-bit code begins, None if that is not known. An ENTRY row's pc is
+        linear, the offset in the handler's gate is not (Intel SDM vol. 3A, 6.12.1)."""
+        table, vector = self._tables.get(int(entry["cpu"][0])), int(entry["vector"][0])
+        if entry["kind"][0] != Kind.ENTRY or entry["mode"][0] != 32 or vector >= vectors.SYSCALL or table is None:
+            return 0
+        try:
+            gates = decode_idt(bytes(8 * vector) + self._guest.read(table + 8 * vector, 8), 32)
+        except OSError:
+            return 0
+        base = (int(entry["pc"][0]) - gates[0].offset) & MASK32 if gates else 0
+        return base if not base or entry["cs"][0] == gates[0].selector else None
+
+    def _code(self, address: int, symbol: str | None, bits: int, base: int = 0) -> tuple[CodeLine, ...]:
+        """The instructions around `address` in a segment that begins at `base`."""
         if not address:
             return ()
-        code = self._codes.setdefault(bits, Code(self._guest.read, bits))
+        code = self._codes.setdefault((bits, base), Code(lambda at, length: self._guest.read(at + base, length), bits))
         lines = listing(code, address, BEFORE, AFTER, _start(address, symbol))
         return tuple(CodeLine(insn.address, text(insn)) for insn in lines)
 

@@ -152,6 +152,34 @@ def test_a_switch_is_no_interrupt() -> None:
         assert "handler" not in said
 
 
+class Moved:
+    """A 32-bit kernel of nops whose code segment, selector 8, begins at 1 MB; other code everywhere else. Its IDT lies
+    at linear 0x5000, and all gates lead to 0x1000."""
+
+    def read(self, address: int, length: int) -> bytes:
+        if address >> 12 == 5:
+            return bytes.fromhex("00100800008e0000")[:length]
+        return (b"\x90" if address >> 20 == 1 else b"\xcc") * length
+
+    def symbol(self, address: int) -> str | None:
+        return None
+
+
+@pytest.mark.parametrize(("cs", "text"), [(8, "nop"), (0x10, None)])
+def test_code_is_read_where_its_segment_begins(cs: int, text: str | None) -> None:
+    mine = context(1, user=False, rip=0x2000, rsp=0x10_8000, cs=cs) | {"rbx": 5}
+    rows = [
+        other(Kind.IDT, addr=0x5000, value=0x7FF, mode=32),
+        entry(mine, pc=0x10_1000, frame=0x10_7FF4, mode=32),
+        exit_(mine | {"rbx": 6}, pc=0x10_1080, frame=0x10_7FF4, mode=32, size=4),
+    ]
+    engine = Engine(guest=Moved())
+    engine.feed(stamp(batch(*rows)))
+    (finding,) = engine.findings
+    assert {line.text for line in finding.interrupted_code} == ({text} if text else set())
+    assert any(line.address == 0x2000 for line in finding.interrupted_code) == (text is not None)
+
+
 def drawn(finding: Finding) -> str:
     console = Console(width=110, color_system=None, markup=False, highlight=False)
     with console.capture() as capture:
