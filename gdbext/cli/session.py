@@ -29,13 +29,12 @@ from gdbext.rules.guest import GuestView
 from gdbext.sources.base import Source
 from gdbext.sources.discoveries import Discoveries
 from gdbext.sources.knowledge import Knowledge
-from gdbext.sources.probe import ProbeSource
+from gdbext.sources.probe import ProbeSource, begins_anew
 
 if TYPE_CHECKING:
     from gdbext.recording.header import Header
     from gdbext.recording.writer import Recorder
 
-RESTORED: Final = "the guest goes on from a snapshot: contexts that were interrupted before are not expected back"
 _DYING: Final = 0.5
 """Seconds QEMU may take to be gone after what it was asked has failed."""
 TICK: Final = 0.1
@@ -229,8 +228,6 @@ class _Run:
     ended: bool = False
     """The source has no more events."""
     died: bool = False
-    restored: bool = False
-    """It went on in another state than it stood in."""
     last_seq: int = 0
     last_time: int = 0
     """Of the youngest event judged: nanoseconds of the host's monotonic clock."""
@@ -280,10 +277,10 @@ class _Run:
     def _learn(self) -> None:
         """Let a halted guest run on until the cause of what it was halted for says more; what else is found meanwhile
         is counted alone."""
-        finding = self.engine.findings[0]
-        told, last = finding.cause, self.engine.counts.entries + self.options.learn
         if not self.options.learn or not isinstance(self.source, ProbeSource):
             return
+        finding = self.engine.findings[0]
+        told, last = finding.cause, self.engine.counts.entries + self.options.learn
         self.halted, self.learning = False, True
         self.options = replace(self.options, halt=False, max_findings=0)
         self.view.note("letting it run on, to see who wrote what came back")
@@ -370,9 +367,8 @@ class _Run:
         self.last_seq = max(self.last_seq, int(batch["seq"].max()))
         self.last_time = max(self.last_time, int(batch["time"].max()))
         self.died = self.died or bool((batch["kind"] == Kind.DIED).any())
-        if not self.restored and (batch["kind"] == Kind.RESTORED).any():
-            self.restored = True
-            self.view.note(RESTORED)
+        if anew := begins_anew(batch):
+            self.view.note(anew)
         errors = [finding for finding in found if finding.severity == ERROR] if self.options.halt else []
         if errors and not self.halted:
             self._halt(batch, errors)
