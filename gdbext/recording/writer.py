@@ -29,7 +29,7 @@ from gdbext.rules.guest import GuestView
 
 ROWS: Final = 65_536
 """Events in a batch at most."""
-DELAY: Final = 0.5
+DELAY: Final = 0.8
 """Seconds an event waits to be written at most, if the disk keeps up."""
 AHEAD: Final = 8 * ROWS
 """Events waiting to be written beyond which the guest's reader waits too."""
