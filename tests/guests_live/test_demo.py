@@ -41,6 +41,8 @@ def test_the_demo_is_the_readmes_and_names_the_writer() -> None:
     _, _, block = page.partition("$ ctxwatch demo\n")
     lines = block.partition("```")[0].splitlines()
     assert len(lines) > 20
+    if "  swapgs  " not in shown:  # a kernel thread was interrupted first
+        lines = [line for line in lines if "  swapgs  " not in line]
     assert not transcript.missing(lines, "$", shown), shown
     assert "since then" in shown, "the README's picture has it, too"
 
