@@ -131,6 +131,8 @@ def _parser(commands: dict[str, Command]) -> argparse.ArgumentParser:
         )
         for item in command.arguments:
             sub.add_argument(*item.names, help=item.help, **item.options)
+        if command.qemu:
+            sub.usage = f"{sub.format_usage().removeprefix('usage: ').rstrip()} [-- QEMU ...]"
         sub.set_defaults(command=command)
     return parser
 

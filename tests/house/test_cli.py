@@ -55,6 +55,7 @@ def test_every_command_has_help_with_an_example(command: declarations.Command) -
     assert done.returncode == 0
     assert f"ctxwatch {command.name}" in done.stdout
     assert "example:" in done.stdout
+    assert ("[-- QEMU ...]" in done.stdout) == command.qemu
     assert any(line.startswith(f"ctxwatch {command.name}") for line in command.example.splitlines())
     assert "\x1b" not in done.stdout
 
