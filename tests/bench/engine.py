@@ -1,4 +1,4 @@
-"""How fast the rules judge, and whether they forget: a recorded boot, over and over."""
+"""How fast the rules judge, live and from a file, and whether they forget: a recorded boot, over and over."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import numpy as np
 
 from gdbext.events.row import Batch
 from gdbext.recording.reader import Recording
+from gdbext.recording.replay import Replay
+from gdbext.recording.writer import Recorder
 from gdbext.rules.engine import Engine
 
 WARM: Final = 0.1
@@ -27,6 +29,16 @@ class Pace:
     events: int
     rate: float
     growth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """bytes: of the recording, an event.  rate: events a second of one core.  wall: a second of time, with another core
+    free to decode."""
+
+    bytes: float
+    rate: float
+    wall: float
 
 
 def pace(recording: Path, events: int) -> Pace:
@@ -46,6 +58,33 @@ def pace(recording: Path, events: int) -> Pace:
         if not warm and done >= events * WARM:
             warm = _resident()
     return Pace(done, done / judging, _resident() - warm)
+
+
+def replayed(recording: Path, events: int, scratch: Path) -> Replayed:
+    """Write a recording of `events`, which are those of `recording` again and again, and replay it."""
+    path = scratch / "long.arrow"
+    _write(recording, events, path)
+    with Recording(path, threaded=True) as opened:
+        work = Replay(opened)
+        wall, processor = time.monotonic(), time.process_time()
+        done = sum(len(batch) for batch, _ in work.steps())
+        wall, processor = time.monotonic() - wall, time.process_time() - processor
+    size = path.stat().st_size
+    path.unlink()
+    return Replayed(size / done, done / processor, done / wall)
+
+
+def _write(recording: Path, events: int, path: Path) -> None:
+    with Recording(recording) as opened:
+        batches = [batch.copy() for batch in opened.batches()]
+        assert opened.end is not None
+        with Recorder(path, opened.header, opened.guest, print) as recorder:
+            engine = Engine(opened.header.policy, guest=recorder.guest)  # what it asks of the guest is recorded, too
+            for number, batch in enumerate(_again(batches, events)):
+                if number < len(batches):
+                    engine.feed(batch)
+                recorder.write(batch)
+            recorder.close(opened.end.end or {})
 
 
 def _again(batches: list[Batch], events: int) -> Iterator[Batch]:
