@@ -84,6 +84,15 @@ class TrackedVariable:
     gs: bool = False
 
 
+def begins_anew(batch: Batch) -> str:
+    """What to say where the machine goes on in another state than it stood in; nothing where it does not."""
+    restored = batch[batch["kind"] == Kind.RESTORED]
+    if not len(restored):
+        return ""
+    how = "starts over: it was reset" if restored["mode"][0] == 16 else "goes on from a snapshot"
+    return f"the guest {how}; contexts that were interrupted before are not expected back"
+
+
 class ProbeSource:
     """Events of a QEMU that has loaded the probe.
 
@@ -134,6 +143,11 @@ class ProbeSource:
     def counters(self) -> dict[str, int]:
         """What the probe has counted so far, over all CPUs; see :data:`gdbext.sources.ring.COUNTERS`."""
         return {name: self._counter(name) for name in COUNTERS} if self._open else self._at_close[1]
+
+    @property
+    def resets_asked(self) -> int:
+        """How often the guest has asked for a reset so far: one that comes behind that is no death."""
+        return self._counter("resets_asked") if self._open else 0
 
     @property
     def published(self) -> int:
