@@ -34,7 +34,7 @@ from gdbext.rules.codes import ERROR
 from gdbext.rules.finding import Finding
 from gdbext.rules.gslog import GsLog
 from gdbext.sources.knowledge import Knowledge
-from gdbext.sources.probe import ProbeSource
+from gdbext.sources.probe import ProbeSource, begins_anew
 from gdbext.sources.ring_file import RingFile
 
 _NAP: Final = (0.001, 0.02)
@@ -107,6 +107,7 @@ class ProbeWatch:
         self._closing = threading.Event()
         self._ended = False
         self._died = False
+        self._resets_asked = 0
         self._last = 0
         self._events = 0
         with contextlib.ExitStack() as undo:
@@ -120,6 +121,7 @@ class ProbeWatch:
             self._names = symbols.snapshot()
             knowledge = Knowledge(profile, self._names, say)
             self._guest = _Guest(self._source, self._names)
+            self._resets_asked = self._source.resets_asked
             self.judging = Judging(self._source, self._guest, knowledge, codes, found, may_wait=not halt)
             undo.pop_all()
         self._thread = threading.Thread(target=self._follow, name="ctxwatch events", daemon=True)
@@ -257,8 +259,8 @@ class ProbeWatch:
             return False
         self._events += len(batch)
         self._last, self._died = int(batch["seq"].max()), False
-        if (batch["kind"] == Kind.RESTORED).any():
-            self._say("The guest goes on from a snapshot: contexts that were interrupted before are not expected back.")
+        if anew := begins_anew(batch):
+            self._say(anew)
         self._settle(batch)
         self._judge(batch)
         return True
@@ -270,11 +272,14 @@ class ProbeWatch:
             time.sleep(_YIELD)
 
     def _was_reset(self) -> bool:
-        """Whether QEMU has told that the guest reset the machine, as a triple fault does."""
+        """Whether QEMU has told that the guest reset the machine and the guest had not asked for it: a triple fault."""
         told = False
         while (event := self._qmp.event(0)) is not None:
             reset = event.get("event") in ("RESET", "SHUTDOWN")
             told |= reset and event.get("data", {}).get("reason") == "guest-reset"
+        if told and self._source.resets_asked > self._resets_asked:
+            self._resets_asked = self._source.resets_asked
+            return False
         return told
 
     def _die(self) -> None:

@@ -38,6 +38,7 @@ typedef enum {
     OP_LLDT,      /* likewise */
     OP_FAR_JUMP,  /* of 32-bit code: imm, or memory behind size bytes: the selector */
     OP_FAR_CALL,
+    OP_OUT,       /* reg: rdx, or imm: the port */
 } op_kind;
 
 enum { NO_REG = 0xff };
@@ -164,6 +165,11 @@ static void classify_one(insn *i, unsigned op, uint8_t modrm, uint8_t rex, bool 
     switch (op) {
     case 0xcf: i->kind = OP_IRET; break;
     case 0xcd: i->kind = OP_INT_N; break;
+    case 0xe6: case 0xe7: i->kind = OP_OUT; break;
+    case 0xee: case 0xef:
+        i->kind = OP_OUT;
+        i->reg = 2;
+        break;
     case 0xc2: case 0xc3: i->kind = OP_RET; break;
     case 0xe9: case 0xeb: i->kind = OP_JUMP; break;
     case 0xe8: i->kind = OP_CALL; break;
@@ -222,7 +228,7 @@ static inline bool may_matter(const uint8_t *bytes, size_t length, unsigned bits
 {
     /* By first byte behind REX, rows of sixteen: prefixes, 0F, and what classify_one knows. */
     static const uint16_t first[16] = {0x8000, 0, 0x4040, 0x4040, 0, 0x1000, 0x00f0, 0xffff, 0x0080, 0x0410, 0, 0,
-                                       0xa00c, 0, 0x0f0f, 0x800d};
+                                       0xa00c, 0, 0xcfcf, 0x800d};
     const uint8_t *p = bytes;
     uint8_t rex = 0;
 
@@ -276,7 +282,7 @@ static insn decode(const uint8_t *bytes, size_t length, unsigned bits)
             i.size = rex & 8 ? 8 : op16 == (bits != 16) ? 2 : 4;
         }
     }
-    if (i.kind == OP_INT_N) {
+    if (i.kind == OP_INT_N || (i.kind == OP_OUT && i.reg == NO_REG)) {
         i.imm = (uint8_t)take(&c, 1);
     } else if (i.kind == OP_JUMP || i.kind == OP_JUMP_IF || i.kind == OP_CALL) {
         i.imm = take(&c, two_byte || op == 0xe8 || op == 0xe9 ? 4 : 1);

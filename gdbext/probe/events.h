@@ -287,6 +287,57 @@ static void on_store(unsigned index, qemu_plugin_meminfo_t info, uint64_t addres
     }
 }
 
+/* Nothing of what was seen before holds of the machine that goes on. */
+static void forget_all(vcpu *v)
+{
+    ledger_forget();
+    frames_forget();
+    pthread_mutex_lock(&away_lock);
+    memset(away, 0, sizeof(away));
+    pthread_mutex_unlock(&away_lock);
+    v->parity_known = v->parity_kernel = v->gs_overridden = false;
+    v->soft.pending = v->call.syscall = v->call.sysenter = false;
+    v->last = (last_event){0};
+    v->code_segment.known = false;
+    v->flat_ss = v->flat_cs = v->flat_user = 0;
+    v->outside.known = false;
+    v->score->leaving = v->score->switching = v->score->jump_target = 0;
+    atomic_store(&v->came_to, 0);
+    update_alarm(v);
+}
+
+/* Does the guest ask for a reset: by the keyboard controller's pulse of that line, the chipset's reset control, or the
+ * system control port? Then it is none that something went wrong to. */
+static void on_out(unsigned index, void *userdata)
+{
+    enum { KEYBOARD = 0x64, SYSTEM_CONTROL = 0x92, RESET_CONTROL = 0xcf9 };
+    const site *s = userdata;
+    vcpu *v = vcpu_of(index);
+    unsigned port = s->insn.reg == NO_REG ? (unsigned)s->insn.imm : (uint16_t)vcpu_reg(v, s->insn.reg);
+
+    if (port != KEYBOARD && port != SYSTEM_CONTROL && port != RESET_CONTROL) {
+        return;
+    }
+    uint8_t value = (uint8_t)vcpu_reg(v, REG_RAX);
+    if ((port == KEYBOARD && (value & 0xf1) == 0xf0) || (port == SYSTEM_CONTROL && (value & 1)) ||
+        (port == RESET_CONTROL && (value & 4))) {
+        ring_cpu(&shared, index)->resets_asked++;
+    }
+}
+
+static bool reset_was_asked(void)
+{
+    static uint32_t known;
+    uint32_t asked = 0;
+
+    for (unsigned i = 0; i < vcpu_most; i++) {
+        asked += ring_cpu(&shared, i)->resets_asked;
+    }
+    bool more = asked != known;
+    known = asked;
+    return more;
+}
+
 /* The reset vector. The first time is power-on; after that the guest died or started over. */
 static void on_reset(unsigned index, void *userdata)
 {
@@ -295,19 +346,19 @@ static void on_reset(unsigned index, void *userdata)
     if (v->resets++ == 0) {
         return;
     }
-    ctx_row *row = begin(v, CTX_KIND_DIED, 0, (uint64_t)userdata, 16);
-    row->flags |= CTX_FLAG_NO_BASES | CTX_FLAG_NO_KERNEL_GS | CTX_FLAG_UNREADABLE;
-    emit(v, row);
+    for (unsigned kind = reset_was_asked() ? CTX_KIND_RESTORED : CTX_KIND_DIED; kind;
+         kind = kind == CTX_KIND_DIED ? CTX_KIND_RESTORED : 0) {
+        ctx_row *row = begin(v, (uint8_t)kind, 0, (uint64_t)userdata, 16);
+        row->flags |= CTX_FLAG_NO_BASES | CTX_FLAG_NO_KERNEL_GS | CTX_FLAG_UNREADABLE;
+        emit(v, row);
+    }
     pthread_mutex_lock(&idt_lock);
     if (v->idt) {
         v->idt->loaded--;
         v->idt = NULL;
     }
     pthread_mutex_unlock(&idt_lock);
-    v->parity_known = v->parity_kernel = v->gs_overridden = false;
+    forget_all(v);
     v->gdt = 0;
-    v->outside.known = false;
     v->lstar = v->cstar = v->sysenter_eip = v->star = 0;
-    v->last = (last_event){0};
-    update_alarm(v);
 }

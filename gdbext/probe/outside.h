@@ -18,25 +18,6 @@ static void note_standing(vcpu *v, standing *s)
                            vcpu_reg(v, REG_RIP), row.rsp & ~(uint64_t)PAGE_OFFSET}};
 }
 
-/* Nothing of what was seen before holds of the machine that goes on. */
-static void forget_all(vcpu *v)
-{
-    ledger_forget();
-    frames_forget();
-    pthread_mutex_lock(&away_lock);
-    memset(away, 0, sizeof(away));
-    pthread_mutex_unlock(&away_lock);
-    v->parity_known = v->parity_kernel = v->gs_overridden = false;
-    v->soft.pending = v->call.syscall = v->call.sysenter = false;
-    v->last = (last_event){0};
-    v->code_segment.known = false;
-    v->flat_ss = v->flat_cs = v->flat_user = 0;
-    v->outside.known = false;
-    v->score->leaving = v->score->switching = v->score->jump_target = 0;
-    atomic_store(&v->came_to, 0);
-    update_alarm(v);
-}
-
 /* The vCPU is about to stand still. */
 static CB_VCPU(on_vcpu_idle, index)
 {

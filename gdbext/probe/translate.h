@@ -94,7 +94,7 @@ static void instrument_stack(block *b, struct qemu_plugin_insn *at, site *s)
 static bool is_of_interest(const block *b, const insn *i)
 {
     if (b->bits == 16) {
-        return i->kind == OP_LIDT || i->kind == OP_LGDT || i->kind == OP_WRMSR || i->kind == OP_RSM;
+        return i->kind == OP_LIDT || i->kind == OP_LGDT || i->kind == OP_WRMSR || i->kind == OP_RSM || i->kind == OP_OUT;
     }
     switch (i->kind) {
     case OP_OTHER: case OP_CALL: case OP_JUMP_IF: return i->gs_memory;
@@ -117,6 +117,7 @@ static void instrument(block *b, struct qemu_plugin_insn *at, site *s)
     case OP_WRFSBASE: case OP_WRGSBASE: call_at(at, on_wrbase, s); break;
     case OP_MOV_CR3: call_at(at, on_cr3, s); break;
     case OP_RSM: call_at(at, on_rsm, s); break;
+    case OP_OUT: call_at(at, on_out, s); break;
     case OP_SYSCALL: case OP_SYSENTER: call_at(at, on_call, s); break;
     case OP_INT_N: call_at(at, on_int, s); break;
     case OP_LIDT: case OP_LGDT:

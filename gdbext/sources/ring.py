@@ -148,7 +148,7 @@ CONTROL_FIELDS: Final[tuple[Field, ...]] = (
     _u32("waiting", "not 0 while the vCPU stands still in a row with Flag.WAITING, and in which; probe"),
     _u32("release", "a Release for the row it stands in; reader"),
     _u32("caught", "1: it waits at the exit that `catch` asked for; probe"),
-    _u32("spare2", "zero"),
+    _u32("resets_asked", "how often it wrote to a port by which a PC is reset; probe"),
     *(_u64(name, "see COUNTERS") for name in COUNTERS),
     _u64("idt", "base of the interrupt table that the vCPU has loaded, guest virtual; reader"),
     _u64("gdt", "base of its global descriptor table, likewise"),

@@ -33,6 +33,7 @@ KINDS = [
         "lldt",
         "far-jump",
         "far-call",
+        "out",
     ),
 ]
 NUMBER = {name: n for n, name in enumerate(GPR64)}

@@ -97,11 +97,12 @@ def test_switches_come_in_pairs(watch: Watch, guest: Kernel) -> None:
         assert [n for n in saved if row[n] != gone[n]] == []
 
 
-def built(name: str, directory: Path, bits: int) -> Path:
+def built(name: str, directory: Path, bits: int, *defines: str) -> Path:
     """Build guest/`name`.S; QEMU's multiboot loader wants an ELF32 file for either width."""
     elf, kernel = directory / name, directory / f"{name}.elf"
     flags = ["-nostdlib", "-static", "-no-pie", "-Wl,-Ttext=0x100000,--build-id=none,-N,-z,noexecstack"]
-    subprocess.run(["cc", "-m64", f"-DBITS={bits}", *flags, "-o", elf, HERE / "guest" / f"{name}.S"], check=True)
+    words: list[str | Path] = ["cc", "-m64", f"-DBITS={bits}", *defines, *flags, "-o", elf]
+    subprocess.run([*words, HERE / "guest" / f"{name}.S"], check=True)
     subprocess.run(["objcopy", "-O", "elf32-i386", elf, kernel], check=True)
     return kernel
 
