@@ -23,32 +23,23 @@ class _Trail:
 
     def __init__(self) -> None:
         self._places: dict[int, Indices] = {}
-        self._before: dict[int, tuple[int, Batch]] = {}
-        """Its place, counted from the first row of all, and its row."""
+        self._before: dict[int, Batch] = {}
         self._now = Columns(NO_ROWS)
-        self._first = 0
-        """How many rows came before the batch at hand."""
 
     def begin(self, batch: Columns, of_sort: Bools) -> None:
         """`batch` is about to be judged; its events of the sort are those `of_sort`."""
         for cpu, places in self._places.items():
-            last = int(places[-1])
-            self._before[cpu] = self._first + last, self._now.row(last).copy()
-        self._first += len(self._now)
+            self._before[cpu] = self._now.row(int(places[-1])).copy()
         self._now = batch
         places = np.flatnonzero(of_sort)
         cpus = batch["cpu"].take(places)
         self._places = {cpu: places[cpus == cpu] for cpu in np.flatnonzero(np.bincount(cpus)).tolist()}
 
     def last(self, cpu: int, upto: int) -> Batch:
-        """The last in front of the place `upto` of the batch at hand (a batch of one), if it is one of the CAPACITY
-        rows there; else none."""
+        """The last in front of the place `upto` of the batch at hand, however long ago (a batch of one, or empty)."""
         places = self._places.get(cpu, _NOWHERE)
         found = places[: np.searchsorted(places, upto)][-1:].tolist()
-        if found:
-            return self._now.row(found[0]) if upto - found[0] <= CAPACITY else NO_ROWS
-        place, row = self._before.get(cpu, (-CAPACITY, NO_ROWS))
-        return row if self._first + upto - place <= CAPACITY else NO_ROWS
+        return self._now.row(found[0]) if found else self._before.get(cpu, NO_ROWS)
 
     def places_before(self, cpu: int, upto: Indices) -> Indices:
         """For each of the places `upto` of the batch at hand that of the last event in front of it; -1: there is none
@@ -105,19 +96,18 @@ class History:
         return pick(found, (found["kind"] == Kind.ENTRY) & (found["seq"] < seq) & ~is_call(found))
 
     def last_switch(self, cpu: int, before: int) -> int:
-        """The event in which vCPU `cpu` last switched threads or page tables before event `before`; 0: in none of the
-        CAPACITY rows before that."""
+        """The event in which vCPU `cpu` last switched threads or page tables before event `before`; 0: in none."""
         found = self._switches.last(cpu, self._judged(before))
         return int(found["seq"][0]) if len(found) else 0
 
     def last_turn(self, cpu: int, before: int) -> int:
-        """The event in which vCPU `cpu` last turned to another stack before event `before`; 0 likewise."""
+        """The event in which vCPU `cpu` last turned to another stack before event `before`; 0: in none."""
         found = self._turns.last(cpu, self._judged(before))
         return int(found["seq"][0]) if len(found) else 0
 
     def last_crossing(self, cpu: int, before: int) -> Batch:
-        """The last entry from user code, or exit to it, of vCPU `cpu` before event `before` (a batch of one, or empty:
-        none of the CAPACITY rows before that is)."""
+        """The last entry from user code, or exit to it, of vCPU `cpu` before event `before` (a batch of one, or
+        empty)."""
         return self._crossings.last(cpu, self._judged(before))
 
     def crossings_before(self, cpu: int, places: Indices) -> Indices:

@@ -17,7 +17,7 @@ from gdbext.rules.history import History
     st.lists(st.tuples(st.sampled_from([Kind.ENTRY, Kind.CR3, Kind.SWITCH_IN]), st.integers(0, 1)), min_size=1),
     st.integers(1, 9),
 )
-def test_the_last_switch_is_the_one_among_the_rows_kept(rows: list[tuple[int, int]], cut: int) -> None:
+def test_the_last_rows_are_kept_and_the_last_switch_however_long_ago(rows: list[tuple[int, int]], cut: int) -> None:
     whole = np.zeros(len(rows), ROW)
     whole["kind"], whole["cpu"] = np.array(rows).T
     whole["seq"] = np.arange(1, len(rows) + 1)
@@ -28,7 +28,8 @@ def test_the_last_switch_is_the_one_among_the_rows_kept(rows: list[tuple[int, in
             part = whole[start : start + cut]
             kept.begin(Columns(part))
             for before in part["seq"].tolist():
+                past = whole[: before - 1]
+                assert kept.before(before)["seq"].tolist() == past["seq"][-5:].tolist()
                 for cpu in (0, 1):
-                    past = kept.before(before)
                     switches = past["seq"][(past["cpu"] == cpu) & (past["kind"] != Kind.ENTRY)]
                     assert kept.last_switch(cpu, before) == (switches[-1] if len(switches) else 0)
