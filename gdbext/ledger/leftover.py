@@ -49,8 +49,10 @@ class Spanning:
     when that exit comes."""
 
     def __init__(self, batch: Columns, pairs: Pairs) -> None:
-        exits = pairs.rest[batch["kind"][pairs.rest] == Kind.EXIT]
-        some = np.searchsorted(exits, pairs.entries) != np.searchsorted(exits, pairs.exits)
+        left = np.zeros(len(batch), np.int32)
+        left[pairs.rest[batch["kind"][pairs.rest] == Kind.EXIT]] = 1
+        exits = np.cumsum(left, dtype=np.int32)
+        some = exits[pairs.entries] != exits[pairs.exits]
         self._entries, self._exits = pairs.entries[some], pairs.exits[some]
         self._rows = batch.take(self._entries)
 

@@ -62,8 +62,10 @@ class KernelBaseJudge:
         writes = batch.take(np.flatnonzero(batch["kind"] == Kind.BASE))
         writes = writes.take(np.flatnonzero(any_of(writes["addr"], (MSR_GS_BASE, MSR_KERNEL_GS_BASE))))
         rows, triples = self._crossings()
-        known = self._of_known_kernels(batch, rows)
-        rows, triples = rows.take(np.flatnonzero(known)), triples[:, known]
+        loads = batch.take(np.flatnonzero(batch["kind"] == Kind.IDT))
+        if len(loads) or self._replaced:
+            known = self._of_known_kernels(loads, rows)
+            rows, triples = rows.take(np.flatnonzero(known)), triples[:, known]
         groups = _distinct(triples)
         unique = triples[:, groups.first].T
         judged: list[Judged] = []
@@ -84,20 +86,22 @@ class KernelBaseJudge:
         rows = Columns(np.zeros(0, ROW))
         for rows, index, column in self._gs.kernel_bases if swaps else ():
             missing = Flag.NO_KERNEL_GS if column == "kernel_gs_base" else Flag.NO_BASES
-            fit = self._gs.swaps_at(rows["seq"]) & ((rows["flags"] & missing) == 0) & (rows["mode"] == 64)
-            index = index[fit[index]]
             part = rows.take(index)
+            fit = self._gs.swaps_at(part["seq"]) & ((part["flags"] & missing) == 0) & (part["mode"] == 64)
+            if not fit.all():
+                index = index[fit]
+                part = rows.take(index)
             parts.append(np.stack((part["cpu"].astype(np.uint64), part[column], _page_tables(part))))
             positions.append(index)
         at_rows = np.concatenate(positions)
         order = np.argsort(at_rows, kind="stable")
         return rows.take(at_rows[order]), np.concatenate(parts, axis=1).take(order, axis=1)
 
-    def _of_known_kernels(self, batch: Columns, rows: Columns) -> Bools:
+    def _of_known_kernels(self, loads: Columns, rows: Columns) -> Bools:
         """False for those of the crossings `rows` of the batch that are of a kernel of which nothing is known: its CPU
-        ran user code, has loaded another interrupt table, and has not run user code since."""
+        ran user code, has loaded another interrupt table (one of `loads`, or before), and has not run user code since.
+        """
         known = np.ones(len(rows), bool)
-        loads = batch.take(np.flatnonzero(batch["kind"] == Kind.IDT))
         for cpu in {*loads["cpu"].tolist(), *self._replaced}:
             mine = np.flatnonzero(rows["cpu"] == cpu)
             events, user = rows["seq"][mine], is_user(rows)[mine]
