@@ -10,7 +10,7 @@ import numpy.typing as npt
 from gdbext.arch.registers import CALLEE_SAVED_32, CALLEE_SAVED_64
 from gdbext.events.columns import Columns, Indices, grouped
 from gdbext.events.row import Batch, How, Kind, single
-from gdbext.ledger.compare import changed_registers, mask_of
+from gdbext.ledger.compare import U64, changed_registers, mask_of
 from gdbext.ledger.pairing import adjacent
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
@@ -35,13 +35,15 @@ class SwitchJudge:
         rows = batch.take(np.flatnonzero(switch))
         if not len(rows):
             return []
-        rows = rows.take(np.flatnonzero(_at_function(rows)))
+        returns = rows["stack"][:, 0]
+        border = np.flatnonzero(_at_function(rows, returns))
+        rows, returns = rows.take(border), returns[border]
         if not len(rows):
             return []
         leaves, stacks = rows["kind"] == Kind.SWITCH_OUT, rows["rsp"]
         within = adjacent(stacks, ~leaves)
         judged: list[Judged] = []
-        for out, at in zip(*_changed(rows, *within), strict=True):
+        for out, at in zip(*_changed(rows, returns, *within), strict=True):
             left, back = rows.row(out), rows.row(at)
             judged += [(draft, back, left) for draft in _judge(left, back)]
         groups = grouped(stacks)
@@ -64,22 +66,21 @@ class SwitchJudge:
         return judged
 
 
-def _at_function(rows: Columns) -> npt.NDArray[np.bool_]:
-    """True where what lies at RSP can be a return address of this code: a function's border.
+def _at_function(rows: Columns, back: U64) -> npt.NDArray[np.bool_]:
+    """True where `back`, what lies at RSP, can be a return address of this code: a function's border.
 
     (Code that changes to another stack within a function, as for an interrupt stack, looks like a switch too; it
     finds there what the function pushed.)
     """
-    back, pc, reach, top = rows["stack"][:, 0], rows["pc"], np.uint64(CODE_REACH), np.uint64(63)
+    pc, reach, top = rows["pc"], np.uint64(CODE_REACH), np.uint64(63)
     border: npt.NDArray[np.bool_] = (back - pc + reach < 2 * reach) & (back >> top == pc >> top)
     empty = np.flatnonzero(back == 0)
     border[empty] |= ~rows["stack"].take(empty, axis=0).any(axis=1)  # not captured
     return border
 
 
-def _changed(rows: Columns, left: Indices, back: Indices) -> tuple[list[int], list[int]]:
-    """The pairs of which a callee-saved register differs, but not the return address."""
-    to = rows["stack"][:, 0]
+def _changed(rows: Columns, to: U64, left: Indices, back: Indices) -> tuple[list[int], list[int]]:
+    """The pairs of which a callee-saved register differs, but not the return address, `to`."""
     same = to[left] == to[back]
     left, back = left[same], back[same]
     saved = np.where(rows["mode"].take(back) == 64, _SAVED_64, _SAVED_32)
