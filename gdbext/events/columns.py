@@ -180,7 +180,14 @@ class Joined(Columns):
         return np.concatenate((_column(self._rows, name), self._back[name]))
 
     def _gather(self, name: str, index: Indices) -> Array:
-        return self[name].take(index, axis=0)
+        front = len(self._rows)
+        if not len(self._back):
+            return _column(self._rows, name).take(index, axis=0)
+        taken = self._back.at(name, np.maximum(index - front, 0))
+        inside = np.flatnonzero(index < front)
+        if len(inside):
+            taken[inside] = _column(self._rows, name)[index[inside]]
+        return taken
 
 
 def _column(rows: Batch, name: str) -> Array:

@@ -174,21 +174,23 @@ class GsJudge:
     def _on_user_stack(self, line: _Line, cpu: int) -> Bools:
         """Entries from kernel code whose RSP was still, or again, the user's and whose frame went onto that stack; or
         could not, so that a double fault came."""
-        rows = line.rows
-        latest = np.maximum.accumulate(np.where(line.from_user, np.arange(1, len(rows) + 1), 0))
+        rows, rsp = line.rows, line.rows["rsp"]
+        numbers = np.arange(1, len(rows) + 1, dtype=np.int32)
+        latest = np.maximum.accumulate(np.where(line.from_user, numbers, np.int32(0)))
         known = self._user_rsp.get(cpu, 0)
         if latest[-1]:
-            self._user_rsp[cpu] = int(rows["rsp"][latest[-1] - 1])
+            self._user_rsp[cpu] = int(rsp[latest[-1] - 1])
         nested = np.flatnonzero(line.entry & ~line.user & (rows["mode"] == 64))
-        before = latest[nested]
-        its = rows.take(nested)
-        user_rsp = np.where(before > 0, rows["rsp"][before - 1], np.uint64(known))
-        top = np.uint64(63)
-        users = (its["rsp"] == user_rsp) & (user_rsp != 0)
-        users |= (its["pc"] >> top == 1) & (its["rsp"] >> top == 0) & (its["rsp"] != 0)
+        before, stack, top = latest[nested], rsp[nested], np.uint64(63)
+        user_rsp = np.where(before > 0, rsp[before - 1], np.uint64(known))
+        users = (stack == user_rsp) & (user_rsp != 0)
+        low = (stack >> top == 0) & (stack != 0)
+        some = np.flatnonzero(users | low)
+        its = rows.take(nested[some])
+        users = users[some] | (low[some] & (its["pc"] >> top == 1))
         there = (its["rsp"] - its["frame"] <= ON_STACK) | (its["vector"] == vectors.DF)
         result = np.zeros(len(rows), bool)
-        result[nested] = users & there
+        result[nested[some]] = users & there
         return result
 
     def _judge(self, line: _Line, cpu: int, index: int) -> list[Judged]:
