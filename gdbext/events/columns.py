@@ -18,6 +18,9 @@ FEW = 8
 """Of so many rows one that is asked for does not make the whole column worth copying."""
 MANY = 16
 """Values from which on sorting them is quicker than comparing with each."""
+SPREAD = 0x9E3779B97F4A7C15
+"""The fraction of the golden ratio in 64 bits: a number times it differs from its neighbours in the upper digits; it is
+odd, so that no two products of 64 bits become equal."""
 NO_ROWS = np.zeros(0, ROW)
 GPRS = "gprs"
 """A name like a column's for the sixteen general registers."""
@@ -237,7 +240,7 @@ def together(values: Array) -> Indices:
     """
     count = len(values)
     ends = np.uint64((1 << count.bit_length()) - 1)
-    spread = values * np.uint64(0x9E3779B97F4A7C15)  # odd, so that no two values become equal
+    spread = values * np.uint64(SPREAD)
     order = (np.sort(spread & ~ends | np.arange(count, dtype=np.uint64)) & ends).astype(np.intp)
     spread = spread.take(order)
     beside = spread[1:] ^ spread[:-1]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from gdbext.arch import flags as rf
 from gdbext.arch.addresses import CR3_TABLE_32, CR3_TABLES
 from gdbext.arch.registers import GPR64
-from gdbext.events.columns import Columns, Rows
+from gdbext.events.columns import SPREAD, Columns, Rows
 from gdbext.events.row import NOT_READ, Flag, How
 
 U64 = npt.NDArray[np.uint64]
@@ -93,7 +93,7 @@ def _keys(batch: Rows) -> U64:
 
 def mixed(first: U64, second: U64, third: U64 | np.uint64) -> U64:
     """One hash per line of three columns."""
-    key: U64 = first * np.uint64(0x9E3779B97F4A7C15)
+    key: U64 = first * np.uint64(SPREAD)
     key ^= (second + np.uint64(0x7F4A7C15)) * np.uint64(0xC2B2AE3D27D4EB4F)
     key ^= third * np.uint64(0x165667B19E3779F9)
     key ^= key >> np.uint64(29)

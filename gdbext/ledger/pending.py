@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from gdbext.arch.addresses import MASK64
 from gdbext.arch.frames import word_size
-from gdbext.events.columns import Columns
+from gdbext.events.columns import SPREAD, Columns
 from gdbext.events.row import ROW, Batch, Flag, pick, words
 from gdbext.ledger.compare import U64, Bools, gprs, is_call, is_user, keys, mixed, space
 
@@ -34,7 +34,7 @@ _WEIGHTS: Final = np.zeros((16, UNLIKE + 1), np.uint64)
 """What each register counts for in the hash of its group."""
 for _group, _third in enumerate(_THIRDS):
     for _register in _third:
-        _WEIGHTS[_register, _group] = 0x9E3779B97F4A7C15 ** (_register + 1) & MASK64
+        _WEIGHTS[_register, _group] = SPREAD ** (_register + 1) & MASK64
 
 
 class Traits(NamedTuple):

@@ -17,7 +17,7 @@ from gdbext.code.disasm import Code, Flow, Insn
 from gdbext.code.flags_on_entry import flags_on_entry
 from gdbext.code.operands import Mem
 from gdbext.code.paths import Entry, Gateway, Limits, explore
-from gdbext.events.columns import Columns, Indices, any_of
+from gdbext.events.columns import SPREAD, Columns, Indices, any_of
 from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import U64, is_user
 from gdbext.rules.draft import Draft, Judged
@@ -168,7 +168,7 @@ class CodeJudge:
 
 def _slots(places: U64) -> Indices:
     """The slot of each place: the upper digits of a product that all its digits went into."""
-    return (places * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - SLOT_BITS)).astype(np.intp)
+    return (places * np.uint64(SPREAD) >> np.uint64(64 - SLOT_BITS)).astype(np.intp)
 
 
 def _ahead(insn: Insn, alias: bool) -> list[int]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from gdbext.arch.addresses import CR3_TABLES, is_canonical, is_high_half
 from gdbext.arch.registers import MSR_GS_BASE, MSR_KERNEL_GS_BASE
-from gdbext.events.columns import Columns, Groups, any_of, by_cpu, grouped
+from gdbext.events.columns import SPREAD, Columns, Groups, any_of, by_cpu, grouped
 from gdbext.events.row import ROW, Batch, Flag, How, Kind
 from gdbext.ledger.compare import Bools, is_user
 from gdbext.rules.draft import Draft, Judged
@@ -262,7 +262,7 @@ def _last_by_cpu(rows: Columns) -> dict[int, int]:
 def _distinct(triples: Triples) -> Groups:
     """The groups of equal `triples`."""
     cpu, base, tables = triples
-    return grouped(cpu ^ (base * np.uint64(0x9E3779B97F4A7C15)) ^ (tables * np.uint64(0xC2B2AE3D27D4EB4F)))
+    return grouped(cpu ^ (base * np.uint64(SPREAD)) ^ (tables * np.uint64(0xC2B2AE3D27D4EB4F)))
 
 
 def _foreign(cpu: int, owner: int, base: int) -> Draft:
