@@ -338,6 +338,14 @@ static bool reset_was_asked(void)
     return more;
 }
 
+static void emit_at_reset(vcpu *v, uint8_t kind, uint64_t pc)
+{
+    ctx_row *row = begin(v, kind, 0, pc, 16);
+
+    row->flags |= CTX_FLAG_NO_BASES | CTX_FLAG_NO_KERNEL_GS | CTX_FLAG_UNREADABLE;
+    emit(v, row);
+}
+
 /* The reset vector. The first time is power-on; after that the guest died or started over. */
 static void on_reset(unsigned index, void *userdata)
 {
@@ -346,12 +354,10 @@ static void on_reset(unsigned index, void *userdata)
     if (v->resets++ == 0) {
         return;
     }
-    for (unsigned kind = reset_was_asked() ? CTX_KIND_RESTORED : CTX_KIND_DIED; kind;
-         kind = kind == CTX_KIND_DIED ? CTX_KIND_RESTORED : 0) {
-        ctx_row *row = begin(v, (uint8_t)kind, 0, (uint64_t)userdata, 16);
-        row->flags |= CTX_FLAG_NO_BASES | CTX_FLAG_NO_KERNEL_GS | CTX_FLAG_UNREADABLE;
-        emit(v, row);
+    if (!reset_was_asked()) {
+        emit_at_reset(v, CTX_KIND_DIED, (uint64_t)userdata);
     }
+    emit_at_reset(v, CTX_KIND_RESTORED, (uint64_t)userdata);
     pthread_mutex_lock(&idt_lock);
     if (v->idt) {
         v->idt->loaded--;
