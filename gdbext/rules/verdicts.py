@@ -221,7 +221,10 @@ def fs_base(entry: Batch, row: Batch, others: Batch, match: str) -> Draft:
 def _user_gs(entry: Batch, row: Batch, match: str) -> Draft:
     found = _diffs(entry, row, ["gs_base"])
     cause = f"the user's GS base came back as {found[0].actual:#x} instead of {found[0].expected:#x}"
-    look = "whether the switch saves and loads KERNEL_GS_BASE (which holds the user's base inside the kernel)"
+    look = (
+        "whether the switch saves and loads the user's GS base: KERNEL_GS_BASE inside a kernel that swaps, the GS base "
+        "itself in one that does not"
+    )
     return Draft("CW204", cause, _descriptor("GS", row) or look, found, ERROR, match)
 
 

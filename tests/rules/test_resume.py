@@ -54,6 +54,10 @@ def said(*rows: Batch) -> tuple[str, str]:
     return finding.cause, finding.look_at
 
 
+def test_advice_for_a_lost_gs_base_holds_of_a_kernel_that_does_not_swap() -> None:
+    assert "the GS base itself" in said(entry(context()), exit_(context(gs_base=0x9000)))[1]
+
+
 def test_what_an_interrupt_stopped_may_not_leave_by_sysret() -> None:
     cause, look = said(entry(context()), exit_(context(), How.SYSRET))
     assert "takes RIP from RCX" in cause
