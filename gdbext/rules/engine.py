@@ -33,6 +33,7 @@ from gdbext.rules.policy import Policy
 from gdbext.rules.resume import ResumeJudge
 from gdbext.rules.scene import Scenes
 from gdbext.rules.selectors import SelectorJudge
+from gdbext.rules.shared_landing import SharedLandingJudge
 from gdbext.rules.shared_stack import SharedStackJudge
 from gdbext.rules.state import StateJudge
 from gdbext.rules.stores import FrameStores
@@ -110,6 +111,7 @@ class Engine:
             TaskJudge(),
             NestingJudge(self.policy),
             LandingJudge(),
+            SharedLandingJudge(),
             SuspendedStackJudge(),
             StateJudge(self.policy),
             CodeJudge(self.guest),
