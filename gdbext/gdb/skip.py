@@ -24,6 +24,8 @@ from gdbext.gdb.windows import Place, Windows
 
 _WINDOWS: Final = 8
 """Windows that may lie one behind the other."""
+_STILL: Final = 50
+"""Times in a row that GDB's step off a breakpoint of the user's may stand still."""
 _MASK: Final = (1 << 64) - 1
 
 
@@ -151,12 +153,24 @@ def _from_frame(target: Target, registers: Registers, word: int) -> Goal:
 def _run_to(goals: list[Goal]) -> Goal:
     """Let the guest run until the selected vCPU reaches one of `goals`; raises GuestFailed if it stops elsewhere."""
     thread = gdb.selected_thread().global_num
+    target = Target()
+    stood = target.registers()
     with _forward(), _landings(goals, thread) as landings:
-        gdb.execute("continue", to_string=True)
-        for landing in landings:
-            if landing.is_valid() and landing.reached is not None:
-                return landing.reached
+        for _ in range(_STILL):
+            gdb.execute("continue", to_string=True)
+            for landing in landings:
+                if landing.is_valid() and landing.reached is not None:
+                    return landing.reached
+            # GDB steps off a breakpoint. QEMU reports that step as done, too, where the vCPU was kicked before it ran
+            # the instruction, and GDB then stops at the same breakpoint again.
+            if not _holds(thread) or target.registers() != stood:
+                break
     raise GuestFailed("the window was not passed", f"the guest {_stopped_at()}")
+
+
+def _holds(thread: int) -> bool:
+    """Whether the guest stands still for the vCPU of GDB's thread `thread`."""
+    return gdb.selected_inferior().pid != 0 and not running() and gdb.selected_thread().global_num == thread
 
 
 def _stopped_at() -> str:

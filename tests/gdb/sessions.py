@@ -20,6 +20,8 @@ from gdbext.sources.leash import leash
 from tests.gdb.conftest import EXTENSION
 
 PROMPT = "(gdb) "
+_STILL = 50
+"""Steps in a row that may stand still."""
 _OPTIONS = ("-nx", "-q", "-iex", "set debuginfod enabled off", "-iex", "set width 0", "-iex", "set height 0")
 
 
@@ -159,6 +161,17 @@ class Mi:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._gdb.exit()
+
+
+def step_until_moved(gdb: Typed, command: str = "stepi") -> str:
+    """Type `command`, a step, until RIP has moved; what GDB said in the end. QEMU reports a step of a vCPU that was
+    kicked before it ran the one instruction as done."""
+    before = gdb.type("output/x $rip")
+    for _ in range(_STILL):
+        said = gdb.type(command)
+        if gdb.type("output/x $rip") != before:
+            return said
+    raise AssertionError(f"{_STILL} times {command} did not move: {said}")
 
 
 def script(directory: Path, command: str) -> str:
