@@ -48,6 +48,17 @@ def opened(ring: RingFile) -> ProbeSource:
     return ProbeSource(ring)
 
 
+def wait_until_full(path: Path) -> None:
+    """Until a writer that was started without a reader has written more into each ring than it holds."""
+    deadline = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(CtxwatchError), contextlib.closing(RingFile.open_leftover(path)) as ring:
+            if (ring.control["head"] > ring.header["rows"][0]).all():
+                return
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def everything(source: ProbeSource) -> Batch:
     parts = []
     while (rows := source.read(10.0)) is not None:
@@ -143,7 +154,7 @@ def test_a_reader_that_comes_late_gets_what_is_left_and_then_all(
 ) -> None:
     path = tmp_path / "ring"
     writer = start(compiled("ring_writer.c"), path, 2, 64, 1 << 40)  # nobody made the file: it records by itself
-    time.sleep(0.1)
+    wait_until_full(path)
     source = ProbeSource(RingFile.attach(path))
     parts: list[Batch] = []
     while sum(map(len, parts)) < 100_000:
