@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 _DYING: Final = 0.5
 """Seconds QEMU may take to be gone after what it was asked has failed."""
+_LEAVING: Final = 5.0
+"""Seconds its process may take to be gone after the source has seen its end: files close before a process ends."""
 TICK: Final = 0.1
 """Seconds the source may keep us waiting while serial lines, deadlines and NMIs are due."""
 
@@ -247,7 +249,7 @@ class _Run:
             if self.halted:
                 self._halted()
                 self._learn()
-        ending = self.machine.ending()
+        ending = self.machine.ending(_LEAVING if self.ended else 0.0)
         if ending is not None and ending.died and not self.died and not self._enough:
             self._judge(self._death())
         if ending is not None and ending.how == "restart":

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +16,7 @@ from gdbext.cli.session import Options, Outcome, Subject
 from gdbext.events.row import Batch, How, Kind, empty
 from gdbext.profiles import profile
 from gdbext.qemu.images import Symbols
+from gdbext.qemu.machine import Ending
 from gdbext.rules.engine import Engine
 from gdbext.sources.base import Capability
 from gdbext.sources.knowledge import Knowledge
@@ -31,7 +32,7 @@ class Restless:
     def __init__(self) -> None:
         self.seq = 0
 
-    def read(self, timeout: float) -> Batch:
+    def read(self, timeout: float) -> Batch | None:
         time.sleep(0.01)
         row = empty(1)
         self.seq += 1
@@ -42,24 +43,38 @@ class Restless:
         """Nobody waits."""
 
 
+class Ended(Restless):
+    """A source that sees its guest's end at once."""
+
+    def read(self, timeout: float) -> Batch | None:
+        return None
+
+
 def unreadable(address: int, length: int) -> bytes:
     """A guest without memory."""
     raise OSError(f"{length} bytes at {address:#x} cannot be read")
 
 
-def watched(options: Options, lost: int = 0, subject: Subject | None = None) -> tuple[Outcome, float]:
-    """The outcome of a watched run over a restless guest, and how many seconds it took. lost: events that it loses."""
-    source: Any = Restless()
-    source.lost = lost
+def watched(
+    options: Options,
+    lost: int = 0,
+    subject: Subject | None = None,
+    source: Restless | None = None,
+    ending: Callable[[float], Ending | None] = lambda patience: None,
+) -> tuple[Outcome, float]:
+    """The outcome of a watched run over a guest, and how many seconds it took. lost: events that it loses; ending: how
+    its machine has ended for one who waits so many seconds for it."""
+    watching: Any = source or Restless()
+    watching.lost = lost
     machine: Any = SimpleNamespace(
-        ending=lambda: None, serial=list, stop=lambda: None, console=SimpleNamespace(partial=""),
-        version="0", accelerator="tcg", running=True,
+        ending=lambda patience=0.0: ending(patience), serial=list, stop=lambda: None, running=True,
+        console=SimpleNamespace(partial=""), version="0", accelerator="tcg",
     )  # fmt: skip
     nothing = lambda *_: None  # noqa: E731
     view: Any = SimpleNamespace(note=nothing, detail=nothing, serial=nothing, finding=nothing, progress=nothing)
     feed: Any = SimpleNamespace(name="restless", silence=5.0, slowdown=1.0, plugin_api=None)
     knowledge = Knowledge(profile.find("generic"), Symbols(), nothing)
-    knowledge.attach(source, unreadable)
+    knowledge.attach(watching, unreadable)
     began = time.monotonic()
     run = session._Run(
         subject or Subject("restless", ("qemu",)),
@@ -68,7 +83,7 @@ def watched(options: Options, lost: int = 0, subject: Subject | None = None) -> 
         feed,
         view,
         machine,
-        source,
+        watching,
         Engine(knowledge.policy),
         None,
     )
@@ -93,11 +108,27 @@ def test_a_run_that_lost_events_does_not_look_clean() -> None:
     assert "never printed 'never'" in str(outcome.failure)  # what the guest did comes first
 
 
+def test_a_killed_qemu_is_told_though_its_process_goes_after_its_files() -> None:
+    killed = Ending("killed", "QEMU was killed by signal 9")
+    subject = Subject("ended", ("qemu",), until="never")
+    outcome, _ = watched(
+        Options(timeout=5), subject=subject, source=Ended(), ending=lambda wait: killed if wait else None
+    )
+    assert outcome.status == 3
+    assert str(outcome.failure).startswith(killed.detail)
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_in_good_order(signum: signal.Signals) -> None:
     before = signal.getsignal(signum)
-    threading.Timer(0.3, os.kill, (os.getpid(), signum)).start()
-    outcome, _ = watched(Options(timeout=30))
+
+    class Signalled(Restless):
+        def read(self, timeout: float) -> Batch | None:
+            if self.seq == 3:
+                os.kill(os.getpid(), signum)
+            return super().read(timeout)
+
+    outcome, _ = watched(Options(timeout=30), source=Signalled())
     assert outcome.status == 128 + signum
     assert outcome.report.counts.entries > 1
     assert signal.getsignal(signum) == before
