@@ -2,7 +2,7 @@
 
 Each machine boots once and runs the workloads in turn until its time is up; what was checked and found is counted for
 the workload under way. Exit status 1 if anything of severity error was found, 3 if a guest or a workload's check of
-itself failed.
+itself failed; 130 after a Ctrl-C, 143 after a SIGTERM, which end the machine under way and begin no other.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class Tally:
 
 @dataclass
 class Result:
-    """One machine's run."""
+    """One machine's run. ``interrupted``: the signal that ended it, or 0."""
 
     machine: Machine
     seconds: float = 0.0
@@ -191,6 +191,7 @@ class Result:
     rows: dict[str, Row] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     trouble: list[str] = field(default_factory=list)
+    interrupted: int = 0
 
     @property
     def checked(self) -> int:
@@ -242,6 +243,7 @@ def soak(machine: Machine, workloads: Sequence[str], seconds: float, options: ar
     tally.finish(outcome)
     result.rows, result.lost, result.seconds = tally.rows, outcome.report.lost, outcome.report.seconds
     result.findings, result.trouble = list(outcome.report.findings), tally.trouble + tally.notes
+    result.interrupted = outcome.interrupted
     if outcome.failure is not None:
         result.trouble.append(str(outcome.failure))
     if record is not None and not result.has_errors and not result.failed:
@@ -345,7 +347,7 @@ def _switch(word: str) -> bool:
 
 
 def run(options: argparse.Namespace) -> Iterator[Result]:
-    """Every machine in its turn."""
+    """Every machine in its turn, until a signal ends one."""
     chosen = machines(options)
     began = time.monotonic()
     for turn, machine in enumerate(chosen):
@@ -357,6 +359,8 @@ def run(options: argparse.Namespace) -> Iterator[Result]:
             file=sys.stderr,
         )
         yield result
+        if result.interrupted:
+            return
 
 
 def _make(directory: Path) -> None:
@@ -389,6 +393,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return error.status
     if options.json != "-":
         _show(results)
+    if results and results[-1].interrupted:
+        return 128 + results[-1].interrupted
     if any(result.has_errors for result in results):
         return 1
     return 3 if any(result.failed for result in results) else 0

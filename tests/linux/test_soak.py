@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from gdbext.cli import session
 from gdbext.cli.session import Subject
 from gdbext.errors import EnvironmentUnusable, UsageError
 from gdbext.qemu import guests, images
+from gdbext.report.document import RunReport
 from gdbext.rules.engine import Counts
 from gdbext.sources.knowledge import Knowledge
 from tests.linux import soak
@@ -100,6 +102,15 @@ def test_a_run_that_is_ended_keeps_what_it_has(tmp_path: Path, monkeypatch: pyte
     assert (kept["guest"], kept["smp"], kept["checked"]) == ("linux-i386", 1, 2)
     assert (tmp_path / "kept" / "here").is_dir()
     assert soak.main(["linux-i386", "--record", "/proc/nosuch"]) == 2
+
+
+def test_a_signal_ends_the_soak_and_not_only_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = RunReport("linux-i386", "probe", counts=Counts(entries=3))
+    monkeypatch.setattr(session, "watch", lambda *_: session.Outcome(report, interrupted=signal.SIGTERM))
+    monkeypatch.setattr(guests, "build", lambda _guest: Path("/nosuch/bzImage"))
+    path = tmp_path / "soak.json"
+    assert soak.main(["linux-i386", "--blind", "--json", str(path)]) == 143
+    assert [machine["checked"] for machine in json.loads(path.read_text())] == [3]
 
 
 def test_a_machine_s_name_is_a_file_s() -> None:
