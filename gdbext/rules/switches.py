@@ -7,10 +7,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from gdbext.arch.frames import word_size
 from gdbext.arch.registers import CALLEE_SAVED_32, CALLEE_SAVED_64
 from gdbext.events.columns import Columns, Indices, grouped
-from gdbext.events.row import Batch, How, Kind, single
-from gdbext.ledger.compare import U64, changed_registers, mask_of
+from gdbext.events.row import Batch, Flag, How, Kind, single
+from gdbext.ledger.compare import U64, changed_registers, is_user, mask_of
 from gdbext.ledger.pairing import adjacent
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
@@ -18,6 +19,8 @@ from gdbext.rules.finding import Difference
 CAPACITY: Final = 4096
 _SAVED_64: Final = np.uint32(mask_of(CALLEE_SAVED_64))
 _SAVED_32: Final = np.uint32(mask_of(CALLEE_SAVED_32))
+WORDS_OFF: Final = 4
+"""By so many words a thread's RSP is lost where a switch drops what it did not push."""
 CODE_REACH: Final = 1 << 31
 """Bytes a near call reaches: a caller is no further from its function."""
 
@@ -27,14 +30,22 @@ class SwitchJudge:
 
     def __init__(self) -> None:
         self._away: dict[int, Batch] = {}
+        self._came: dict[int, int] = {}
+        """By CPU the stack that it came to last."""
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the switches of a batch in order."""
         kind = batch["kind"]
         switch = ((kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN)) & (batch["how"] != How.TASK)
         rows = batch.take(np.flatnonzero(switch))
-        if not len(rows):
-            return []
+        came = rows.take(np.flatnonzero(rows["kind"] == Kind.SWITCH_IN))
+        cpus, stacks = came["cpu"].tolist(), came["rsp"].tolist()
+        seen = {*zip(cpus, stacks, strict=True), *self._came.items()}
+        self._came.update(zip(cpus, stacks, strict=True))
+        return (self._switches(rows) if len(rows) else []) + self._beside(batch, seen)
+
+    def _switches(self, rows: Columns) -> list[Judged]:
+        """Judge the switches of a batch."""
         returns = rows["stack"][:, 0]
         border = np.flatnonzero(_at_function(rows, returns))
         rows, returns = rows.take(border), returns[border]
@@ -64,6 +75,32 @@ class SwitchJudge:
         for stack in list(self._away)[: max(len(self._away) - CAPACITY, 0)]:
             del self._away[stack]
         return judged
+
+    def _beside(self, batch: Columns, came: set[tuple[int, int]]) -> list[Judged]:
+        """Judge the irets that go to where a thread waits to go on, but with RSP beside where it left it.
+
+        came: CPUs and the stacks they came to, as threads had left them.
+        """
+        if not self._away:
+            return []
+        judged: list[Judged] = []
+        taken = (batch["kind"] == Kind.EXIT) & (batch["how"] == How.IRET) & ~is_user(batch)
+        taken &= (batch["flags"] & (Flag.IDENTICAL | Flag.SELF | Flag.UNREADABLE)) == 0
+        positions = np.flatnonzero(taken)
+        columns = (batch.at(name, positions).tolist() for name in ("cpu", "mode", "rsp"))
+        for at, cpu, bits, rsp in zip(positions.tolist(), *columns, strict=True):
+            stack = rsp - word_size(bits)
+            if (cpu, stack) not in came:
+                row = batch.row(at)
+                judged += [(_off(left, row), row, left) for left in self._left_beside(row, stack)]
+        return judged
+
+    def _left_beside(self, row: Batch, stack: int) -> list[Batch]:
+        """The thread that left with RSP a few words beside `stack`, to go on where the exit `row` goes, if one did."""
+        word = word_size(int(row["mode"][0]))
+        near = (self._away.get(stack + words * word) for words in range(-WORDS_OFF, WORDS_OFF + 1) if words)
+        before = [left for left in near if left is not None and left["seq"][0] < row["seq"][0]]
+        return [left for left in before if left["stack"][0][0] == row["rip"][0]][:1]
 
 
 def _at_function(rows: Columns, back: U64) -> npt.NDArray[np.bool_]:
@@ -102,3 +139,14 @@ def _judge(left: Batch, back: Batch) -> list[Draft]:
         "the calling convention has its caller rely on it"
     )
     return [Draft("CW108", cause, "the pushes of the switch function beside its pops", lost, match="exact")]
+
+
+def _off(left: Batch, row: Batch) -> Draft:
+    """A thread that left by a call (`left`) goes on by the iret `row` with another RSP."""
+    expected, actual = int(left["rsp"][0]) + word_size(int(row["mode"][0])), int(row["rsp"][0])
+    cause = (
+        f"the thread that switched away at event {int(left['seq'][0])} goes on where it left, but with RSP off by "
+        f"{actual - expected:+d} bytes: all that its functions pop and return to is another word"
+    )
+    look = "the frame that the switch builds for this iret: RSP as it is behind the call, and what is dropped before it"
+    return Draft("CW108", cause, look, (Difference("rsp", expected, actual),), match="nearest")

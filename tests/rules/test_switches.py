@@ -1,0 +1,67 @@
+"""CW108: threads that are taken up by an iret frame which the switch has built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gdbext.events.row import ROW, Batch
+from gdbext.rules.engine import Engine
+from tests.rules.rows import KERNEL_RIP, Kind, batch, context, exit_, stamp
+
+STACK = 0xFFFF_FFFF_8010_0F00
+BACK = KERNEL_RIP + 0x40
+
+
+def found(*rows: Batch) -> list[tuple[str, str | None, int]]:
+    """The codes found, their fields and events, however the rows are cut into batches."""
+    every, whole, single = stamp(batch(*rows)), Engine(), Engine()
+    whole.feed(every)
+    for at in range(len(every)):
+        single.feed(every[at : at + 1])
+    codes = [(finding.code, finding.field, finding.event) for finding in whole.findings]
+    assert codes == [(finding.code, finding.field, finding.event) for finding in single.findings]
+    return codes
+
+
+def switch(kind: int, **fields: Any) -> Batch:
+    row = np.zeros(1, ROW)
+    row["kind"], row["mode"], row["pc"], row["rsp"] = kind, 64, KERNEL_RIP, STACK
+    row["stack"][0][0] = BACK
+    for name, value in fields.items():
+        row[name] = value
+    return row
+
+
+def iret(rsp: int, rip: int = BACK) -> Batch:
+    return exit_(context(user=False, rip=rip, rsp=rsp))
+
+
+def test_a_thread_that_is_taken_up_as_it_left() -> None:
+    assert found(switch(Kind.SWITCH_OUT), switch(Kind.SWITCH_IN), iret(STACK + 8)) == []
+
+
+@pytest.mark.parametrize("off", [-16, -8, 8, 16])
+def test_a_stack_pointer_that_is_off(off: int) -> None:
+    assert found(switch(Kind.SWITCH_OUT), iret(STACK + 8 + off)) == [("CW108", "rsp", 2)]
+
+
+@pytest.mark.parametrize("rsp", [STACK + 8 - 0x100, STACK + 0x1008, STACK + 5])
+def test_another_stack(rsp: int) -> None:
+    """A thread that goes on there for the first time, or one whose switch was not seen."""
+    assert found(switch(Kind.SWITCH_OUT), iret(rsp)) == []
+
+
+def test_another_place() -> None:
+    assert found(switch(Kind.SWITCH_OUT), iret(STACK + 16, BACK + 1)) == []
+
+
+def test_a_thread_that_is_not_away() -> None:
+    assert found(switch(Kind.SWITCH_OUT), switch(Kind.SWITCH_IN), iret(STACK + 16)) == []
+
+
+def test_a_thread_beside_the_place_of_one_that_died() -> None:
+    one, other = switch(Kind.SWITCH_OUT, rsp=STACK + 16), switch(Kind.SWITCH_IN, rsp=STACK + 16)
+    assert found(switch(Kind.SWITCH_OUT), one, other, iret(STACK + 24)) == []
