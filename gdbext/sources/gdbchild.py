@@ -19,6 +19,8 @@ _START: Final = 20.0
 """Seconds GDB may take to start and to load the extension."""
 _POLL: Final = 0.02
 _ASK_AGAIN: Final = 0.1
+_LEAVING: Final = 5.0
+"""Seconds its process may take to be gone after its pipes."""
 
 
 class GdbError(CtxwatchError):
@@ -194,7 +196,9 @@ class GdbChild:
             self.running = True
 
     def _died(self) -> GdbDied:
-        code = self._process.poll()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_LEAVING)  # its pipes close before
+        code = self._process.returncode
         if code is not None and code < 0:
             how = f"killed by {signal.Signals(-code).name}"
         else:

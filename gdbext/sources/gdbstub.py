@@ -36,7 +36,8 @@ ARCHITECTURES: Final = {"x86_64": "i386:x86-64", "i386": "i386"}
 _BATCH: Final = 256
 _CONNECT: Final = 25.0
 """Seconds for GDB to find out whether a GDB server answers."""
-_DYING: Final = 0.3
+_DYING: Final = 5.0
+"""Seconds GDB may take to be gone, or to say that it is not."""
 _POLL: Final = 0.02
 _LEAVE: Final = 10.0
 """Seconds GDB may take for each step of leaving the guest: it is killed at last, and a guest then stays stopped."""
@@ -291,14 +292,15 @@ class GdbstubSource:
         return self._alive() and self._child is not None and self._child.running
 
     def _look_for_death(self) -> None:
-        """The stream has ended: raise GdbDied if that is because GDB did, once."""
+        """The stream has ended: raise GdbDied if that is because GDB did, once.
+
+        Its socket closes before its process is gone, on a busy machine long before: so it is asked. Who answers lives.
+        """
         if self._child is None or self._closed or self._told:
             return
         self._told = True
-        deadline = time.monotonic() + _DYING
-        while time.monotonic() < deadline:  # its socket closes a moment before it is gone
-            self._child.poll()
-            time.sleep(0.01)
+        with contextlib.suppress(GdbError):
+            self._child.command("-gdb-show confirm", _DYING)
 
     def _receive(self) -> None:
         """Sort what the collector sends, until it closes."""
