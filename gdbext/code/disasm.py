@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Final
 
 import capstone
@@ -22,7 +22,7 @@ Read = Callable[[int, int], bytes]
 PAGE: Final = 4096
 MAX_INSN: Final = 15
 """Longest instruction in bytes (Intel SDM vol. 2, 2.3.11)."""
-_RUN: Final = 64
+_RUN: Final = 32
 """Bytes decoded at once: about one basic block."""
 
 
@@ -46,17 +46,29 @@ _FLOWS: Final[dict[str, Flow]] = {
     "ud0": Flow.STOP, "ud1": Flow.STOP, "ud2": Flow.STOP, "ud2b": Flow.STOP, "int3": Flow.STOP,
     **dict.fromkeys(_EXITS, Flow.EXIT),
 }  # fmt: skip
+_TARGETED: Final = (Flow.BRANCH, Flow.JUMP, Flow.CALL)
+_ENDS: Final = (Flow.JUMP, Flow.RETURN, Flow.EXIT, Flow.STOP)
+"""What is behind these may be no code."""
 
 
-@dataclass(frozen=True)
+@cache
+def _kind(mnemonic: str) -> tuple[str, Flow]:
+    """(the mnemonic without prefixes, where execution goes after it)."""
+    name = mnemonic.rsplit(" ", 1)[-1]
+    return name, _FLOWS.get(name) or (Flow.BRANCH if name[0] == "j" else Flow.NEXT)
+
+
+@dataclass(eq=False)  # not frozen: tens of thousands are made, and freezing makes that three times as slow
 class Insn:
-    """One instruction. ``address``: guest virtual; ``raw``: its bytes; ``mnemonic`` and ``op_str``: Intel syntax;
-    ``target``: of a direct jump, branch or call; ``bits``: mode it was decoded for."""
+    """One instruction, which nobody changes. ``address``: guest virtual; ``raw``: its bytes; ``mnemonic`` and
+    ``op_str``: Intel syntax; ``name``: the mnemonic without prefixes (``rep``, ``lock``, ``notrack`` …); ``target``: of
+    a direct jump, branch or call; ``bits``: mode it was decoded for."""
 
     address: int
     raw: bytes
     mnemonic: str
     op_str: str
+    name: str
     flow: Flow
     target: int | None
     bits: int
@@ -70,11 +82,6 @@ class Insn:
     def end(self) -> int:
         """Address of the following instruction."""
         return self.address + len(self.raw)
-
-    @cached_property
-    def name(self) -> str:
-        """The mnemonic without prefixes (``rep``, ``lock``, ``notrack`` …)."""
-        return self.mnemonic.rsplit(" ", 1)[-1]
 
     @cached_property
     def operands(self) -> tuple[Operand, ...]:
@@ -192,25 +199,22 @@ class Code:
     def _decode(self, address: int) -> None:
         data = self.bytes_at(address, _RUN + MAX_INSN)
         for start, size, mnemonic, op_str in self._plain.disasm_lite(data, address):
-            if start - address >= _RUN:
+            if start - address >= _RUN or start in self._insns:
                 break
-            insn = self._build(start, data[start - address : start - address + size], mnemonic, op_str)
-            self._insns.setdefault(start, insn)
-            if insn is None or insn.flow in (Flow.JUMP, Flow.RETURN, Flow.EXIT, Flow.STOP):
+            at = start - address
+            insn = self._insns[start] = self._build(start, data[at : at + size], mnemonic, op_str)
+            if insn.flow in _ENDS:
                 break
         self._insns.setdefault(address, None)
 
-    def _build(self, address: int, raw: bytes, mnemonic: str, op_str: str) -> Insn | None:
-        name = mnemonic.rsplit(" ", 1)[-1]
-        flow = _FLOWS.get(name)
-        if flow is None:
-            flow = Flow.BRANCH if name[0] == "j" else Flow.NEXT
+    def _build(self, address: int, raw: bytes, mnemonic: str, op_str: str) -> Insn:
+        name, flow = _kind(mnemonic)
         target = None
-        if flow in (Flow.BRANCH, Flow.JUMP, Flow.CALL):
+        if flow in _TARGETED:
             far = op_str.replace(", ", ":").rpartition(":")[2]
             if far[:1].isdigit():
                 target = int(far, 0) & self._mask
-        return Insn(address, raw, mnemonic, op_str, flow, target, self.bits)
+        return Insn(address, raw, mnemonic, op_str, name, flow, target, self.bits)
 
     @staticmethod
     def _names(decoded: Any, numbers: list[int]) -> frozenset[str]:
