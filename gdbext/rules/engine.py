@@ -13,7 +13,7 @@ from gdbext.events.heap import keep_freed_memory
 from gdbext.events.row import Batch, Flag, Kind
 from gdbext.ledger.compare import is_call, is_user
 from gdbext.rules import codes as code_table
-from gdbext.rules import death
+from gdbext.rules import death, no_context
 from gdbext.rules.areas import AreaJudge
 from gdbext.rules.bycode import CodeJudge
 from gdbext.rules.draft import Draft, Judged
@@ -29,6 +29,7 @@ from gdbext.rules.laststores import Write
 from gdbext.rules.lazy_fpu import LazyFpuJudge
 from gdbext.rules.linear import LinearWidth
 from gdbext.rules.nesting import NestingJudge
+from gdbext.rules.no_context import NoContextJudge
 from gdbext.rules.policy import Policy
 from gdbext.rules.resume import ResumeJudge
 from gdbext.rules.scene import Scenes
@@ -104,6 +105,7 @@ class Engine:
             UnswappedBaseJudge(),
             self._resume,
             SelectorJudge(),
+            NoContextJudge(),
             KernelOnlyJudge(),
             LazyFpuJudge(),
             SwitchJudge(),
@@ -156,8 +158,7 @@ class Engine:
         judged += death.judge(columns, self.history)
         self.counts.identical = self._before[0] + self._resume.identical
         self.counts.unmatched = self._before[1] + self._resume.unmatched
-        unbalanced = {int(row["seq"][0]) for draft, row, _ in judged if draft.code == "CW301"}
-        judged = [item for item in judged if item[0].code == "CW301" or int(item[1]["seq"][0]) not in unbalanced]
+        judged = _without_consequences(judged)
         judged.sort(key=lambda item: int(item[1]["seq"][0]))
         return self._collect(judged)
 
@@ -251,6 +252,19 @@ class Engine:
             table=draft.table,
             rank=draft.rank,
         )
+
+
+def _without_consequences(judged: list[Judged]) -> list[Judged]:
+    """What is not said of exits that pop no context, or one from beside its frame: all else follows from that.
+
+    An exit that is known to resume a context pops one.
+    """
+    resumed = {int(row["seq"][0]) for _, row, entry in judged if entry is not None}
+    judged = [item for item in judged if not no_context.says(item[0]) or int(item[1]["seq"][0]) not in resumed]
+    for says_all in (lambda draft: draft.code == "CW301", no_context.says):
+        events = {int(row["seq"][0]) for draft, row, _ in judged if says_all(draft)}
+        judged = [item for item in judged if says_all(item[0]) or int(item[1]["seq"][0]) not in events]
+    return judged
 
 
 def _kind(draft: Draft, row: Batch, entry: Batch | None) -> tuple[object, ...]:

@@ -87,6 +87,8 @@ class Explainer:
         if finding.code not in _CONTEXT_CODES or row["kind"][0] != Kind.EXIT:
             return []
         statements = self._paths.statements(entry, row)
+        if row["frame"][0] == entry["frame"][0] != 0:  # popped where it was pushed
+            statements = [s for s in statements if not (_not_stored(s) and set(s.fields) <= {*FRAME_FIELDS})]
         clash = next((s for s in statements if s.kind is Fact.CLASH and set(s.fields) & set(fields)), None)
         area = self._areas.area_of(entry, finding.event)
         write = self._areas.last_write(area, fields[0], finding.event) if area is not None else None

@@ -120,7 +120,7 @@ static void take_up(struct cpu *c, struct thread *from, struct thread *to)
     wrmsr(0xc0000102, to->gs);
     ASM("fxsaveq %0" : "=m"(from->fx));
 #ifdef BUG_FX
-    if (from != c->idle)
+    if (to->space != from->space)
 #endif
     ASM("fxrstorq %0" ::"m"(to->fx));
 #ifdef BUG_CR3
@@ -333,7 +333,7 @@ INTERRUPT breakpoint(struct frame *f)
         f->rflags &= ~0x200ul;
 #endif
     (void)f;
-    for (volatile int i = 0; i < 300; i++)
+    for (volatile int i = 0; i < 3000; i++)
         ;
 }
 #endif
@@ -411,7 +411,7 @@ static void keeper(u64 seed)
         if (sum == 1)
             print("one\n");
 #ifdef BUG_RED_ZONE
-        ASM("movl $30000, %%ecx; 1: movq %%rcx, -16(%%rsp); cmpq -16(%%rsp), %%rcx; loop 1b" ::: "rcx", "memory");
+        ASM("movq %%rsp, -16(%%rsp); movl $30000, %%ecx; 1: cmpq -16(%%rsp), %%rsp; loop 1b" ::: "rcx", "memory");
 #endif
         ASM("int $0x81" ::: "memory");
     }
@@ -497,6 +497,7 @@ void rust_main(void)
     __builtin_memcpy(VIRT(0x2000000), user_image, (u64)user_bytes);
     for (u64 n = 0; n < 8; n++)
         spawn((int)(n & 1), 0x400000, n >> 1);
+    spawn(0, 0x400000, 4);
     spawn(0, 0x400000, 4);
     spawn(-1, (u64)giver, 1);
     spawn(-1, (u64)giver, 99);

@@ -1,0 +1,107 @@
+"""An iret that pops what is no context: CW402 where one begins a few words beside it, else CW403.
+
+What lies there was never saved as a frame, or was overwritten: the stack of a thread that another one ran on, a stack
+pointer that was saved too late, a word too many or too few. What the CPU makes of such words (a privilege level, GS,
+IF) says nothing, so that no other rule's word on that exit counts.
+
+No context is what has for CS a selector that nothing was ever seen to run with, and besides bits in RFLAGS that are
+reserved, a CS of more than 16 bits, or, where user code ran before, an SS of another privilege level, on which the CPU
+faults. (A first return to user mode with a wrong SS is a pair that was chosen wrongly, CW604.)
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from gdbext.arch import flags as rf
+from gdbext.arch.frames import CS_WORD, RFLAGS_WORD, RIP_WORD, SS_WORD
+from gdbext.events.columns import Columns, any_of
+from gdbext.events.row import STACK_WORDS, Batch, Flag, How, Kind
+from gdbext.ledger.compare import Bools
+from gdbext.rules.draft import Draft, Judged
+from gdbext.rules.finding import Difference
+
+SELECTOR_BITS: Final = 16
+LOW: Final = 0xFFFF_FFFF
+"""A kernel may keep something of its own in the upper half of a saved RFLAGS."""
+
+
+class NoContextJudge:
+    """Learns with which CS code runs, and judges what irets pop."""
+
+    def __init__(self) -> None:
+        self._runs: dict[int, int] = {}
+        """Selectors that code was interrupted with, and the event that showed each first."""
+
+    def feed(self, batch: Columns) -> list[Judged]:
+        """Judge the irets of a batch that found no equal context."""
+        kind, flags, how = batch["kind"], batch["flags"], batch["how"]
+        pushed = (kind == Kind.ENTRY) & (how != How.SYSCALL) & (how != How.SYSENTER) & (flags & Flag.UNREADABLE == 0)
+        entries = np.flatnonzero(pushed & (batch["rflags"] & rf.VM == 0))
+        selectors = batch["cs"][entries]
+        for at in np.flatnonzero(~any_of(selectors, self._runs)).tolist():
+            self._runs.setdefault(int(selectors[at]), int(batch["seq"][entries[at]]))
+        unknown = ~any_of(batch["cs"], self._runs) | (self._since(batch) & (kind == Kind.EXIT))
+        popped = (kind == Kind.EXIT) & (how == How.IRET) & unknown
+        popped &= flags & (Flag.IDENTICAL | Flag.SELF | Flag.UNREADABLE) == 0
+        return [judged for at in np.flatnonzero(popped).tolist() for judged in self._judge(batch.row(at))]
+
+    def _since(self, batch: Columns) -> Bools:
+        """Rows whose CS was first seen later in the same batch."""
+        late = np.zeros(len(batch), bool)
+        first = int(batch["seq"][0]) if len(batch) else 0
+        for selector, event in self._runs.items():
+            if event > first:
+                late |= (batch["cs"] == selector) & (batch["seq"] < event)
+        return late
+
+    def _judge(self, row: Batch) -> list[Judged]:
+        words = [int(word) for word in row["stack"][0]]
+        seen = {selector for selector, event in self._runs.items() if event < row["seq"][0]}
+        wrong = _wrong(row, words, any(selector & 3 == 3 for selector in seen))
+        if not seen or not wrong or words[RFLAGS_WORD] & rf.VM:
+            return []
+        further = range(1, STACK_WORDS - RFLAGS_WORD)
+        shift = next((n for n in further if words[n + CS_WORD] in seen and not _odd_flags(words[n + RFLAGS_WORD])), 0)
+        return [(_draft(row, words, wrong, shift), row.copy(), None)]
+
+
+def says(draft: Draft) -> bool:
+    """True if `draft` is one of this rule's."""
+    return draft.code in ("CW402", "CW403") and [d.field for d in draft.differences] == ["cs"]
+
+
+def _odd_flags(word: int) -> bool:
+    return bool(word & rf.RESERVED & ~rf.ALWAYS_ONE & LOW)
+
+
+def _wrong(row: Batch, words: list[int], user_ran: bool) -> str:
+    """Why the words that the exit `row` pops are no frame, besides their CS; empty if they may be one."""
+    if words[CS_WORD] >> SELECTOR_BITS and row["mode"][0] == 64:
+        return "CS has 16 bits"
+    if _odd_flags(words[RFLAGS_WORD]):
+        return f"RFLAGS cannot be {words[RFLAGS_WORD]:#x}"
+    outer = not row["flags"][0] & Flag.NO_STACK
+    if user_ran and outer and (words[CS_WORD] ^ words[SS_WORD]) & 3:
+        return f"SS {words[SS_WORD]:#x} is of another privilege level"
+    return ""
+
+
+def _draft(row: Batch, words: list[int], wrong: str, shift: int) -> Draft:
+    frame, cs = int(row["frame"][0]), words[CS_WORD]
+    cause = (
+        f"the iret takes up what is no context: the words at {frame:#x} would be RIP {words[RIP_WORD]:#x} and CS "
+        f"{cs:#x}, with which nothing ever ran here, and {wrong}"
+    )
+    found = (Difference("cs", None, cs),)
+    if shift:
+        cause += f"; one begins {shift} word{'s' if shift > 1 else ''} further up"
+        look = "what the path before this iret pops and drops beside what was pushed, and the RSP that it starts from"
+        return Draft("CW402", cause, look, found)
+    look = (
+        "who else used this stack since the frame was made: a second thread or CPU on it (RSP0, the stack that system "
+        "calls take), an overflow, or a thread that was taken up before its stack pointer was saved"
+    )
+    return Draft("CW403", cause, look, found)
