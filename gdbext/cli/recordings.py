@@ -46,7 +46,7 @@ def replay(asked: ReplayRequest) -> int:
     view = TerminalView(quiet=quiet, verbose=asked.verbose)
     with (
         Recording(Path(asked.file), threaded=True) as recording,
-        output.document(asked.json) if asked.json else contextlib.nullcontext() as document,
+        output.document(asked.json, Path(asked.file)) if asked.json else contextlib.nullcontext() as document,
     ):
         chosen = codes.parse(asked.rules) if asked.rules is not None else None
         work = Replay(recording, _policy(asked.profile, recording, view.note), chosen, asked.max_findings)
@@ -147,16 +147,7 @@ def _output(recording: Recording, name: str | None, suffix: str) -> Iterator[Pat
     if name == "-":
         raise UsageError("cannot write to standard output", todo="choose a name with -o")
     path = Path(name) if name else recording.path.with_name(recording.path.name + suffix)
-    if path.exists() and (not path.is_file() or path.samefile(recording.path)):
-        why = "it is the recording itself" if path.is_file() else "it is not a regular file"
-        raise UsageError(f"cannot write {path}", why, "choose another name with -o")
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.touch()
+    if path.exists() and not path.is_file():
+        raise UsageError(f"cannot write {path}", "it is not a regular file", "choose another name with -o")
+    with output.writing(path), output.beside(path, recording.path) as partial:
         yield partial
-        partial.replace(path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}", error.strerror or str(error)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()

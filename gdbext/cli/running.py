@@ -70,7 +70,8 @@ def request(args: argparse.Namespace) -> Request:
 def run(asked: Request) -> int:
     """Do it, show it, and return the exit status."""
     with contextlib.ExitStack() as stack:
-        document = stack.enter_context(output.document(asked.json)) if asked.json else None
+        record = (Path(asked.record),) if asked.record else ()
+        document = stack.enter_context(output.document(asked.json, *record)) if asked.json else None
         view = TerminalView(quiet=asked.json == "-", verbose=asked.verbose)
         subject, simd, profile = _subject(asked, view)
         options = session.Options(

@@ -133,6 +133,35 @@ def test_outputs_that_cannot_be_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_recording_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, link, twin = tmp_path / "r", tmp_path / "link", tmp_path / "twin"
+    record(path, busy(10, bugs=False))
+    data = path.read_bytes()
+    link.symlink_to(path)
+    twin.hardlink_to(path)
+    for name in (path, link, twin):
+        for words in (("replay", "--json"), ("report", "-o"), ("export", "--format", "csv", "-o")):
+            status, _, err = run(capsys, words[0], path, *words[1:], name)
+            assert (status, "it is the recording itself" in err) == (2, True)
+    status, _, err = run(capsys, "run", "clean-nrk", "--record", tmp_path / "new", "--json", tmp_path / "new")
+    assert (status, "it is the recording itself" in err) == (2, True)
+    assert path.read_bytes() == data
+    assert {found.name for found in tmp_path.iterdir()} == {"r", "link", "twin"}
+
+
+def test_a_document_that_does_not_come_leaves_the_old_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old, link = tmp_path / "old", tmp_path / "link"
+    old.write_text("old")
+    link.symlink_to(old)
+    assert run(capsys, "run", "clean-nrk", "--profile", "nosuch", "--json", old)[0] == 2
+    assert old.read_text() == "old"
+    record(tmp_path / "r", busy(10, bugs=False))
+    assert run(capsys, "replay", tmp_path / "r", "--json", link)[0] == 0
+    assert link.is_symlink()
+    assert json.loads(old.read_text())["findings"] == []
+    assert {found.name for found in tmp_path.iterdir()} == {"old", "link", "r"}
+
+
 def test_csv(session: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, _ = session
     assert run(capsys, "export", path, "--format", "csv", "-o", tmp_path / "c")[0] == 0
