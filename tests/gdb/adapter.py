@@ -101,7 +101,7 @@ class Client:
         self.ask("threads")
         self.ask("threads")
 
-    def wait(self, fits: Any, what: str, timeout: float = 30.0) -> Message:
+    def wait(self, fits: Any, what: str, timeout: float = 100.0) -> Message:
         """The first message from now on that fits."""
         deadline = time.monotonic() + timeout
         while True:

@@ -31,7 +31,7 @@ class Gdb:
     process: subprocess.Popen[str]
     text: str = ""
 
-    def finish(self, timeout: float = 60.0) -> str:
+    def finish(self, timeout: float = 150.0) -> str:
         """Wait for its end and return what it printed."""
         try:
             self.text, _ = self.process.communicate(timeout=timeout)
@@ -69,7 +69,7 @@ def start_gdb(*commands: str, extension: bool = True, environment: dict[str, str
     )
 
 
-def run_gdb(*commands: str, timeout: float = 60.0, **options: object) -> str:
+def run_gdb(*commands: str, timeout: float = 150.0, **options: object) -> str:
     """What GDB printed for `commands`."""
     return start_gdb(*commands, **options).finish(timeout)  # type: ignore[arg-type]
 
@@ -97,7 +97,7 @@ class Live:
         """The GDB commands that attach to it with symbols."""
         return f"file {self.kernel}", f"target remote {self.machine.gdb}"
 
-    def wait_for(self, text: str, seconds: float = 60.0) -> None:
+    def wait_for(self, text: str, seconds: float = 150.0) -> None:
         """Until it printed `text`."""
         self.until(lambda: any(text in line for line in list(self.lines)), seconds, f"{text!r} on the serial line")
 

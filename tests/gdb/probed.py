@@ -36,7 +36,7 @@ class Probed:
         self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=leash())
 
     def __enter__(self) -> Probed:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not self.gdb.exists():
             assert self.process.poll() is None, "QEMU did not start"
             assert time.monotonic() < deadline
@@ -53,7 +53,7 @@ class Probed:
         """The GDB commands that attach to it with symbols."""
         return f"file {self.kernel}", f"target remote {self.gdb}"
 
-    def printed(self, text: str, seconds: float = 60.0) -> None:
+    def printed(self, text: str, seconds: float = 150.0) -> None:
         """Wait until the guest printed `text`."""
         deadline = time.monotonic() + seconds
         while not self.serial.exists() or text not in self.serial.read_text("utf-8", "replace"):

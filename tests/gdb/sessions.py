@@ -46,13 +46,13 @@ class Typed:
         for command in ("set confirm off", "set style enabled off", *commands):
             self.type(command)
 
-    def type(self, line: str, timeout: float = 30.0) -> str:
+    def type(self, line: str, timeout: float = 100.0) -> str:
         """Type `line` and Enter; what GDB printed until it prompts again."""
         os.write(self._terminal, line.encode() + b"\n")
         text = self.read(timeout)
         return text.partition("\n")[2]
 
-    def read(self, timeout: float = 30.0) -> str:
+    def read(self, timeout: float = 100.0) -> str:
         """What comes up to the next prompt."""
         return self._read(lambda text: text.endswith(PROMPT), "prompt", timeout).removesuffix(PROMPT)
 
@@ -92,20 +92,20 @@ class Mi:
         for command in ("set confirm on", *commands):
             self.ask(f'-interpreter-exec console "{command}"')
 
-    def ask(self, command: str, timeout: float = 30.0) -> str:
+    def ask(self, command: str, timeout: float = 100.0) -> str:
         """Everything GDB says until `command` is done and, if it ran the guest, until that stands still: a result as
         ``^done`` or ``^error MESSAGE``, streams as text, notifications as ``*stopped``."""
         self._ask(command, timeout)
         said, self._said = self._said, []
         return "\n".join(said)
 
-    def answer(self, command: str, timeout: float = 30.0) -> str:
+    def answer(self, command: str, timeout: float = 100.0) -> str:
         """The result alone."""
         result = self._ask(command, timeout)
         self._said = []
         return result
 
-    def ask_until(self, pattern: str, command: str, timeout: float = 30.0) -> str:
+    def ask_until(self, pattern: str, command: str, timeout: float = 100.0) -> str:
         """As :meth:`ask`, and on until `pattern` is found in something that GDB says."""
         self._ask(command, timeout)
         deadline = time.monotonic() + timeout
@@ -150,7 +150,7 @@ class Mi:
         elif kind in ("console", "log", "target", "output"):
             self._said.append(str(payload))
 
-    def say(self, command: str, timeout: float = 30.0) -> str:
+    def say(self, command: str, timeout: float = 100.0) -> str:
         """The same for a command of the console."""
         return self.ask(f'-interpreter-exec console "{command}"', timeout)
 

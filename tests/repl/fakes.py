@@ -32,7 +32,7 @@ def scenario(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., No
 
     @functools.wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 100))
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 200))
 
     return run
 
@@ -228,7 +228,7 @@ class Terminal:
     def toolbar(self) -> str:
         return next((line for line in reversed(self.text().split("\n")) if line), "")
 
-    async def until(self, *wanted: str, absent: str = "", seconds: float = 30.0) -> str:
+    async def until(self, *wanted: str, absent: str = "", seconds: float = 60.0) -> str:
         """Wait until the screen shows all of `wanted` (and not `absent`)."""
         deadline = time.monotonic() + seconds
         wanted = tuple(one.rstrip() for one in wanted)
@@ -237,7 +237,7 @@ class Terminal:
             await asyncio.sleep(0.01)
         return self.text()
 
-    async def happens(self, what: Callable[[], object], seconds: float = 30.0) -> None:
+    async def happens(self, what: Callable[[], object], seconds: float = 60.0) -> None:
         """Wait until `what` gives something true."""
         deadline = time.monotonic() + seconds
         while not what():
@@ -246,7 +246,7 @@ class Terminal:
 
     async def ended(self) -> int:
         assert self.task is not None
-        return await asyncio.wait_for(self.task, 30.0)
+        return await asyncio.wait_for(self.task, 60.0)
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for one in lists for child in one.read_text().split()]
 
 
-def wait_until_gone(pids: list[int], seconds: float = 10.0) -> None:
+def wait_until_gone(pids: list[int], seconds: float = 60.0) -> None:
     """Wait until none of `pids` is there; a zombie counts as gone."""
     deadline = time.monotonic() + seconds
     while left := [pid for pid in pids if _lives(pid)]:

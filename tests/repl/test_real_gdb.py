@@ -40,7 +40,7 @@ async def session() -> AsyncIterator[tuple[Session, MemoryScreen]]:
         await opened.close()
 
 
-async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
