@@ -87,7 +87,8 @@ class Explainer:
         if finding.code not in _CONTEXT_CODES or row["kind"][0] != Kind.EXIT:
             return []
         statements = self._paths.statements(entry, row)
-        if row["frame"][0] == entry["frame"][0] != 0:  # popped where it was pushed
+        in_place = self._paths.frame_in_place(entry, row) is True
+        if in_place:  # what it holds the CPU has stored
             statements = [s for s in statements if not (_not_stored(s) and set(s.fields) <= {*FRAME_FIELDS})]
         clash = next((s for s in statements if s.kind is Fact.CLASH and set(s.fields) & set(fields)), None)
         area = self._areas.area_of(entry, finding.event)
@@ -119,6 +120,8 @@ class Explainer:
             why = f"all that came back is the context of event {int(again['seq'][0])}, which was resumed already"
             # With one register lost alone, all else is the newer context's as well: it is that slot that is old.
             extra.append(_stale(finding, why, _CAUSE if skipped or len(fields) > 1 else _CONSEQUENCE))
+        elif in_place and fields[0] in FRAME_FIELDS:
+            pass
         elif stale or (finding.code == "CW101" and (skipped if forgotten else seen and not told)):
             why = stale or f"{fields[0]} was not stored by this save"
             extra.append(_stale(finding, why, _CAUSE if skipped else _CONSEQUENCE))

@@ -76,6 +76,15 @@ def test_the_store_is_named(handler: Snippet) -> None:
     assert "the store of 0x10 at stamp_stack+0x7" in finding.cause
 
 
+def test_what_the_cpu_has_pushed_is_not_stale(handler: Snippet) -> None:
+    """Its word came back as it was at an earlier entry, but this one stored it anew."""
+    ctx = context(1)
+    before = ctx | {"rsp": ctx["rsp"] + 8, "rip": ctx["rip"] + 0x40, "rbx": 7}
+    earlier = entry(before, pc=handler["entry"], frame=FRAME), exit_(before, pc=handler["leave"], frame=FRAME)
+    finding, _ = judged(handler, *earlier, *overwritten(handler, 1, FRAME, rsp=before["rsp"]))
+    assert (finding.code, finding.field) == ("CW302", "rsp")
+
+
 @pytest.mark.parametrize("value", [0x11, 0])
 def test_another_store_is_not(handler: Snippet, value: int) -> None:
     finding, _ = judged(handler, *overwritten(handler, 1, FRAME, stores(FRAME, value)))

@@ -65,7 +65,7 @@ restore:
     popl %ds
     popl %es
 #ifdef BUG_KERNEL_FS
-    testl $3, 20(%esp)
+    testl $3, 16(%esp)
     jnz 1f
     addl $4, %esp
     jmp 2f

@@ -264,7 +264,7 @@ static void signal_return(struct regs *r)
     n.eflags |= 0x3000;
 #endif
 #ifdef BUG_SIGNAL_ECX
-    n.ecx = r->ecx;
+    n.ecx = ticks;
 #endif
 #ifdef BUG_SIGNAL_ESP
     n.esp += 4;
@@ -407,7 +407,7 @@ void do_clock(void)
     inb(0x71);
     outb(0xa0, 0x20);
     outb(0x20, 0x20);
-    seconds++;
+    seconds += inb(0x3fd) != 0;
 }
 
 void do_breakpoint(struct regs *r, u32 code) { (void)r, (void)code; }
