@@ -2,9 +2,9 @@
 
 No data structure is known. A kernel with a stack per thread shows itself: each thread's entries push their frame at
 one address that no other thread uses. A thread known that way that lands on another's address, while that one lives
-(it enters again later), ran with the wrong RSP0. A stack that several threads share (one per CPU) is never judged,
-nor one whose owner may have died, nor what lands on the only stack of its CPU: a thread that came from another CPU
-lands there if the stacks are the CPUs'.
+(it enters again later, or runs in user code on another CPU at that time), ran with the wrong RSP0. A stack that several
+threads share (one per CPU) is never judged, nor one whose owner may have died, nor what lands on the only stack of its
+CPU: a thread that came from another CPU lands there if the stacks are the CPUs'.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from gdbext.events.columns import Array, Columns, grouped
+from gdbext.events.columns import Array, Columns, Indices, by_cpu, grouped
 from gdbext.events.row import Flag, Kind
 from gdbext.ledger.compare import Bools, is_user, mixed, space
 from gdbext.rules.draft import Draft, Judged
@@ -46,13 +46,19 @@ class LandingJudge:
         self._suspected: dict[Thread, Judged] = {}
         self._stacks: dict[int, set[int]] = {}
         """By CPU: where frames have landed."""
+        self._runs: dict[int, Thread | None] = {}
+        """By CPU: the thread whose user code it returned to last, None where it was entered since."""
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the entries from user mode that pushed a frame; IST stacks belong to nobody."""
-        rows = batch.take(np.flatnonzero(_landings(batch)))
+        landings = np.flatnonzero(_landings(batch))
+        judged = self._judge(batch, landings) if len(landings) else []
+        self._runs |= _last_left(batch)
+        return judged
+
+    def _judge(self, batch: Columns, landings: Indices) -> list[Judged]:
+        rows = batch.take(landings)
         judged: list[Judged] = []
-        if not len(rows):
-            return judged
         spaces, bases, frames, cpus = space(rows), rows["fs_base"], rows["frame"], rows["cpu"]
         for at in self._unsettled(spaces, bases, frames, cpus):
             thread, frame, cpu = (int(spaces[at]), int(bases[at])), int(frames[at]), int(cpus[at])
@@ -67,9 +73,17 @@ class LandingJudge:
             if owner is None or own is None:
                 self._settle(thread, frame)
             else:
-                row = rows.row(at).copy()
-                self._suspected.setdefault(owner, (_wrong_stack(thread, owner, own.frame, frame), row, None))
+                found = (_wrong_stack(thread, owner, own.frame, frame), rows.row(at).copy(), None)
+                if owner in self._running(batch.take(np.arange(landings[at])), cpu):
+                    judged.append(found)
+                else:
+                    self._suspected.setdefault(owner, found)
         return judged
+
+    def _running(self, before: Columns, cpu: int) -> list[Thread | None]:
+        """The threads whose user code runs on other CPUs than `cpu` behind the events `before` of this batch."""
+        runs = self._runs | _last_left(before)
+        return [thread for other, thread in runs.items() if other != cpu]
 
     def _note_stack(self, cpu: int, frame: int) -> None:
         stacks = self._stacks.setdefault(cpu, set())
@@ -113,6 +127,18 @@ class LandingJudge:
         known = self._owner.setdefault(frame, thread)
         if known != thread:
             self._owner[frame] = None  # shared by several threads: nobody's
+
+
+def _last_left(batch: Columns) -> dict[int, Thread | None]:
+    """By CPU the thread that its last event returned to, None if that was no return to user code."""
+    kind = batch["kind"]
+    rows = batch.take(np.flatnonzero((kind == Kind.ENTRY) | (kind == Kind.EXIT)))
+    left: dict[int, Thread | None] = {}
+    for cpu, (_, its) in by_cpu(rows).items():
+        last = its.take(np.array([len(its) - 1]))
+        returned = bool(is_user(last)[0]) and last["kind"][0] == Kind.EXIT
+        left[cpu] = (int(space(last)[0]), int(last["fs_base"][0])) if returned else None
+    return left
 
 
 def _landings(batch: Columns) -> Bools:

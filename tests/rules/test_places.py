@@ -128,6 +128,13 @@ def test_landing_on_the_stack_of_another_thread() -> None:
     assert found(*own, *landing(3, 0x2000), *landing(2, 0x2000)) == []
 
 
+def test_landing_on_the_stack_of_a_thread_that_runs_elsewhere() -> None:
+    """It is alive: what it does next may never be seen."""
+    own = [*landing(1, 0x1000, 6), *landing(2, 0x2000, 6), *landing(1, 0x1000), *landing(2, 0x2000, cpu=1)]
+    assert found(*own, *landing(1, 0x2000)[:1]) == ["CW303"]
+    assert found(*own, *landing(2, 0x2000, cpu=1)[:1], *landing(1, 0x2000)[:1]) == []
+
+
 def test_stack_shared_by_threads_is_never_judged() -> None:
     rows = [row for _ in range(8) for n in (1, 2, 3) for row in landing(n, 0x1000)]
     assert found(*rows, *landing(1, 0x2000, 8), *landing(1, 0x1000, 8)) == []
