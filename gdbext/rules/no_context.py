@@ -98,7 +98,10 @@ def _draft(row: Batch, words: list[int], wrong: str, shift: int) -> Draft:
     found = (Difference("cs", None, cs),)
     if shift:
         cause += f"; one begins {shift} word{'s' if shift > 1 else ''} further up"
-        look = "what the path before this iret pops and drops beside what was pushed, and the RSP that it starts from"
+        look = (
+            "what the path before this iret pops and drops beside what was pushed, the RSP that it starts from, and "
+            "whether another thread ran on this stack meanwhile"
+        )
         return Draft("CW402", cause, look, found)
     look = (
         "who else used this stack since the frame was made: a second thread or CPU on it (RSP0, the stack that system "
