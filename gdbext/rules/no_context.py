@@ -65,7 +65,9 @@ class NoContextJudge:
             return []
         further = range(1, STACK_WORDS - RFLAGS_WORD)
         shift = next((n for n in further if words[n + CS_WORD] in seen and not _odd_flags(words[n + RFLAGS_WORD])), 0)
-        return [(_draft(row, words, wrong, shift), row.copy(), None)]
+        where = f"{shift} word{'s' if shift > 1 else ''} further up" if shift else ""
+        where = where or ("1 word further down" if _begun(row, words) else "")
+        return [(_draft(row, words, wrong, where), row.copy(), None)]
 
 
 def says(draft: Draft) -> bool:
@@ -74,7 +76,14 @@ def says(draft: Draft) -> bool:
 
 
 def _odd_flags(word: int) -> bool:
-    return bool(word & rf.RESERVED & ~rf.ALWAYS_ONE & LOW)
+    return bool(word & rf.RESERVED & LOW)
+
+
+def _begun(row: Batch, words: list[int]) -> bool:
+    """True if `words` can be CS, RFLAGS, RSP and SS of a 64-bit frame: its RIP lies in front of them."""
+    cs, rflags, _, ss = words[:4]
+    selectors = max(cs, ss) >> SELECTOR_BITS == 0 and (cs ^ ss) & 3 == 0 and cs != 0
+    return selectors and row["mode"][0] == 64 and bool(rflags & rf.ALWAYS_ONE) and not rflags & rf.RESERVED
 
 
 def _wrong(row: Batch, words: list[int], user_ran: bool) -> str:
@@ -89,15 +98,16 @@ def _wrong(row: Batch, words: list[int], user_ran: bool) -> str:
     return ""
 
 
-def _draft(row: Batch, words: list[int], wrong: str, shift: int) -> Draft:
+def _draft(row: Batch, words: list[int], wrong: str, where: str) -> Draft:
+    """where: the place of the frame that was meant, beside the words that are popped; empty where there is none."""
     frame, cs = int(row["frame"][0]), words[CS_WORD]
     cause = (
         f"the iret takes up what is no context: the words at {frame:#x} would be RIP {words[RIP_WORD]:#x} and CS "
         f"{cs:#x}, with which nothing ever ran here, and {wrong}"
     )
     found = (Difference("cs", None, cs),)
-    if shift:
-        cause += f"; one begins {shift} word{'s' if shift > 1 else ''} further up"
+    if where:
+        cause += f"; one begins {where}"
         look = (
             "what the path before this iret pops and drops beside what was pushed, the RSP that it starts from, and "
             "whether another thread ran on this stack meanwhile"

@@ -51,7 +51,7 @@ def test_a_pointer_for_cs() -> None:
 
 
 def test_flags_that_there_are_not() -> None:
-    assert found(*ran(user=False), pops(0x10, 0x246, 0x707FF8, 0x1B, 0)) == [("CW403", "cs", 3)]
+    assert found(*ran(user=False), pops(0x10, 0x246, 0x707FF8, 0x5, 0)) == [("CW403", "cs", 3)]
 
 
 def test_a_frame_a_word_further_up() -> None:
@@ -59,6 +59,12 @@ def test_a_frame_a_word_further_up() -> None:
     (finding,) = Engine().feed(rows)
     assert finding.code == "CW402"
     assert "1 word further up" in finding.cause
+
+
+def test_a_frame_a_word_further_down() -> None:
+    (finding,) = Engine().feed(stamp(batch(*ran(user=False), pops(0x23, 0x202, 0x70FFF8, 0x1B, 0))))
+    assert finding.code == "CW402"
+    assert "1 word further down" in finding.cause
 
 
 @pytest.mark.parametrize("flags", [0x200, 0x202, 0, 0x246 | 1 << 40])
