@@ -5,7 +5,7 @@ pointer that was saved too late, a word too many or too few. What the CPU makes 
 IF) says nothing, so that no other rule's word on that exit counts.
 
 No context is what has for CS a selector that nothing was ever seen to run with, and besides bits in RFLAGS that are
-reserved, a CS of more than 16 bits, or, where user code ran before, an SS of another privilege level, on which the CPU
+reserved, a CS as wide as an address, or, where user code ran before, an SS of another privilege level, on which the CPU
 faults. (A first return to user mode with a wrong SS is a pair that was chosen wrongly, CW604.)
 """
 
@@ -24,6 +24,8 @@ from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 
 SELECTOR_BITS: Final = 16
+BESIDE_CS: Final = 40
+"""Bits of a saved CS in the lowest of which a kernel may keep something of its own, above the selector (Xen)."""
 LOW: Final = 0xFFFF_FFFF
 """A kernel may keep something of its own in the upper half of a saved RFLAGS."""
 
@@ -88,7 +90,7 @@ def _begun(row: Batch, words: list[int]) -> bool:
 
 def _wrong(row: Batch, words: list[int], user_ran: bool) -> str:
     """Why the words that the exit `row` pops are no frame, besides their CS; empty if they may be one."""
-    if words[CS_WORD] >> SELECTOR_BITS and row["mode"][0] == 64:
+    if words[CS_WORD] >> BESIDE_CS and row["mode"][0] == 64:
         return "CS has 16 bits"
     if _odd_flags(words[RFLAGS_WORD]):
         return f"RFLAGS cannot be {words[RFLAGS_WORD]:#x}"

@@ -78,6 +78,11 @@ def test_a_wrong_pair_of_selectors_is_no_garbage() -> None:
     assert codes == ["CW604"]
 
 
+def test_what_a_kernel_keeps_above_a_saved_cs() -> None:
+    codes = [code for code, _, _ in found(*ran(user=False), pops(0x400000, 0x1B | 1 << 32, 0x202, 0x7000, 0x23))]
+    assert not {"CW402", "CW403"} & set(codes)
+
+
 def test_nothing_is_known_yet() -> None:
     assert "CW403" not in [code for code, _, _ in found(pops(*GARBAGE))]
 
