@@ -223,8 +223,8 @@ INTERRUPT tick(struct frame *f)
 {
     if (f->cs & 3)
         swapgs();
-    wrmsr(0x80b, 0);
     on_irq_stack(account);
+    wrmsr(0x80b, 0); /* only now: on a slow machine ticks would pile up on the stack */
 #ifdef BUG_TICK_R12
     ASM("movq %0, %%r12" ::"r"(ticks)); /* and does not say so */
 #endif
@@ -248,8 +248,8 @@ INTERRUPT device(struct frame *f)
 {
     if (f->cs & 3)
         swapgs();
-    wrmsr(0x80b, 0);
     on_irq_stack(work);
+    wrmsr(0x80b, 0);
 #ifdef BUG_DEVICE_IF
     ASM("sti");
 #endif
@@ -458,7 +458,7 @@ static void this_cpu(u64 n)
 static __attribute__((noreturn)) void idle(void)
 {
     wrmsr(0x83e, 3);
-    wrmsr(0x832, 0x20000 | 0x50);
+    wrmsr(0x832, 0x20000 | 0x70);
     wrmsr(0x838, 50000);
     for (;;)
         ASM("sti; hlt");
@@ -481,7 +481,7 @@ void rust_main(void)
     gate(3, (void *)breakpoint, 2);
     gate(13, (void *)protection, 0);
     gate(14, (void *)page, 0);
-    gate(0x50, (void *)tick, 0);
+    gate(0x70, (void *)tick, 0);
     gate(0x60, (void *)device, 0);
     gate(0x81, (void *)yield_gate, 0);
     outb(0x21, 0xff);
