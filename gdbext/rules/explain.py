@@ -121,7 +121,7 @@ class Explainer:
             # With one register lost alone, all else is the newer context's as well: it is that slot that is old.
             extra.append(_stale(finding, why, _CAUSE if skipped or len(fields) > 1 else _CONSEQUENCE))
         elif in_place and fields[0] in FRAME_FIELDS:
-            pass
+            pass  # it is as the CPU pushed it
         elif stale or (finding.code == "CW101" and (skipped if forgotten else seen and not told)):
             why = stale or f"{fields[0]} was not stored by this save"
             extra.append(_stale(finding, why, _CAUSE if skipped else _CONSEQUENCE))

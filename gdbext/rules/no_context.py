@@ -19,7 +19,6 @@ from gdbext.arch import flags as rf
 from gdbext.arch.frames import CS_WORD, RFLAGS_WORD, RIP_WORD, SS_WORD
 from gdbext.events.columns import Columns, any_of
 from gdbext.events.row import STACK_WORDS, Batch, Flag, How, Kind
-from gdbext.ledger.compare import Bools
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 
@@ -45,19 +44,14 @@ class NoContextJudge:
         selectors = batch["cs"][entries]
         for at in np.flatnonzero(~any_of(selectors, self._runs)).tolist():
             self._runs.setdefault(int(selectors[at]), int(batch["seq"][entries[at]]))
-        unknown = ~any_of(batch["cs"], self._runs) | (self._since(batch) & (kind == Kind.EXIT))
-        popped = (kind == Kind.EXIT) & (how == How.IRET) & unknown
+        popped = (kind == Kind.EXIT) & (how == How.IRET)
         popped &= flags & (Flag.IDENTICAL | Flag.SELF | Flag.UNREADABLE) == 0
-        return [judged for at in np.flatnonzero(popped).tolist() for judged in self._judge(batch.row(at))]
-
-    def _since(self, batch: Columns) -> Bools:
-        """Rows whose CS was first seen later in the same batch."""
-        late = np.zeros(len(batch), bool)
-        first = int(batch["seq"][0]) if len(batch) else 0
+        positions = np.flatnonzero(popped)
+        cs, events = batch.at("cs", positions), batch.at("seq", positions)
+        ran = np.zeros(len(positions), bool)
         for selector, event in self._runs.items():
-            if event > first:
-                late |= (batch["cs"] == selector) & (batch["seq"] < event)
-        return late
+            ran |= (cs == selector) & (events > event)
+        return [judged for at in positions[~ran].tolist() for judged in self._judge(batch.row(at))]
 
     def _judge(self, row: Batch) -> list[Judged]:
         words = [int(word) for word in row["stack"][0]]
