@@ -76,21 +76,7 @@ static void drop(u64 f)
         ASM("sti" ::: "memory");
 }
 
-static void print(const char *s)
-{
-    for (; *s; s++) {
-        while (!(inb(0x3fd) & 0x20))
-            ;
-        outb(0x3f8, (u8)*s);
-    }
-}
-
-static void panic(const char *s)
-{
-    print(s);
-    for (;;)
-        ASM("cli; hlt");
-}
+#include "../serial.h"
 
 /* ---- threads ---- */
 

@@ -44,21 +44,7 @@ static inline u32 off(void) { u32 f; ASM("pushfl; popl %0; cli" : "=r"(f) :: "me
 static inline void on(u32 f) { ASM("pushl %0; popfl" ::"r"(f) : "memory", "cc"); }
 static inline void flush(void) { u32 d; ASM("movl %%cr3, %0; movl %0, %%cr3" : "=r"(d) :: "memory"); }
 
-static void print(const char *s)
-{
-    for (; *s; s++) {
-        while (!(inb(0x3fd) & 0x20))
-            ;
-        outb(0x3f8, (u8)*s);
-    }
-}
-
-static void panic(const char *s)
-{
-    print(s);
-    for (;;)
-        ASM("cli; hlt");
-}
+#include "../serial.h"
 
 static u64 segment(u32 base, u32 access)
 {

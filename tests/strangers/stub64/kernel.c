@@ -58,21 +58,7 @@ static inline struct cpu *me(void) { struct cpu *c; ASM("movq %%gs:0, %0" : "=r"
 static void take(void) { while (__atomic_exchange_n(&big_lock, 1, __ATOMIC_ACQUIRE)) ASM("pause"); }
 static void drop(void) { __atomic_store_n(&big_lock, 0, __ATOMIC_RELEASE); }
 
-static void print(const char *s)
-{
-    for (; *s; s++) {
-        while (!(inb(0x3fd) & 0x20))
-            ;
-        outb(0x3f8, (u8)*s);
-    }
-}
-
-static void panic(const char *s)
-{
-    print(s);
-    for (;;)
-        ASM("cli; hlt");
-}
+#include "../serial.h"
 
 /* On the new thread's stack, with the lock, which goes. */
 static __attribute__((noinline)) void arrived(void)
