@@ -72,8 +72,9 @@ class SelectorJudge:
             self._kernel.setdefault(int(index[at]), int(rows["seq"][own[at]]))
         loads = np.flatnonzero((rows["kind"] == Kind.EXIT) & (rows["how"] == How.SYSRET))
         pairs = rows["cs"][loads].astype(np.uint32) << np.uint32(16) | rows["ss"][loads] | 3
-        for at in np.flatnonzero(~any_of(pairs, self._sysrets)).tolist():
-            self._sysrets.setdefault(int(pairs[at]), rows.row(loads[at]).copy())
+        new = np.flatnonzero(~any_of(pairs, self._sysrets))
+        for pair, first in zip(*(found.tolist() for found in np.unique(pairs[new], return_index=True)), strict=True):
+            self._sysrets[pair] = rows.row(int(loads[new[first]])).copy()
 
     def _odd(self, rows: Columns) -> Bools:
         entry, user = rows["kind"] == Kind.ENTRY, is_user(rows)

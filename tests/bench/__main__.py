@@ -22,7 +22,7 @@ import numpy as np
 from rich.table import Table
 
 from gdbext.cli import output
-from gdbext.errors import CtxwatchError
+from gdbext.errors import CtxwatchError, GuestFailed
 from gdbext.report import text
 from tests.bench import engine, stops
 from tests.bench.boots import Bench, Boot
@@ -82,11 +82,17 @@ def ways(one: Bench, many: Bench) -> list[Way]:
 
 
 def boot_in_turns(chosen: Sequence[Way], turns: int) -> None:
-    """Boot in every way, `turns` times."""
+    """Boot in every way, `turns` times. Where QEMU or its guest fails, that boot is left out, unless none succeeds."""
     for turn in range(turns):
         for way in chosen:
-            way.done.append(way.boot())
-            print(f"bench: turn {turn + 1}, {way.name}: {way.done[-1].seconds:.2f} s", file=sys.stderr)
+            try:
+                way.done.append(way.boot())
+                what = f"{way.done[-1].seconds:.2f} s"
+            except GuestFailed as error:
+                if turn == turns - 1 and not way.done:
+                    raise
+                what = f"left out: {error}"
+            print(f"bench: turn {turn + 1}, {way.name}: {what}", file=sys.stderr)
 
 
 def costs(chosen: Sequence[Way], seconds: float) -> list[Measure]:

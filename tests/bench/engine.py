@@ -33,7 +33,7 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """bytes: of the recording, an event.  rate: events a second of one core.  wall: a second of time, with another core
+    """bytes: of the recording, an event.  rate: events a second on one core.  wall: a second of time, with another core
     free to decode."""
 
     bytes: float
@@ -64,14 +64,20 @@ def replayed(recording: Path, events: int, scratch: Path) -> Replayed:
     """Write a recording of `events`, which are those of `recording` again and again, and replay it."""
     path = scratch / "long.arrow"
     _write(recording, events, path)
-    with Recording(path, threaded=True) as opened:
-        work = Replay(opened)
-        wall, processor = time.monotonic(), time.process_time()
-        done = sum(len(batch) for batch, _ in work.steps())
-        wall, processor = time.monotonic() - wall, time.process_time() - processor
+    done, processor, _ = _replay(path, threaded=False)
+    _, _, wall = _replay(path, threaded=True)
     size = path.stat().st_size
     path.unlink()
     return Replayed(size / done, done / processor, done / wall)
+
+
+def _replay(path: Path, *, threaded: bool) -> tuple[int, float, float]:
+    """Replay all of it: (events, processor time in seconds, time in seconds)."""
+    with Recording(path, threaded=threaded) as opened:
+        work = Replay(opened)
+        wall, processor = time.monotonic(), time.process_time()
+        done = sum(len(batch) for batch, _ in work.steps())
+        return done, time.process_time() - processor, time.monotonic() - wall
 
 
 def _write(recording: Path, events: int, path: Path) -> None:
