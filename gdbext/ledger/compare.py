@@ -34,6 +34,8 @@ FIELD_BITS: Final[tuple[str, ...]] = (
 BIT: Final = {name: np.uint32(1 << index) for index, name in enumerate(FIELD_BITS)}
 SELECTORS: Final = ("cs", "ss", "ds", "es", "fs", "gs")
 GPR_BITS: Final = 0xFFFF
+FEW_BYTES: Final = 64
+"""No two stacks lie as close: an RSP off by no more is the same stack's, wrong by a few words."""
 LOW_BITS: Final = 0xFF
 """The general registers that 32-bit code has: RAX to RDI."""
 
@@ -256,6 +258,12 @@ def _mark_simd(entries: Columns, exits: Columns, mask: Mask) -> None:
 def names(mask: int) -> list[str]:
     """The fields of one difference mask, in the order of FIELD_BITS."""
     return [name for index, name in enumerate(FIELD_BITS) if mask >> index & 1]
+
+
+def few_words_apart(one: U64, other: U64) -> Bools:
+    """True where two stack pointers are on one stack, FEW_BYTES apart at most."""
+    near: Bools = one - other + np.uint64(FEW_BYTES) <= np.uint64(2 * FEW_BYTES)
+    return near
 
 
 def agreement(entries: Rows, exits: Rows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

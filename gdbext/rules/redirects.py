@@ -15,7 +15,7 @@ import numpy as np
 from gdbext.arch.registers import GPR64
 from gdbext.events.columns import Columns, Rows, grouped
 from gdbext.events.row import Batch, Flag, How, Kind
-from gdbext.ledger.compare import BIT, U64, Bools, gprs, is_call, is_user, space
+from gdbext.ledger.compare import BIT, U64, Bools, few_words_apart, gprs, is_call, is_user, space
 from gdbext.rules.fastcalls import INT_BYTES, is_fast
 from gdbext.rules.history import History
 from gdbext.rules.policy import Calls, Policy
@@ -105,12 +105,12 @@ class Redirects:
         """True if the exit `row` begins a thread that a call made for its caller's address space.
 
         Such a thread has the registers of the call, which may have returned to its caller since, but for the results
-        and the stack pointer. (A call returns once: what comes again is another thread.)
+        and the stack pointer, which is another stack's. (A call returns once: what comes again is another thread.)
         """
         if not bool(is_user(row)[0]):
             return False
         past = history.before(int(row["seq"][0]))
-        return self._returned(past, row, (space(past) == space(row)) & (past["rsp"] != row["rsp"]))
+        return self._returned(past, row, (space(past) == space(row)) & ~few_words_apart(past["rsp"], row["rsp"]))
 
     def forked(self, row: Batch, waiting: Batch, history: History) -> bool:
         """True if the exit `row` begins a process that a call of another one made.

@@ -15,7 +15,7 @@ from gdbext.events.columns import Columns, Indices
 from gdbext.events.row import Batch, Flag, How, Kind, concat
 from gdbext.ledger import compare
 from gdbext.ledger.beginnings import begin_alone
-from gdbext.ledger.compare import BIT, agreement, differences, is_call, is_user, space
+from gdbext.ledger.compare import BIT, agreement, differences, few_words_apart, is_call, is_user, space
 from gdbext.ledger.leftover import Left, Spanning, leftover
 from gdbext.ledger.live import Live
 from gdbext.ledger.pairing import pair
@@ -264,7 +264,7 @@ class ResumeJudge:
         past: a context that is over but counts among these.
         None also where the kernel redirects on purpose: fixups, signals, emulated instructions, new threads. A call's
         RSP is wrong only where it is another context's. (A clone's new thread begins on a stack of its choice, but
-        deeper than where any call is made on one.)
+        deeper than where any call is made on one.) Or where it is off by a few words, and nothing else is.
         """
         live = concat((waiting.alike, past)) if past is not None else waiting.alike
         equal, telling = agreement(live, row)
@@ -282,6 +282,7 @@ class ResumeJudge:
         masks = differences(live, exits, self._law)
         restarted = call & same_space & same_rsp & (live["rip"] - row["rip"] == 2)
         moved = same_space & same_rip & ~same_rsp & strong & (~call | other_rsp)
+        moved |= self._pushed(live, row, masks) & ~(waiting.calls["rsp"] == row["rsp"]).any()
         jumped = same_space & same_rsp & ~same_rip & strong & ~call
         if jumped.any():
             jumped &= ~self._may_redirect(live, row)
@@ -302,6 +303,13 @@ class ResumeJudge:
                 same_thread = live["fs_base"][best] == row["fs_base"][0] and live["fs_base"][best] != 0
                 return live[best : best + 1], mask, "thread" if same_thread else "nearest"
         return None
+
+    def _pushed(self, live: Batch, row: Batch, masks: compare.Mask) -> compare.Bools:
+        """True for each of the contexts `live` that the exit `row` pops from where the CPU pushed it, and of which
+        nothing differs (`masks`) but RSP, by a few words: however little its registers tell, it is this one."""
+        there = (live["frame"] == row["frame"]) & (live["frame"] != 0) & (space(live) == space(row))
+        pushed: compare.Bools = there & (masks == BIT["rsp"]) & few_words_apart(live["rsp"], row["rsp"])
+        return pushed
 
     def _over(self, entry: Batch) -> None:
         """The pending `entry` will not be resumed any more."""

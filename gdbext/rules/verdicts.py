@@ -12,7 +12,7 @@ from gdbext.arch import vectors
 from gdbext.arch.registers import GPR64
 from gdbext.events.row import Batch, Flag, How, concat
 from gdbext.ledger import compare
-from gdbext.ledger.compare import agreement, is_call, is_user, space
+from gdbext.ledger.compare import agreement, few_words_apart, is_call, is_user, space
 from gdbext.ledger.live import Live
 from gdbext.rules.codes import ERROR, WARNING
 from gdbext.rules.draft import Draft
@@ -21,7 +21,6 @@ from gdbext.rules.policy import Policy, Tracked
 
 STRONG_TELLING: Final = 4
 """Registers besides RSP that must agree and hold something other than zero before two contexts are called alike."""
-_FEW_BYTES: Final = 64
 _FEW: Final = 2
 """Registers that may differ without their being moved together."""
 _MANY: Final = 4
@@ -74,7 +73,7 @@ def _perhaps_traced(draft: Draft) -> Draft:
 
 def _far(entry: Batch, row: Batch) -> bool:
     """True unless RSP is off by a few words only: another context has that by chance, where programs are alike."""
-    return abs(int(entry["rsp"][0]) - int(row["rsp"][0])) > _FEW_BYTES
+    return not few_words_apart(entry["rsp"], row["rsp"])[0]
 
 
 def _owner_of(row: Batch, others: Batch, fields: list[str]) -> Batch | None:

@@ -160,6 +160,7 @@ def test_a_clone_s_new_thread_is_not_its_maker_interrupted_at_the_same_place() -
     assert codes(*made, thread) == []
     assert codes(*made[2:], thread) == [("CW101", "rax,rsp")]
     assert codes(*made, exit_(maker | {"rsp": 0x600000, "rax": 0, "rbx": 5})) == [("CW101", "rax,rbx,rsp")]
+    assert codes(*made, exit_(maker | {"rsp": maker["rsp"] + 8, "rax": 77})) == [("CW101", "rsp")]  # no other's stack
 
 
 def forked(**changes: Any) -> list[Batch]:

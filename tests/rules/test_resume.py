@@ -630,6 +630,25 @@ def test_rsp_off_by_a_few_words_is_another_contexts_by_chance_only(words: int, c
     assert codes(*rows) == [(code, "rsp")]
 
 
+@pytest.mark.parametrize("how", [How.INTERRUPT, How.SOFT])
+def test_rsp_off_by_a_few_words_where_the_registers_tell_little(how: int) -> None:
+    """It is known by where its frame is, and by all else that is as it was."""
+    bare = context(3) | dict.fromkeys(GPR64, 0) | {"rbx": 2, "rsp": 0x7F3000}
+    wrong = bare | {"rsp": bare["rsp"] + 8}
+    expected = "CW106" if how == How.SOFT else "CW101"
+    assert codes(entry(bare, how), exit_(wrong)) == [(expected, "rsp")]
+    assert codes(entry(bare, how), exit_(wrong, frame=FRAME + 0x1000)) == []
+    assert codes(entry(bare, how), exit_(wrong, rbx=3)) == []
+    assert codes(entry(bare, how), exit_(wrong, rsp=0x7F4000)) == []
+
+
+def test_a_fork_s_child_is_not_the_caller_whose_page_tables_and_stack_it_got() -> None:
+    bare = context(3) | dict.fromkeys(GPR64, 0) | {"rsp": 0x7F3000}
+    parent = bare | {"rsp": bare["rsp"] + 8, "cr3": 0x900000}
+    forks = entry(parent, How.SOFT, frame=FRAME + 0x1000)
+    assert codes(entry(bare, How.SOFT), forks, exit_(parent | {"cr3": bare["cr3"]})) == []
+
+
 def test_what_an_iret_pops_for_the_upper_half_of_rflags_is_not_loaded() -> None:
     ctx = context()
     assert codes(entry(ctx), exit_(ctx | {"rflags": ctx["rflags"] | 0xE010_0004 << 32})) == []
