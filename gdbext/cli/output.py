@@ -25,7 +25,7 @@ def document(name: str, *apart_from: Path) -> Iterator[IO[str]]:
     with contextlib.ExitStack() as stack:
         if name == "-":
             stream: IO[str] = sys.stdout
-        elif path.exists() and not path.is_file():  # a pipe, or /dev/stdout
+        elif os.path.exists(path) and not os.path.isfile(path):  # a pipe, or /dev/stdout
             with writing(path):
                 stream = stack.enter_context(path.open("w", encoding="utf-8"))
         else:
@@ -65,7 +65,7 @@ def writing(path: Path) -> Iterator[None]:
 
 def _same(one: Path, other: Path) -> bool:
     """Two names of one file, by a hard link for instance."""
-    return one.exists() and other.exists() and one.samefile(other)
+    return os.path.exists(one) and os.path.exists(other) and one.samefile(other)
 
 
 def reader_left() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -147,7 +148,7 @@ def _output(recording: Recording, name: str | None, suffix: str) -> Iterator[Pat
     if name == "-":
         raise UsageError("cannot write to standard output", todo="choose a name with -o")
     path = Path(name) if name else recording.path.with_name(recording.path.name + suffix)
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise UsageError(f"cannot write {path}", "it is not a regular file", "choose another name with -o")
     with output.writing(path), output.beside(path, recording.path) as partial:
         yield partial

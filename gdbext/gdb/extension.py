@@ -77,7 +77,7 @@ class Extension:
         """The profile for the next watch; raises UsageError if there is none of that name."""
         from gdbext.profiles.profile import find  # with its schema checker it is slow to load, and seldom needed
 
-        self.profile = find(name) if name is not None else None
+        self.profile = find(os.path.expanduser(name)) if name is not None else None
 
     def start(self, codes: Collection[str] | None, halt: bool, via: str, stream: str | None) -> Watching:
         """Begin to watch; raises CtxwatchError and leaves nothing behind if that cannot be.

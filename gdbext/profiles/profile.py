@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -104,7 +105,7 @@ def find(name_or_path: str) -> Profile:
     if text is not None:
         return Profile(parse(text, f"{name_or_path}.toml"))
     path = Path(name_or_path)
-    if not path.exists():
+    if "/" not in name_or_path and not os.path.exists(path):
         raise UsageError(
             f"no profile {name_or_path!r}", todo=f"shipped are {', '.join(shipped_names())}; or name a file"
         )

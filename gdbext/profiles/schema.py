@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import tomllib
 from importlib import resources
@@ -21,6 +22,9 @@ FXSAVE = 512
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 """A profile's name."""
+
+_LONGEST = 1 << 20
+"""Characters in a profile file at most: more is something else, or never ends."""
 
 _RULE = re.compile(r"(user|kernel)_mode\(cs\)\s*=>\s*(\w+)\s*(==|!=)\s*(0[xX][0-9a-fA-F]+|\d+)\s*$")
 
@@ -188,8 +192,9 @@ def parse(text: str, where: str) -> ProfileFile:
 
 def shipped(name: str) -> str | None:
     """The text of the shipped profile `name`, None if there is none."""
-    file = resources.files(__package__) / f"{name}.toml"
-    return file.read_text(encoding="utf-8") if "/" not in name and file.is_file() else None
+    files = {file.name: file for file in resources.files(__package__).iterdir()}
+    file = files.get(f"{name}.toml")
+    return file.read_text(encoding="utf-8") if file is not None else None
 
 
 def _base(name: object, where: str) -> dict[str, Any]:
@@ -203,7 +208,10 @@ def _base(name: object, where: str) -> dict[str, Any]:
 def load(path: Path) -> ProfileFile:
     """Return the profile in the file `path`; raises UsageError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_LONGEST + 1)
+        if len(text) > _LONGEST:
+            raise OSError(errno.EFBIG, f"it is longer than {_LONGEST:,} characters")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UsageError(f"profile {path}", why, "name a profile file, or one of the shipped profiles") from None

@@ -132,7 +132,7 @@ def find(name: str) -> Guest:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3)
         todo = f"did you mean {' or '.join(near)}?" if near else "`ctxwatch guests` lists them"
-        if Path(name).is_file():
+        if os.path.isfile(name):
             todo = f"a kernel of yours is booted by a QEMU command line: -- qemu-system-x86_64 -kernel {name}"
         raise UsageError(f"no bundled guest is called {name!r}", todo=todo)
     return load(CONFIGS / f"{name}.toml")

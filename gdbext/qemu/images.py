@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -176,9 +177,17 @@ def load(path: Path) -> Image:
 
 def _contents(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with open(path, "rb", opener=_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UsageError(f"cannot read the kernel {path}", "it is no regular file", "copy it into a file first")
+            return file.read()
     except OSError as error:
         raise UsageError(f"cannot read the kernel {path}", error.strerror or str(error)) from error
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens a pipe without waiting for who writes it."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _load_elf(shown: Path, data: bytes, path: Path) -> Image:

@@ -292,7 +292,7 @@ class _Pieces:
 
 def _create(path: Path, partial: Path) -> int:
     """Open `partial` for writing, its owner's alone; raises UsageError."""
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise UsageError(f"cannot record to {path}", "it is not a regular file")
     try:
         fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -76,6 +76,7 @@ def test_what_a_recording_cannot_do_is_refused_by_name(path: Path, command: str,
     [
         ("", "ctx replay needs a recording"),
         ("off", "no recording is open"),
+        ("~nobody-here/run.arrow", "No such file or directory"),
         ("/nowhere/run.arrow", "No such file or directory"),
         ("/", "it is a directory"),
         (str(Path(__file__)), "it is no recording"),

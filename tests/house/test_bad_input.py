@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 CTXWATCH = [sys.executable, "-c", "import sys; from gdbext.cli.main import main; sys.exit(main())"]
+LONG = 300 * "x"
+"""Longer than a file's name can be."""
 EMPTY = ["qemu-system-x86_64", "-display", "none", "-m", "16M", "-net", "none"]
 TOOLS = ("sh", "make", "gcc", "as", "ld", "objcopy", "mkdir", "rm", "cc", "echo", "tr", "basename", "dirname")
 
@@ -83,6 +85,14 @@ def children(marker: str) -> list[str]:
         (["clean-nrk", "--profile", "nonesuch"], "no profile 'nonesuch'"),
         (["clean-nrk", "--kernel", "/etc/passwd"], "/etc/passwd is not a kernel that can be read"),
         (["clean-nrk", "--kernel", "/nonexistent"], "cannot read the kernel /nonexistent"),
+        (["clean-nrk", "--kernel", "/dev/zero"], "cannot read the kernel /dev/zero: it is no regular file"),
+        (["clean-nrk", "--profile", "/dev/zero"], "profile /dev/zero: it is longer than"),
+        (["clean-nrk", "--profile", "/nonexistent/x"], "profile /nonexistent/x: No such file or directory"),
+        (["clean-nrk", "--profile", LONG], f"no profile '{LONG}'"),
+        (["clean-nrk", "--profile", f"/{LONG}"], f"profile /{LONG}: File name too long"),
+        (["clean-nrk", "--json", LONG], f"cannot write {LONG}: File name too long"),
+        (["clean-nrk", "--record", LONG], f"cannot record to {LONG}: File name too long"),
+        ([LONG], f"no bundled guest is called '{LONG}'"),
         (["clean-nrk", "--json", "/nonexistent/x"], "cannot write /nonexistent/x"),
         (["clean-nrk", "--record", "/nonexistent/x"], "/nonexistent/x"),
         (["--stripped", "--", *EMPTY], "--stripped is for bundled guests"),

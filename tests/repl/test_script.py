@@ -54,6 +54,7 @@ def test_quit_ends_a_script(recording: Path) -> None:
     [
         (("nrk-rflag",), "no bundled guest is called 'nrk-rflag'; did you mean nrk-rflags"),
         (("missing.arrow",), "missing.arrow cannot be read: No such file or directory"),
+        ((300 * "x",), f"no bundled guest is called '{300 * 'x'}'"),
         (("nrk-rflags", "--connect", "localhost:1"), "what to open is not clear; name one"),
         (("nrk-rflags", "--", "qemu-system-x86_64"), "what to open is not clear; name one"),
         (("--kernel", "x"), "--kernel goes with --connect or a QEMU command line"),
@@ -63,6 +64,20 @@ def test_quit_ends_a_script(recording: Path) -> None:
 )
 def test_a_wrong_command_line_is_one_line(words: tuple[str, ...], said: str) -> None:
     done = repl(*words, typed="")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("open ~nobody-here/x", "~nobody-here/x cannot be read: No such file or directory"),
+        ("boot --kernel ~nobody-here/x -- qemu-system-none", "no qemu-system-none here"),
+    ],
+)
+def test_a_home_that_nobody_has_is_one_line(line: str, said: str) -> None:
+    done = repl(typed=f"{line}\n")
     assert done.returncode == 2
     assert said in done.stderr
     assert done.stderr.count("\n") == 1

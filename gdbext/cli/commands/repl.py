@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
-from pathlib import Path
 
 from gdbext.cli.command import Command, argument
 from gdbext.errors import UsageError
@@ -36,7 +36,7 @@ def _first(args: argparse.Namespace) -> str:
         return ""
     from gdbext.qemu import guests
 
-    if Path(args.what).exists() or "/" in args.what or "." in args.what:  # no guest has a dot in its name
+    if os.path.exists(args.what) or "/" in args.what or "." in args.what:  # no guest has a dot in its name
         return shlex.join(["open", args.what])
     return shlex.join(["boot", guests.find(args.what).name])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +33,7 @@ def run(extension: Extension, args: argparse.Namespace) -> None:
     if now is not None:
         raise UsageError(f"already recording to {now}", todo="end it with ctx record off first")
     extension.check(Needs.WATCH)
-    path = Path(args.file).expanduser().absolute()
+    path = Path(os.path.expanduser(args.file)).absolute()
     try:
         watch.record(path, _guest(), _qemu(watch), extension.say)
     except ImportError as error:

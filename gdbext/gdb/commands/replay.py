@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -27,7 +28,7 @@ def run(extension: Extension, args: argparse.Namespace) -> None:
     words: list[str] = args.words
     walked = extension.walked
     if walked is None:
-        if words[:1] == ["off"] or (words and words[0] in (*_MOVES, *_ANSWERS) and not Path(words[0]).exists()):
+        if words[:1] == ["off"] or (words and words[0] in (*_MOVES, *_ANSWERS) and not os.path.exists(words[0])):
             raise UsageError("no recording is open", todo="ctx replay FILE opens one")
         _open(extension, words)
     elif not words:
@@ -39,7 +40,7 @@ def run(extension: Extension, args: argparse.Namespace) -> None:
     elif words[0] in _MOVES:
         _move(walked, words)
         text.show(walked.here())
-    elif len(words) == 1 and Path(words[0]).expanduser().is_file():
+    elif len(words) == 1 and os.path.isfile(os.path.expanduser(words[0])):
         extension.walked = None
         walked.close()
         _open(extension, words)
@@ -56,7 +57,7 @@ def _open(extension: Extension, words: Sequence[str]) -> None:
         with unsignalled():  # Arrow has threads of its own
             from gdbext.report.walked import Walked
 
-            walked = Walked(Path(words[0]).expanduser(), text.picture)
+            walked = Walked(Path(os.path.expanduser(words[0])), text.picture)
     except ImportError as error:
         raise CtxwatchError("recordings need pyarrow", str(error), "run scripts/bootstrap") from error
     extension.walked = walked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def _link(session: Session, args: argparse.Namespace) -> MachineLink:
         what = "nothing to boot" if args.guest is None else "both a guest and a QEMU command line are given"
         raise UsageError(what, todo="name a bundled guest, or put your QEMU command line after --")
     if args.guest is None:
-        return own(args.qemu, Path(args.kernel).expanduser() if args.kernel else None)
+        return own(args.qemu, Path(os.path.expanduser(args.kernel)) if args.kernel else None)
     if args.kernel is not None:
         raise UsageError("--kernel goes with a QEMU command line", todo="leave it out: a bundled guest has its symbols")
     return bundled(args.guest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from gdbext.repl.declare import Command, argument
@@ -12,7 +13,7 @@ from gdbext.repl.session import Session
 
 async def run(session: Session, args: argparse.Namespace) -> None:
     """Connect to somebody's gdbstub."""
-    link = AddressLink(args.address, Path(args.kernel).expanduser() if args.kernel else None)
+    link = AddressLink(args.address, Path(os.path.expanduser(args.kernel)) if args.kernel else None)
     session.close_recording()
     await session.live.connect(link)
     session.screen.note(f"{link.title} is stopped; `ctx watch`, then `continue`. Leaving lets it run on.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from gdbext.repl.declare import Command, argument
@@ -11,7 +12,7 @@ from gdbext.repl.session import Session
 
 async def run(session: Session, args: argparse.Namespace) -> None:
     """Open a recording."""
-    opened = await session.read(Path(args.file).expanduser())
+    opened = await session.read(Path(os.path.expanduser(args.file)))
     await session.take_recording(opened)
     walk = opened.walk
     found = f"{len(walk.findings)} finding{'s' * (len(walk.findings) != 1)}"
