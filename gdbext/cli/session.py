@@ -16,6 +16,7 @@ import numpy as np
 
 from gdbext.cli import feeds
 from gdbext.cli.feeds import Feed
+from gdbext.cli.liveguest import LiveGuest
 from gdbext.errors import CtxwatchError, GuestFailed
 from gdbext.events.row import Batch, Flag, How, Kind, empty
 from gdbext.qemu.images import Image
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from gdbext.recording.header import Header
     from gdbext.recording.writer import Recorder
 
-_DYING: Final = 0.5
+_DYING: Final = 2.0
 """Seconds QEMU may take to be gone after what it was asked has failed."""
 _LEAVING: Final = 5.0
 """Seconds its process may take to be gone after the source has seen its end: files close before a process ends."""
@@ -140,7 +141,7 @@ def watch(subject: Subject, knowledge: Knowledge, options: Options, feed: Feed, 
     ):
         view.detail(f"added to the QEMU command line: {shlex.join(machine.launch.added)}")
         with contextlib.closing(_open(feed, machine)) as source, contextlib.ExitStack() as stack:
-            guest: GuestView = _LiveGuest(machine, source, subject.image)
+            guest: GuestView = LiveGuest(machine, source, subject.image)
             knowledge.attach(source, guest.read, may_wait=not options.halt)
             recorder = None
             if options.record is not None:
@@ -184,25 +185,6 @@ def _header(subject: Subject, knowledge: Knowledge, options: Options, feed: Feed
 
 def _qemu_facts(machine: Machine, feed: Feed) -> QemuFacts:
     return QemuFacts(machine.version, machine.accelerator, feed.plugin_api)
-
-
-class _LiveGuest:
-    """The engine's view of the guest: live memory where it can be had, else what the image holds; the image's names."""
-
-    def __init__(self, machine: Machine, source: Source, image: Image | None) -> None:
-        self._readers: list[Callable[[int, int], bytes]] = [source.read_memory, machine.read_memory]
-        if image is not None:
-            self._readers.append(image.read)
-        self._symbols = image.symbols if image is not None else None
-
-    def read(self, address: int, length: int) -> bytes:
-        for reader in self._readers:
-            with contextlib.suppress(OSError, CtxwatchError):
-                return reader(address, length)
-        raise OSError(f"{address:#x} cannot be read")
-
-    def symbol(self, address: int) -> str | None:
-        return self._symbols.name(address) if self._symbols is not None else None
 
 
 @dataclass(slots=True)
@@ -337,7 +319,7 @@ class _Run:
 
     def _step(self, timeout: float) -> bool:
         """Take what is there; False if nothing was."""
-        batch = self.source.read(timeout)
+        batch = self._read(timeout)
         if batch is None:
             self.ended = True
         elif len(batch):
@@ -351,6 +333,15 @@ class _Run:
         self._inject()
         self.view.progress(self.engine.counts, time.monotonic() - self.started)
         return batch is not None and len(batch) > 0
+
+    def _read(self, timeout: float) -> Batch | None:
+        """What the source has; what it fails of is no news if QEMU's end is why."""
+        try:
+            return self.source.read(timeout)
+        except CtxwatchError:
+            if self.machine.ending(_DYING) is None:
+                raise
+            return None
 
     def _note_ticks(self, batch: Batch) -> None:
         ticks = (batch["kind"] == Kind.ENTRY) & ((batch["how"] == How.INTERRUPT) | (batch["how"] == How.UNKNOWN))

@@ -13,6 +13,7 @@ import pytest
 
 from gdbext.cli import session
 from gdbext.cli.session import Options, Outcome, Subject
+from gdbext.errors import CtxwatchError
 from gdbext.events.row import Batch, How, Kind, empty
 from gdbext.profiles import profile
 from gdbext.qemu.images import Symbols
@@ -116,6 +117,24 @@ def test_a_killed_qemu_is_told_though_its_process_goes_after_its_files() -> None
     )
     assert outcome.status == 3
     assert str(outcome.failure).startswith(killed.detail)
+
+
+@pytest.mark.parametrize("killed", [Ending("killed", "QEMU was killed by signal 9"), None])
+def test_what_a_source_fails_of_is_no_news_if_qemu_is_gone(killed: Ending | None) -> None:
+    class Failing(Restless):
+        def read(self, timeout: float) -> Batch | None:
+            raise CtxwatchError("the guest cannot be watched", "the connection was closed")
+
+    def run() -> Outcome:
+        return watched(Options(timeout=5), source=Failing(), ending=lambda wait: killed if wait else None)[0]
+
+    if killed is None:
+        with pytest.raises(CtxwatchError, match="connection was closed"):
+            run()
+        return
+    failure = run().failure
+    assert failure is not None
+    assert (failure.what, failure.status) == ("QEMU was killed by signal 9", 3)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
