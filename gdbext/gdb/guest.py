@@ -37,8 +37,8 @@ def symbol(address: int) -> str | None:
     name, found, _ = described.partition(" in section ")
     if not found:
         return None
-    function, plus, offset = name.partition(" + ")
-    return printable(f"{function}+{int(offset):#x}" if plus else function)
+    function, plus, offset = name.rpartition(" + ")
+    return printable(f"{function}+{int(offset):#x}" if plus and offset.isdecimal() else name)
 
 
 def named(address: int) -> str:

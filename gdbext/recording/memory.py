@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from gdbext.errors import printable
@@ -9,6 +10,8 @@ from gdbext.recording.mark import Mark, MemoryRead
 from gdbext.rules.guest import GuestView
 
 PAGE: Final = 4096
+_INSIDE: Final = re.compile(r"(.+)\+(0x[0-9a-f]+)", re.DOTALL)
+"""The name of a place inside a function. Names of C++ may hold further plus signs."""
 
 
 class RememberingGuest:
@@ -93,14 +96,14 @@ class RecordedGuest:
         for at, name in self._names.items():
             if name is None:
                 continue
-            start, _, offset = name.partition("+")
+            start, offset = _parts(name)
             if printable(start) == printable(function):
-                return at - (int(offset, 16) if offset else 0)
+                return at - offset
         return None
 
     def functions(self) -> list[str]:
         """The functions that :meth:`address` knows, their names escaped."""
-        return sorted({printable(name.partition("+")[0]) for name in self._names.values() if name is not None})
+        return sorted({printable(_parts(name)[0]) for name in self._names.values() if name is not None})
 
     def _store(self, address: int, data: bytes) -> None:
         while data:
@@ -128,3 +131,9 @@ class RecordedGuest:
             if address % PAGE:
                 break
         return b"".join(parts)
+
+
+def _parts(name: str) -> tuple[str, int]:
+    """The function that ``function+0x12`` lies in, and how far in."""
+    inside = _INSIDE.fullmatch(name)
+    return (inside[1], int(inside[2], 16)) if inside is not None else (name, 0)

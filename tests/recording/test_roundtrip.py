@@ -254,6 +254,18 @@ def test_memory_is_given_back_as_it_was_read() -> None:
     assert live.take() == ({}, {})
 
 
+def test_names_of_operators_are_found_again() -> None:
+    """As GDB writes those of a kernel in C++."""
+    recorded = RecordedGuest()
+    recorded.learn(
+        Mark(names={0x112: "operator+(Bits, Bits)+0x12", 0x200: "operator++(Bits&)", 0x300: "f+g", 0x400: None})
+    )
+    assert recorded.functions() == ["f+g", "operator+(Bits, Bits)", "operator++(Bits&)"]
+    assert recorded.address("operator+(Bits, Bits)") == 0x100
+    assert recorded.address("operator++(Bits&)") == 0x200
+    assert recorded.address("f") is None
+
+
 def test_writing_and_reading_need_no_pandas(tmp_path: Path) -> None:
     """Installed beside PyArrow it would be imported at the first conversion, which takes half a second."""
     steps = (
