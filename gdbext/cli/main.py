@@ -88,8 +88,8 @@ def _run(words: list[str]) -> int:
         todo = f"did you mean {near[0]}?" if near else "see `ctxwatch --help`"
         raise UsageError(f"there is no command {name!r}", todo=todo)
     qemu: list[str] = []
-    if name is not None and commands[name].qemu and "--" in words:
-        split = words.index("--")
+    if name is not None and commands[name].qemu and "--" in words[words.index(name) :]:
+        split = words.index("--", words.index(name))
         words, qemu = words[:split], words[split + 1 :]
     try:
         args, unknown = parser.parse_known_args(words)

@@ -39,8 +39,10 @@ class WindowFunction(gdb.Function):  # type: ignore[misc]  # GDB's classes have 
         super().__init__("ctx_window")
         self._extension = extension
 
-    def invoke(self, pc: Any) -> str:
+    def invoke(self, pc: Any = None, *more: Any) -> str:
         """Called by GDB's expressions."""
+        if pc is None or more:
+            raise gdb.GdbError("$ctx_window takes one address, as in $ctx_window($pc)")
         windows = self._extension.windows
         window = find(windows.known() or windows.all(), int(pc) & ((1 << 64) - 1))
         return window.reason.value if window else "none"

@@ -144,14 +144,16 @@ class Walk:
 
     def goto(self, event: int) -> None:
         """Stand at `event`. Raises UsageError where there is none of that number, naming the nearest."""
-        unit = next((n for n, unit in enumerate(self._units) if event <= unit.last), len(self._units) - 1)
+        if not self.first <= event <= self.last:
+            raise UsageError(
+                f"there is no event {event} in this recording", todo=f"they are {self.first} to {self.last}"
+            )
+        unit = next(n for n, unit in enumerate(self._units) if event <= unit.last)
         seq = self._unit(unit)["seq"]
         row = int(np.abs(seq.astype(np.int64) - event).argmin())
         found = int(seq[row])
         if found != event:
-            inside = self.first <= event <= self.last
-            todo = f"the nearest is {found}" if inside else f"they are {self.first} to {self.last}"
-            raise UsageError(f"there is no event {event} in this recording", todo=todo)
+            raise UsageError(f"there is no event {event} in this recording", todo=f"the nearest is {found}")
         self._at, self._row = unit, row
 
     def step(self, count: int) -> None:

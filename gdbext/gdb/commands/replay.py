@@ -25,7 +25,7 @@ _ANSWERS: Final = ("status", "gs", "info", "areas", "findings", "print", "x")
 
 def run(extension: Extension, args: argparse.Namespace) -> None:
     """Open or close a recording, move in it, ask it."""
-    words: list[str] = args.words
+    words = [word for word in args.words if word.strip()]
     walked = extension.walked
     if walked is None:
         if words[:1] == ["off"] or (words and words[0] in (*_MOVES, *_ANSWERS) and not os.path.exists(words[0])):
