@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from gdbext.cli import output
 from gdbext.cli.view import TerminalView
 from gdbext.errors import UsageError
 from gdbext.profiles import profile as profiles
 from gdbext.recording.reader import Recording
 from gdbext.recording.replay import Replay
-from gdbext.report import recorded, text
+from gdbext.report import outfile, recorded, text
 from gdbext.rules import codes
 from gdbext.rules.policy import Policy
 
@@ -47,7 +46,7 @@ def replay(asked: ReplayRequest) -> int:
     view = TerminalView(quiet=quiet, verbose=asked.verbose)
     with (
         Recording(Path(asked.file), threaded=True) as recording,
-        output.document(asked.json, Path(asked.file)) if asked.json else contextlib.nullcontext() as document,
+        outfile.document(asked.json, Path(asked.file)) if asked.json else contextlib.nullcontext() as document,
     ):
         chosen = codes.parse(asked.rules) if asked.rules is not None else None
         work = Replay(recording, _policy(asked.profile, recording, view.note), chosen, asked.max_findings)
@@ -150,5 +149,5 @@ def _output(recording: Recording, name: str | None, suffix: str) -> Iterator[Pat
     path = Path(name) if name else recording.path.with_name(recording.path.name + suffix)
     if os.path.exists(path) and not os.path.isfile(path):
         raise UsageError(f"cannot write {path}", "it is not a regular file", "choose another name with -o")
-    with output.writing(path), output.beside(path, recording.path) as partial:
+    with outfile.writing(path), outfile.beside(path, recording.path) as partial:
         yield partial

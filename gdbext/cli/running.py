@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from gdbext.cli import feeds, output, session
+from gdbext.cli import feeds, session
 from gdbext.cli.session import Outcome, Subject
 from gdbext.cli.view import TerminalView
 from gdbext.errors import UsageError
 from gdbext.profiles import profile as profiles
 from gdbext.qemu import command, guests, images
 from gdbext.qemu.images import Image, Symbols
-from gdbext.report import text
+from gdbext.report import outfile, text
 from gdbext.rules import codes
 from gdbext.sources.knowledge import Knowledge
 
@@ -71,7 +71,7 @@ def run(asked: Request) -> int:
     """Do it, show it, and return the exit status."""
     with contextlib.ExitStack() as stack:
         record = (Path(asked.record),) if asked.record else ()
-        document = stack.enter_context(output.document(asked.json, *record)) if asked.json else None
+        document = stack.enter_context(outfile.document(asked.json, *record)) if asked.json else None
         view = TerminalView(quiet=asked.json == "-", verbose=asked.verbose)
         subject, simd, profile = _subject(asked, view)
         options = session.Options(

@@ -67,6 +67,11 @@ class Judging:
         """The recording that is made now, or None."""
         return self._recorder.path if self._recorder is not None else None
 
+    @property
+    def recordings(self) -> tuple[Path, ...]:
+        """The files that belong to the recording being made: what it will be called, and is called now."""
+        return (self._recorder.path, self._recorder.partial) if self._recorder is not None else ()
+
     def feed(self, batch: Batch) -> list[Finding]:
         """Judge a batch; return the findings that are the first of their kind."""
         if self._knowledge is not None:

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from gdbext.cli import output
 from gdbext.errors import CtxwatchError, GuestFailed
-from gdbext.report import text
+from gdbext.report import outfile, text
 from tests.bench import engine, stops
 from tests.bench.boots import Bench, Boot
 
@@ -223,7 +223,7 @@ def main(words: Sequence[str] | None = None) -> int:
             chosen, measures = run(options, Path(scratch))
         facts = about()
         if options.json is not None:
-            with output.document(options.json) as document:
+            with outfile.document(options.json) as document:
                 json.dump(_document(facts, chosen, measures), document, indent=2)
     except CtxwatchError as error:
         print(f"bench: {error}", file=sys.stderr)

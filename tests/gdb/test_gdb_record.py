@@ -75,6 +75,20 @@ def test_what_cannot_be_recorded_is_refused_in_one_line(boot: Boot, word: str, s
     assert "Recording" not in text
 
 
+def test_findings_are_not_written_over_the_recording(boot: Boot, tmp_path: Path) -> None:
+    live = boot("clean-nrk")
+    names = [tmp_path / name for name in ("run.arrow", "run.arrow.incomplete", "findings.json")]
+    commands = (f"ctx findings --json {name}" for name in names)
+    text = run_gdb(*live.connect, "ctx watch", f"ctx record {names[0]}", *commands, "ctx record off")
+    bug_free(text)
+    for name in names[:2]:
+        assert f"cannot write {name}: it is the recording itself; choose another name" in text
+    assert f"0 findings are in {names[2]}." in text
+    with Recording(names[0]) as recording:
+        assert list(recording.batches()) == []
+        assert recording.flaw is None
+
+
 def test_qemu_killed_while_recording_leaves_a_whole_recording(boot: Boot, tmp_path: Path) -> None:
     live = boot("clean-nrk")
     path = tmp_path / "run.arrow"

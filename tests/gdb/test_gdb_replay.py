@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,20 @@ def test_what_a_recording_cannot_do_is_refused_by_name(path: Path, command: str,
     text = run_gdb(f"ctx replay {path}", command)
     bug_free(text)
     assert said in text
+
+
+def test_findings_go_to_a_file_and_never_over_the_recording(path: Path, tmp_path: Path) -> None:
+    before, out = path.read_bytes(), tmp_path / "out.json"
+    commands = (f"ctx findings --json {name}" for name in (path, out, "-", "/nowhere/out.json"))
+    text = run_gdb(f"ctx replay {path}", *commands)
+    bug_free(text)
+    assert f"cannot write {path}: it is the recording itself" in text
+    assert path.read_bytes() == before
+    found = json.loads(out.read_text("utf-8"))
+    assert [finding["event"] for finding in found] == [finding.event for finding in Walk(path).findings]
+    assert f"{len(found)} findings are in {out}." in text
+    assert json.dumps(found, indent=2) in text
+    assert "cannot write /nowhere/out.json: No such file or directory" in text
 
 
 @pytest.mark.parametrize(

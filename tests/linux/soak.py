@@ -25,7 +25,7 @@ from gdbext.cli.session import Outcome, Subject
 from gdbext.errors import CtxwatchError, UsageError
 from gdbext.qemu import guests, images
 from gdbext.qemu.guests import Guest
-from gdbext.report import text
+from gdbext.report import outfile, text
 from gdbext.report.document import finding_document
 from gdbext.rules.codes import ERROR
 from gdbext.rules.engine import Counts
@@ -371,7 +371,7 @@ def _make(directory: Path) -> None:
 
 
 def _write(name: str, results: Sequence[Result]) -> None:
-    with output.document(name) as document:
+    with outfile.document(name) as document:
         json.dump([result.document() for result in results], document, indent=2)
 
 
