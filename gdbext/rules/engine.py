@@ -16,6 +16,7 @@ from gdbext.rules import codes as code_table
 from gdbext.rules import death, no_context
 from gdbext.rules.areas import AreaJudge
 from gdbext.rules.bycode import CodeJudge
+from gdbext.rules.common_memory import CommonMemory
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.explain import Explainer
 from gdbext.rules.finding import Finding, Place, key
@@ -40,6 +41,7 @@ from gdbext.rules.state import StateJudge
 from gdbext.rules.stores import FrameStores
 from gdbext.rules.suspended import SuspendedStackJudge
 from gdbext.rules.switches import SwitchJudge
+from gdbext.rules.taken_stack import TakenStackJudge
 from gdbext.rules.tasks import TaskJudge
 from gdbext.rules.unswapped_base import UnswappedBaseJudge
 from gdbext.rules.writers import Writers, thread_of
@@ -92,6 +94,7 @@ class Engine:
     def _begin(self) -> None:
         """Know nothing of what was interrupted before."""
         self._width = LinearWidth()
+        self._common = CommonMemory()
         self._resume = ResumeJudge(self.policy, self.history, self._width)
         self._gs = GsJudge()
         self._areas = AreaJudge(self.policy)
@@ -113,7 +116,8 @@ class Engine:
             TaskJudge(),
             NestingJudge(self.policy),
             LandingJudge(),
-            SharedLandingJudge(),
+            SharedLandingJudge(self._common),
+            TakenStackJudge(self._common),
             SuspendedStackJudge(),
             StateJudge(self.policy),
             CodeJudge(self.guest),
@@ -153,6 +157,7 @@ class Engine:
         self.history.begin(columns)
         self._count(columns)
         self._width.feed(columns)
+        self._common.feed(columns)
         self._scenes.feed(columns)
         judged = [item for judge in self._judges for item in judge.feed(columns)]
         judged += death.judge(columns, self.history)

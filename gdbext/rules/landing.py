@@ -24,6 +24,7 @@ STEADY: Final = 5
 """Entries at one address after which it counts as a thread's own."""
 CAPACITY: Final = 4096
 _LOOK: Final = "who writes RSP0 of the TSS (ESP0): on every switch, before the first return to user mode"
+_LOOK_CPUS: Final = f"{_LOOK}; every CPU needs a TSS of its own, and no two the same stack"
 
 Thread = tuple[int, int]
 """Address space and FS base."""
@@ -73,7 +74,7 @@ class LandingJudge:
             if owner is None or own is None:
                 self._settle(thread, frame)
             else:
-                found = (_wrong_stack(thread, owner, own.frame, frame), rows.row(at).copy(), None)
+                found = (_wrong_stack(thread, owner, own.frame, frame, len(self._stacks)), rows.row(at).copy(), None)
                 if owner in self._running(batch.take(np.arange(landings[at])), cpu):
                     judged.append(found)
                 else:
@@ -129,6 +130,11 @@ class LandingJudge:
             self._owner[frame] = None  # shared by several threads: nobody's
 
 
+def look(cpus: int) -> str:
+    """What to look at where user code was entered on a wrong stack, on one of so many CPUs."""
+    return _LOOK if cpus < 2 else _LOOK_CPUS
+
+
 def _last_left(batch: Columns) -> dict[int, Thread | None]:
     """By CPU the thread that its last event returned to, None if that was no return to user code."""
     kind = batch["kind"]
@@ -147,9 +153,9 @@ def _landings(batch: Columns) -> Bools:
     return landings
 
 
-def _wrong_stack(thread: Thread, owner: Thread, expected: int, frame: int) -> Draft:
+def _wrong_stack(thread: Thread, owner: Thread, expected: int, frame: int, cpus: int) -> Draft:
     cause = (
         f"the thread with CR3 {thread[0]:#x} landed on the stack of the thread with CR3 {owner[0]:#x}: its frame is at "
         f"{frame:#x}, its own stack's at {expected:#x}"
     )
-    return Draft("CW303", cause, _LOOK, (Difference("frame", expected, frame),))
+    return Draft("CW303", cause, look(cpus), (Difference("frame", expected, frame),))

@@ -2,8 +2,8 @@
 
 While user code runs on a CPU nothing moves the place where its next entry will land (RSP0, ESP0, an IST stack), so that
 this entry shows where that was all the while. Another CPU that was entered there meanwhile had the same stack at the
-same time: whichever comes second overwrites the frame of the first. Only within one address space, for in another the
-same address may be other memory.
+same time: whichever comes second overwrites the frame of the first. Only within one address space, or where memory is
+known to be the same in all (:mod:`gdbext.rules.common_memory`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from gdbext.events.columns import Array, Columns, Indices, by_cpu, together
 from gdbext.events.row import Batch, Flag, Kind
-from gdbext.ledger.compare import is_user, mixed, space
+from gdbext.ledger.compare import is_user, mixed
+from gdbext.rules.common_memory import CommonMemory
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 
@@ -21,7 +22,8 @@ from gdbext.rules.finding import Difference
 class SharedLandingJudge:
     """Knows for each CPU since when user code runs, and the last entry at each address since then."""
 
-    def __init__(self) -> None:
+    def __init__(self, common: CommonMemory) -> None:
+        self._common = common
         self._user_since: dict[int, int] = {}
         """By CPU the event by which it returned to user code, 0 where it is not there."""
         self._landed: tuple[Array, Array, Array] = (np.zeros(0, np.uint64), np.zeros(0, np.uint64), np.zeros(0, "<u2"))
@@ -43,7 +45,7 @@ class SharedLandingJudge:
         if not len(positions):
             return []
         its = rows.take(positions)
-        shared = self._shared(mixed(its["frame"], space(its), np.uint64(0)), its, since[positions])
+        shared = self._shared(mixed(its["frame"], self._common.spaces(its), np.uint64(0)), its, since[positions])
         return [judged for at, event, cpu in shared for judged in self._tell(its.row(at), event, cpu)]
 
     def _since(self, rows: Columns) -> npt.NDArray[np.uint64]:

@@ -21,6 +21,7 @@ from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import Bools, is_user
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
+from gdbext.rules.landing import look
 
 STACK_BYTES: Final = 16384
 """A kernel stack is no larger than this."""
@@ -75,7 +76,7 @@ class SuspendedStackJudge:
                 continue
             thread = self._away.pop(stack, None)
             if which == Kind.SWITCH_IN:
-                judged += _goes_on(thread, event)
+                judged += _goes_on(thread, event, len(self._cpus))
             elif top:
                 self._away[stack] = _Suspended(top, event)
         for stack in list(self._away)[: max(len(self._away) - CAPACITY, 0)]:
@@ -138,11 +139,11 @@ class SuspendedStackJudge:
                 thread.landed = row.copy()
 
 
-def _goes_on(thread: _Suspended | None, event: int) -> list[Judged]:
+def _goes_on(thread: _Suspended | None, event: int, cpus: int) -> list[Judged]:
     """A suspended thread, if one is known, goes on at `event`."""
     if thread is None or thread.landed is None:
         return []
-    return [(_draft(thread, thread.landed, event), thread.landed, None)]
+    return [(_draft(thread, thread.landed, event, cpus), thread.landed, None)]
 
 
 def _relevant(batch: Columns) -> Bools:
@@ -163,12 +164,11 @@ def _behind(first: int, column: Array) -> Array:
     return np.concatenate((np.array([first], column.dtype), column[:-1]))
 
 
-def _draft(thread: _Suspended, landed: Batch, goes_on: int) -> Draft:
+def _draft(thread: _Suspended, landed: Batch, goes_on: int, cpus: int) -> Draft:
     frame = int(landed["frame"][0])
     cause = (
         f"the thread with CR3 {int(landed['cr3'][0]):#x} landed at {frame:#x}, on the stack of a thread that had "
         f"switched away at event {thread.event} and goes on there at event {goes_on}: the frames it left are "
         "overwritten"
     )
-    look = "who writes RSP0 of the TSS (ESP0): on every switch, before the first return to user mode"
-    return Draft("CW303", cause, look, (Difference("frame", None, frame),))
+    return Draft("CW303", cause, look(cpus), (Difference("frame", None, frame),))
