@@ -17,6 +17,7 @@ from gdbext.profiles import profile as profiles
 from gdbext.recording.reader import Recording
 from gdbext.recording.replay import Replay
 from gdbext.report import outfile, recorded, text
+from gdbext.report.document import not_all_seen
 from gdbext.rules import codes
 from gdbext.rules.policy import Policy
 
@@ -65,7 +66,12 @@ def replay(asked: ReplayRequest) -> int:
         if not quiet:
             text.console().print(text.render_summary(result))
         whole = _say_flaw(recording, view.note)
-    return 1 if result.has_errors else 0 if whole else INCOMPLETE
+    if result.has_errors or not whole:
+        return 1 if result.has_errors else INCOMPLETE
+    loss = not_all_seen(result.lost)
+    if loss is not None:
+        raise loss
+    return 0
 
 
 def _policy(name: str | None, recording: Recording, note: Note) -> Policy | None:

@@ -22,7 +22,7 @@ from gdbext.events.row import Batch, Flag, How, Kind, empty
 from gdbext.qemu.images import Image
 from gdbext.qemu.machine import Ending, Machine
 from gdbext.qemu.qmp import QmpError
-from gdbext.report.document import QemuFacts, RunReport
+from gdbext.report.document import QemuFacts, RunReport, not_all_seen
 from gdbext.rules.codes import ERROR
 from gdbext.rules.engine import Counts, Engine
 from gdbext.rules.finding import Finding
@@ -429,12 +429,7 @@ class _Run:
 
     def _failure(self, ending: Ending | None) -> GuestFailed | None:
         """What of that which was asked did not come about: the guest's part first, then that all of it was seen."""
-        lost = self.source.lost
-        failure = self._went_wrong(ending)
-        if failure is None and lost:
-            what = f"{lost:,} event{'s were' if lost > 1 else ' was'} lost"
-            return GuestFailed(what, "what was interrupted or resumed there was not checked")
-        return failure
+        return self._went_wrong(ending) or not_all_seen(self.source.lost)
 
     def _went_wrong(self, ending: Ending | None) -> GuestFailed | None:
         if self.interrupted or self.halted or self.seen:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from gdbext.errors import GuestFailed
 from gdbext.rules.codes import ERROR
 from gdbext.rules.engine import Counts
 from gdbext.rules.finding import Finding
@@ -71,6 +72,14 @@ class RunReport:
     def json(self) -> str:
         """The document as text."""
         return json.dumps(self.document(), indent=2)
+
+
+def not_all_seen(lost: int) -> GuestFailed | None:
+    """Why a run in which no error was found is no clean one: so many events were lost. None where none was."""
+    if not lost:
+        return None
+    what = f"{lost:,} event{'s were' if lost > 1 else ' was'} lost"
+    return GuestFailed(what, "what was interrupted or resumed there was not checked")
 
 
 def finding_document(finding: Finding) -> dict[str, Any]:

@@ -97,7 +97,9 @@ def header(**changes: Any) -> Header:
     return Header(**fields | changes)
 
 
-def record(path: Path, rows: Batch, *, size: int = 64, finish: bool = True, **changes: Any) -> list[dict[str, Any]]:
+def record(
+    path: Path, rows: Batch, *, size: int = 64, finish: bool = True, lost: int = 0, **changes: Any
+) -> list[dict[str, Any]]:
     """Judge and record `rows` in batches of `size` as a live run does; return what was found."""
     about = header(**changes)
     notes: list[str] = []
@@ -108,7 +110,7 @@ def record(path: Path, rows: Batch, *, size: int = 64, finish: bool = True, **ch
             recorder.write(part)
         found = documents(engine.findings)
         if finish:
-            assert recorder.close({"events": {"lost": 3}, "seconds": 2.5, "findings": found})
+            assert recorder.close({"events": {"lost": lost}, "seconds": 2.5, "findings": found})
     assert notes == []
     return found
 

@@ -110,6 +110,16 @@ def test_a_clean_recording_that_is_not_whole_is_not_called_clean(
     assert (tmp_path / "cut.csv").exists()
 
 
+def test_a_recording_of_a_run_that_lost_events_is_not_called_clean(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(tmp_path / "r", busy(100, bugs=False), lost=2)
+    status, out, err = run(capsys, "replay", tmp_path / "r", "--json", tmp_path / "out")
+    assert (status, json.loads((tmp_path / "out").read_text())["events"]["lost"]) == (3, 2)
+    assert "nothing found, but 2 events were lost" in out
+    assert err == "ctxwatch: 2 events were lost: what was interrupted or resumed there was not checked\n"
+
+
 def test_bad_files_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text").write_text("hello")
     os.mkfifo(tmp_path / "pipe")

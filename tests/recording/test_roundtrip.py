@@ -106,7 +106,7 @@ def test_header_comes_back_whole(tmp_path: Path) -> None:
 
 
 def test_the_live_result_is_at_the_end(tmp_path: Path) -> None:
-    found = record(tmp_path / "r", busy(60))
+    found = record(tmp_path / "r", busy(60), lost=3)
     with Recording(tmp_path / "r") as recording:
         before = recording.end
         list(recording.batches())

@@ -22,7 +22,8 @@ COMMAND = Command(
     "A ring that `ctxwatch qemu-args` named is read likewise: the last events of its guest.\n"
     "\n"
     "A recording that was not finished or is damaged is used as far as it can be trusted, and that is said; with\n"
-    "nothing found in it the exit status is 2, for nobody knows what the rest held.",
+    "nothing found in it the exit status is 2, for nobody knows what the rest held. With nothing found in a run that\n"
+    "lost events it is 3, as it was then.",
     example="ctxwatch run nrk-rflags --record session.arrow\nctxwatch replay session.arrow --rules CW1xx",
     arguments=(
         argument("file", metavar="FILE", help="the recording, or the ring"),
