@@ -130,7 +130,7 @@ class Gdb:
         assert self._process.stdin is not None
         try:
             # The pipe holds 64 KiB and GDB reads a command at a time: a write that would block is a GDB that hangs.
-            self._process.stdin.write(f"{token}{command}\n".encode())
+            self._process.stdin.write(f"{token}{command}\n".encode("utf-8", "surrogateescape"))
             return await answer
         except OSError as error:
             raise GdbGone("GDB is gone", await asyncio.to_thread(self._how)) from error

@@ -189,7 +189,7 @@ class Live:
         # GDB reads a block of lines from a script alone.
         with tempfile.TemporaryDirectory(prefix="ctxwatch-") as directory:
             script = Path(directory) / "typed.gdb"
-            script.write_text(command + "\n", "utf-8")
+            script.write_text(command + "\n", "utf-8", "surrogateescape")
             await self.debugger.ask(mi.console(f"source {script}"))
 
     async def _permit(self, command: str) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gdbext.errors import CtxwatchError, printable
 from gdbext.repl import blocks, config
 from gdbext.repl.debugger import Gdb
+from gdbext.repl.lines import Lines
 from gdbext.repl.screen import ScriptScreen, TerminalScreen
 from gdbext.repl.session import Session
 
@@ -60,7 +61,8 @@ async def _main(request: Request, settings: config.Config) -> int:
 
 
 async def _finally_closed(session: Session, screen: TerminalScreen, work: Coroutine[Any, Any, int]) -> int:
-    """Do `work`, leave everything in good order whatever ends it, and return the exit status."""
+    """Do `work`, leave everything in good order whatever ends it, and return the exit status. Raises OSError where the
+    output took no more."""
     signals: list[int] = []
     task = asyncio.ensure_future(work)
 
@@ -68,26 +70,41 @@ async def _finally_closed(session: Session, screen: TerminalScreen, work: Corout
         signals.append(signum)
         task.cancel()
 
+    def give_up() -> None:
+        task.cancel()
+
     for signum in (signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(signum, end, signum)
+    screen.fail = give_up
     try:
-        return await task
+        status = await task
     except asyncio.CancelledError:
-        return 128 + signals[0] if signals else 128 + signal.SIGINT
+        status = 128 + (signals[0] if signals else signal.SIGINT)
     finally:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(session.close(), _LEAVING)
         screen.flush()
+    if screen.failed is not None:
+        raise screen.failed
+    return status
 
 
 async def _script(session: Session, first: str) -> int:
     """Without a terminal: every line as it comes, each after the guest stands; the first refusal ends it, status 2."""
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGINT, session.interrupt)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, session.interrupt)
     await session.do(first)
+    lines = Lines(sys.stdin.fileno())
+    try:
+        return await _each(session, lines)
+    finally:
+        lines.leave()
+
+
+async def _each(session: Session, lines: Lines) -> int:
+    """Run each of `lines`; the exit status."""
     done, held = True, ""
     while done and not session.leaving:
-        line = await loop.run_in_executor(None, sys.stdin.readline)
+        line = await asyncio.to_thread(lines.next)
         held += line
         if line and blocks.depth(held):
             continue

@@ -7,11 +7,13 @@ import io
 import re
 import sys
 import textwrap
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from prompt_toolkit import print_formatted_text
 from prompt_toolkit.application import get_app_session
 from prompt_toolkit.formatted_text import ANSI, FormattedText, to_formatted_text
+from prompt_toolkit.formatted_text.utils import fragment_list_to_text
 from prompt_toolkit.styles import Style
 
 from gdbext.errors import printable
@@ -91,6 +93,10 @@ class TerminalScreen:
         self._partial = ""
         self._partial_style = ""
         self._handle: asyncio.TimerHandle | None = None
+        self.failed: OSError | None = None
+        """Why the output takes nothing more."""
+        self.fail: Callable[[], None] = lambda: None
+        """Called when that has happened."""
 
     @property
     def columns(self) -> int:
@@ -139,7 +145,10 @@ class TerminalScreen:
             self._handle = None
         pending, self._pending = self._pending, []
         if pending:
-            print_formatted_text(FormattedText(pending), style=STYLE, end="")
+            self._print(pending)
+
+    def _print(self, fragments: Fragments) -> None:
+        print_formatted_text(FormattedText(fragments), style=STYLE, end="")
 
     def _stream(self, text: str, style: str) -> None:
         if style != self._partial_style:
@@ -174,6 +183,19 @@ class ScriptScreen(TerminalScreen):
         self.flush()
         sys.stdout.flush()
         print(f"ctxwatch: {printable(text)}", file=sys.stderr, flush=True)
+
+    def _print(self, fragments: Fragments) -> None:
+        """A file gets plain lines. An output that takes none is for who runs the script to tell: what is shown may come
+        from anywhere."""
+        if sys.stdout.isatty():
+            super()._print(fragments)
+        elif self.failed is None:
+            try:
+                sys.stdout.write(fragment_list_to_text(fragments))
+                sys.stdout.flush()
+            except OSError as error:
+                self.failed = error
+                self.fail()
 
 
 def wrapped(line: str, columns: int) -> str:

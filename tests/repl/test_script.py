@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -101,6 +102,38 @@ def test_what_is_no_recording(tmp_path: Path, name: str, said: str) -> None:
     assert said in done.stderr
     assert done.stderr.startswith("ctxwatch: ")
     assert (done.stdout, done.stderr.count("\n")) == ("", 1)
+
+
+@pytest.mark.gdb
+def test_bytes_that_are_no_text_go_to_gdb_as_they_are() -> None:
+    typed = b'p sizeof("\xff\xfe")\ndefine two\np sizeof("\xff\xff\xff")\nend\ntwo'
+    done = subprocess.run(REPL, input=typed, capture_output=True, timeout=100, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == b"$1 = 3\n$2 = 4\n"
+
+
+@pytest.mark.parametrize(
+    ("output", "status", "said"),
+    [("| true", 141, ""), ("> /dev/full", 2, "ctxwatch: cannot write the output: No space left on device\n")],
+)
+def test_an_output_that_takes_no_more_ends_it(recording: Path, output: str, status: int, said: str) -> None:
+    line = f"{shlex.join([*REPL, str(recording)])} {output}; exit ${{PIPESTATUS[0]}}"
+    typed = "status\n" * 500
+    done = subprocess.run(["bash", "-c", line], input=typed, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (status, said)
+
+
+def test_a_signal_ends_it_whatever_may_still_be_typed(recording: Path) -> None:
+    child = subprocess.Popen([*REPL, str(recording)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write(b"goto 7\ngoto 8")
+    child.stdin.flush()
+    while not child.stdout.readline().startswith(b"event 7, "):
+        pass
+    child.terminate()
+    assert child.wait(10) == 128 + signal.SIGTERM
+    child.communicate()
 
 
 @pytest.mark.guest
