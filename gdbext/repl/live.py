@@ -57,6 +57,7 @@ class Live:
         self._start, self._ask = start, ask
         self._quiet = False
         self._one_at_a_time = asyncio.Lock()
+        self._starting = asyncio.Lock()
         self._connecting: asyncio.Task[None] | None = None
         self._held: list[str] = []
         self._holding = False
@@ -132,12 +133,13 @@ class Live:
 
     async def ensure_debugger(self) -> None:
         """Have a GDB. Raises EnvironmentUnusable if there can be none."""
-        if self.debugger is None or not self.debugger.alive:
-            if self.debugger is not None:
-                await self.debugger.close()
-            self._tells = True
-            self.findings.another_gdb()
-            self.debugger = await self._start(self._take, self._gdb_ended)
+        async with self._starting:  # the one of a guest that could not be had may be on its way
+            if self.debugger is None or not self.debugger.alive:
+                if self.debugger is not None:
+                    await self.debugger.close()
+                self._tells = True
+                self.findings.another_gdb()
+                self.debugger = await self._start(self._take, self._gdb_ended)
 
     # Commands
 

@@ -7,13 +7,16 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gdbext.errors import CtxwatchError
+from gdbext.repl.links import AddressLink, Endpoint
 from gdbext.repl.mi import Record
 from gdbext.repl.screen import Screen
-from tests.repl.fakes import FakeGdb, notify, scenario, terminal
+from gdbext.repl.session import Session
+from tests.repl.fakes import FakeGdb, FakeGdbs, MemoryScreen, notify, scenario, terminal
 
 CONNECT = "connect localhost:1234"
 FINDING = "ctxwatch: CW102 flags-not-restored at event 7, CPU 0: interrupt 0x20 interrupted 0x401000, CPL 3\n"
@@ -43,6 +46,26 @@ async def test_connect_run_stop() -> None:
         assert repl.gdb.signals == 0
         assert repl.task is not None
         assert not repl.task.done(), "Ctrl-C is for the guest"
+
+
+@scenario
+async def test_a_guest_there_is_not_costs_no_second_gdb() -> None:
+    class SlowGdbs(FakeGdbs):
+        async def start(self, *told: Any) -> FakeGdb:
+            await asyncio.sleep(0.05)
+            return await super().start(*told)
+
+    class Nothing(AddressLink):
+        async def open(self) -> Endpoint:
+            raise CtxwatchError("there is no such guest")
+
+    gdbs = SlowGdbs()
+    session = Session(MemoryScreen(), start=gdbs.start)
+    with pytest.raises(CtxwatchError, match="no such guest"):
+        await session.live.connect(Nothing("localhost:1"))
+    await session.do("p 1")
+    assert len(gdbs.all) == 1
+    await session.close()
 
 
 @scenario
