@@ -20,6 +20,7 @@ from gdbext.profiles.schema import NAME
 from gdbext.qemu import guests, images
 from gdbext.qemu.images import Image, Symbols
 from gdbext.qemu.machine import Machine
+from gdbext.report import outfile
 from gdbext.sources.areas import AreaWatcher
 from gdbext.sources.base import Source
 from gdbext.sources.learning import Handlers
@@ -55,6 +56,14 @@ def request(args: argparse.Namespace) -> Request:
 
 def run(asked: Request) -> int:
     """Learn, tell what the paths forget, write the profile; the exit status."""
+    kernel = (Path(asked.kernel),) if asked.kernel else ()
+    with outfile.document("-" if asked.output is None else asked.output, *kernel, called="kernel") as document:
+        print(_profile(asked), end="", file=document)
+    return 0
+
+
+def _profile(asked: Request) -> str:
+    """The profile's text."""
     image: Image | None = None
     if asked.kernel:
         image = images.load(Path(asked.kernel))
@@ -68,15 +77,7 @@ def run(asked: Request) -> int:
             "no path from an entry stores enough registers in one place",
             "write a profile by hand: see docs/profiles.md",
         )
-    text = learnt.profile_text(asked.name)
-    if asked.output is None:
-        print(text, end="")
-        return 0
-    try:
-        Path(asked.output).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write {asked.output}", error.strerror or str(error)) from error
-    return 0
+    return learnt.profile_text(asked.name)
 
 
 def _offline(image: Image) -> Learnt:

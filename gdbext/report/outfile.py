@@ -13,11 +13,11 @@ from gdbext.errors import UsageError
 
 
 @contextlib.contextmanager
-def document(name: str, *apart_from: Path) -> Iterator[IO[str]]:
+def document(name: str, *apart_from: Path, called: str = "recording") -> Iterator[IO[str]]:
     """The file `name` opened for a document, or standard output for ``-``; raises UsageError.
 
     To be opened before the work begins, so that a wrong name is told at once. A file keeps what it holds until the
-    document is whole. apart_from: recordings, which it must not be.
+    document is whole. apart_from: files that are read, which it must not be; `called`: what they are to a person.
     """
     path = Path(name)
     with contextlib.ExitStack() as stack:
@@ -27,18 +27,18 @@ def document(name: str, *apart_from: Path) -> Iterator[IO[str]]:
             with writing(path):
                 stream = stack.enter_context(path.open("w", encoding="utf-8"))
         else:
-            partial = stack.enter_context(beside(path, *apart_from))
+            partial = stack.enter_context(beside(path, *apart_from, called=called))
             stream = stack.enter_context(partial.open("w", encoding="utf-8"))
         yield stream
 
 
 @contextlib.contextmanager
-def beside(path: Path, *apart_from: Path) -> Iterator[Path]:
+def beside(path: Path, *apart_from: Path, called: str = "recording") -> Iterator[Path]:
     """A file beside `path` that gets its name when the block has ended well, and is gone otherwise; raises UsageError
-    where there can be none. apart_from: recordings, which `path` must not be."""
-    for recording in apart_from:
-        if os.path.realpath(path) == os.path.realpath(recording) or _same(path, recording):
-            raise UsageError(f"cannot write {path}", "it is the recording itself", "choose another name")
+    where there can be none. apart_from, called: as for a document."""
+    for other in apart_from:
+        if os.path.realpath(path) == os.path.realpath(other) or _same(path, other):
+            raise UsageError(f"cannot write {path}", f"it is the {called} itself", "choose another name")
     target = Path(os.path.realpath(path))  # a link stays one
     partial = target.with_name(target.name + ".partial")
     try:

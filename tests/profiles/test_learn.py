@@ -212,12 +212,22 @@ def test_learn_from_a_running_guest(tmp_path: Path) -> None:
     assert mine.current == "[gs:8]"
 
 
+def test_a_profile_that_does_not_come_leaves_the_old_one(tmp_path: Path) -> None:
+    out = tmp_path / "mine.toml"
+    out.write_text("mine")
+    assert ctxwatch("learn", "--kernel", __file__, "-o", str(out)).returncode == 2
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         ([], "what is to be learnt from is not clear; name one"),
         (["clean-nrk", "--kernel", "x"], "not clear"),
-        (["--kernel", "/dev/null"], "neither an ELF file nor"),
+        (["--kernel", "/dev/null"], "cannot read the kernel /dev/null: it is no regular file"),
+        (["--kernel", __file__], "neither an ELF file nor"),
+        (["--kernel", "/etc/passwd", "-o", "/etc/../etc/passwd"], "it is the kernel itself; choose another name"),
+        (["clean-nrk", "-o", "/nowhere/mine.toml"], "cannot write /nowhere/mine.toml: No such file or directory"),
         (["--kernel", "/nowhere"], "cannot read the kernel /nowhere"),
         (["no-such-guest"], "no bundled guest"),
         (["clean-nrk", "--name", "No Name"], "is no name for a profile"),
