@@ -125,3 +125,11 @@ def test_a_profile_is_chosen_and_dropped() -> None:
     assert text.count("No profile") == 2
     assert "save area of 704 bytes" in text
     bug_free(text)
+
+
+def test_strings_of_a_profile_do_nothing_to_the_terminal(tmp_path: Path) -> None:
+    lines = ['name = "mine"', r'title = "a \u001b[31mtitle"', r'sources = ["a \u009bsource"]', "[[tracked]]"]
+    lines += ['name = "it"', 'address = "0x10"', "size = 4"]
+    (tmp_path / "mine.toml").write_text("\n".join(lines))
+    text = run_gdb(f"ctx profile {tmp_path}/mine.toml")
+    assert text == ("mine: a \\x1b[31mtitle\n  tracked: it at 0x10, 4 bytes\n  from a \\x9bsource\n")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import gdb
 
+from gdbext.errors import printable
 from gdbext.gdb.declare import Command, argument
 
 if TYPE_CHECKING:
@@ -26,15 +27,15 @@ def run(extension: Extension, args: argparse.Namespace) -> None:
     if profile is None:
         gdb.write(f"No profile: nothing is assumed of the kernel. Shipped are {', '.join(shipped_names())}.\n")
         return
-    gdb.write(f"{profile.name}: {profile.data.title}\n")
+    gdb.write(f"{profile.name}: {printable(profile.data.title)}\n")
     layout = profile.layout
     if layout is not None:
         slots = ", ".join(f"{name} {at:#x}" for name, at in sorted(layout.slots.items(), key=lambda item: item[1]))
         gdb.write(f"  save area of {layout.size} bytes: {slots}\n")
     for variable in profile.data.tracked:
-        gdb.write(f"  tracked: {variable.name} at {variable.address}, {variable.size} bytes\n")
+        gdb.write(printable(f"  tracked: {variable.name} at {variable.address}, {variable.size} bytes") + "\n")
     for source in profile.data.sources:
-        gdb.write(f"  from {source}\n")
+        gdb.write(f"  from {printable(source)}\n")
 
 
 def _names() -> Sequence[str]:
