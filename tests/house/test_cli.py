@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gdbext.cli import command as declarations
+from gdbext.cli import running
 from gdbext.cli.main import main
 from gdbext.errors import GuestFailed
 from gdbext.qemu import guests
@@ -99,6 +100,12 @@ def test_the_status_is_the_errors(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr(guests, "names", failed)
     assert main(["guests"]) == 3
     assert capsys.readouterr().err == "ctxwatch: it died: nobody knows; look\n"
+
+
+def test_a_demo_that_finds_nothing_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(running, "run", lambda asked: 0)
+    assert main(["demo"]) == 3
+    assert one_line(capsys.readouterr().err).startswith("ctxwatch: the demo found nothing: ")
 
 
 def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from gdbext.cli.command import Command, argument
+from gdbext.errors import GuestFailed
 
 GUEST = "nrk-rflags"
 _LEARN = 2000
@@ -18,8 +19,10 @@ def _run(args: argparse.Namespace) -> int:
     console = text.console()
     console.print(f"Booting the bundled guest {GUEST}. Its interrupt path saves every register but one.\n")
     status = running.run(running.Request(guest=GUEST, via=args.via, max_findings=1, halt=True, learn=_LEARN))
+    if status == 0:
+        raise GuestFailed("the demo found nothing", "its guest lost no flags that mattered in time", "run it again")
     if status != 1:
-        return status or 3
+        return status
     console.print(
         "\nNext: `ctxwatch explain CW102`, `ctxwatch guests`, or your kernel: `ctxwatch run -- qemu-system-x86_64 …`"
     )
