@@ -300,9 +300,19 @@ def _create(path: Path, partial: Path) -> int:
         raise UsageError(f"cannot record to {path}", error.strerror or str(error)) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_called(fd, partial):
+            raise BlockingIOError  # whoever wrote it has just given it its name: it is whole
         os.ftruncate(fd, 0)
     except OSError as error:
         os.close(fd)
         why = "another ctxwatch is recording to it" if isinstance(error, BlockingIOError) else error.strerror
         raise UsageError(f"cannot record to {path}", why or str(error)) from error
     return fd
+
+
+def _is_called(fd: int, path: Path) -> bool:
+    """Whether the open file still has that name."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except OSError:
+        return False

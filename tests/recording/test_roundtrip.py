@@ -138,6 +138,24 @@ def test_the_name_is_given_at_the_end(tmp_path: Path) -> None:
         assert not recorder.partial.exists()
 
 
+def test_one_recorder_a_file(tmp_path: Path) -> None:
+    with (
+        Recorder(tmp_path / "r", header(), FakeGuest(), print) as recorder,
+        pytest.raises(UsageError, match="another ctxwatch is recording to it"),
+    ):
+        Recorder(tmp_path / "r", header(), FakeGuest(), print)
+    assert recorder.partial.exists()
+
+
+def test_a_recording_that_is_finished_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the opening and the locking of the file that was its own until then."""
+    (tmp_path / "r.incomplete").write_bytes(b"whole")
+    monkeypatch.setattr("fcntl.flock", lambda fd, how: (tmp_path / "r.incomplete").rename(tmp_path / "r"))
+    with pytest.raises(UsageError, match="another ctxwatch is recording to it"):
+        Recorder(tmp_path / "r", header(), FakeGuest(), print)
+    assert (tmp_path / "r").read_bytes() == b"whole"
+
+
 def _wait_for_events(path: Path, count: int) -> str:
     """Until that many are in the file of a recorder at work; what a replay says of the file."""
     assert writer.DELAY < 1, "the docs promise that a second at most is lost"
