@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from gdbext.errors import CtxwatchError, RecordingError
 from gdbext.events.columns import Columns
-from gdbext.events.row import Batch, empty
+from gdbext.events.row import Batch, How, Kind, empty, pick
 from gdbext.recording import schema as columns
 from gdbext.recording.header import Header
 from gdbext.recording.mark import Mark, Unit
@@ -22,6 +23,10 @@ from gdbext.sources.ring import MAGIC as RING_MAGIC
 MAGIC: Final = RING_MAGIC.to_bytes(8, "little")
 ROWS: Final = 32_768
 """Events in a batch."""
+_ENDLESS: Final = 1 << 63
+"""Neither events nor nanoseconds are counted so far."""
+
+Bools = npt.NDArray[np.bool_]
 
 
 class LeftoverFile:
@@ -44,8 +49,12 @@ class LeftoverFile:
         self.header = Header(guest="unknown", source="probe", identity={"ring": str(path)})
         self.schema = columns.schema(self.simd, self.header.metadata())
         rows = source.read(0)
-        self._rows: Batch = rows if rows is not None else empty(0, simd=self.simd)
-        self.flaw = f"the {source.lost} events before these were overwritten" if source.lost else None
+        found = rows if rows is not None else empty(0, simd=self.simd)
+        sound = _sound(found)
+        self._rows: Batch = found if sound.all() else pick(found, np.flatnonzero(sound))
+        flaws = [f"the {source.lost} events before these were overwritten"] if source.lost else []
+        flaws += [f"{np.count_nonzero(~sound)} damaged rows are left out"] if not sound.all() else []
+        self.flaw = " and ".join(flaws) or None
 
     def units(self) -> Iterator[tuple[Columns, Mark]]:
         """All events, a batch at a time."""
@@ -67,3 +76,10 @@ class LeftoverFile:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _sound(rows: Batch) -> Bools:
+    """Which rows can be events: nothing else tells of a ring whether it was damaged."""
+    known = np.isin(rows["kind"], list(Kind.NAMES)) & np.isin(rows["how"], list(How.NAMES))
+    sound: Bools = known & (rows["seq"] < _ENDLESS) & (rows["time"] < _ENDLESS)
+    return sound

@@ -15,12 +15,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gdbext.cli.main import main
 from gdbext.errors import RecordingError
+from gdbext.events.row import ROW, SCHEMA_VERSION, Batch
 from gdbext.recording import header as headers
 from gdbext.recording import mark as marks
 from gdbext.recording import parquet, writer
 from gdbext.recording.framing import frame_at
 from gdbext.recording.reader import Recording
+from gdbext.sources import ring
 from tests.recording.sessions import busy, header, record, replayed
 
 
@@ -257,3 +260,34 @@ def test_batches_can_be_read_out_of_order(kind: str, request: pytest.FixtureRequ
         for unit in reversed(units):
             wanted = rows[(rows["seq"] >= unit.mark.first) & (rows["seq"] <= unit.mark.last)]
             assert recording.batch(unit).tobytes() == wanted.tobytes()
+
+
+def ring_of(path: Path, rows: Batch) -> None:
+    """The ring that a guest with one vCPU left after these events, of which it holds as many as fit."""
+    size = 256
+    data = bytearray(ring.file_size(1, size, ROW.itemsize))
+    head = np.frombuffer(data, ring.HEADER, 1)
+    head["magic"], head["version"], head["schema"] = ring.MAGIC, ring.VERSION, SCHEMA_VERSION
+    head["cpus"], head["rows"], head["row_size"], head["state"] = 1, size, ROW.itemsize, ring.State.ENDED
+    np.frombuffer(data, ring.CONTROL, 1, ring.CONTROL_OFFSET)["head"] = min(len(rows), size)
+    np.frombuffer(data, ROW, size, ring.rings_offset(1))[: len(rows)] = rows[:size]
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("seed", "bytes_hit"), enumerate((20, 300, 300, 3000, 60_000)))
+def test_a_damaged_ring_is_used_as_far_as_it_can_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int, bytes_hit: int
+) -> None:
+    rows, chance = busy(60)[:200].copy(), np.random.default_rng(seed)
+    raw = rows.view("u1")
+    raw[chance.integers(0, len(raw), bytes_hit)] = chance.integers(0, 256, bytes_hit)
+    rows["kind"][7] = 99
+    ring_of(tmp_path / "guest.ring", rows)
+    path, out = str(tmp_path / "guest.ring"), str(tmp_path / "out")
+    for words in (["replay", path], ["report", path, "-o", out], ["export", path, "--format", "csv", "-o", out]):
+        status = main(words)
+        said = capsys.readouterr().err
+        assert status == 2 or (status == 1 and words[0] == "replay")
+        assert "damaged row" in said
+        assert said.startswith(f"ctxwatch: {path} is not whole: ")
+        assert said.count("\n") == 1
