@@ -274,7 +274,7 @@ def ring_of(path: Path, rows: Batch) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize(("seed", "bytes_hit"), enumerate((20, 300, 300, 3000, 60_000)))
+@pytest.mark.parametrize(("seed", "bytes_hit"), tuple(enumerate((20, 300, 300, 3000, 60_000))))
 def test_a_damaged_ring_is_used_as_far_as_it_can_be(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int, bytes_hit: int
 ) -> None:
