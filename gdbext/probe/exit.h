@@ -104,13 +104,14 @@ static void read_popped(vcpu *v, const site *s, popped *p)
     p->words = vcpu_words(v, p->at, s->insn.size, FRAME_WORDS, p->w);
 }
 
-/* The kernel's way of serialising: an iret to the next instruction with the stack as it was before the pushes. */
+/* The kernel's way of serialising: an iret to the next instruction with the stack as it was before the pushes. Not where
+ * the CPU pushed that frame: what lies behind an iret may be a handler that was interrupted before it began. */
 static bool is_self(const site *s, const popped *p, uint16_t live_cs)
 {
     uint64_t end = p->at + (s->bits == 64 ? 5u : 3u) * s->insn.size;
 
     return p->w[FRAME_RIP] == s->pc + s->insn.length && p->w[FRAME_CS] == live_cs &&
-           (s->bits == 32 || p->w[FRAME_RSP] == end);
+           (s->bits == 32 || p->w[FRAME_RSP] == end) && !frame_stands(p->at, p->w);
 }
 
 static void fill_popped(vcpu *v, ctx_row *row, const site *s, const popped *p, uint16_t live_cs)

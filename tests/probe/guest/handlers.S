@@ -115,9 +115,6 @@ plain4: nop
 plain5: nop
         IRET
         .balign 16
-plain6: nop
-        IRET
-        .balign 16
 timer:  push %AX
         cmpl $plain6, W(%SP)
         jne 1f
@@ -125,6 +122,8 @@ timer:  push %AX
 1:      mov $0x20, %al
         out %al, $0x20
         pop %AX
+        IRET
+plain6: nop             /* right behind an iret that goes there */
         IRET
         .balign 16
 shared: nop
