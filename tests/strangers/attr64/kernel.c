@@ -397,7 +397,7 @@ static void keeper(u64 seed)
         if (sum == 1)
             print("one\n");
 #ifdef BUG_RED_ZONE
-        ASM("movq %%rsp, -16(%%rsp); movl $30000, %%ecx; 1: cmpq -16(%%rsp), %%rsp; loop 1b" ::: "rcx", "memory");
+        ASM("movq %%rsp, -16(%%rsp); movl $300000, %%ecx; 1: cmpq -16(%%rsp), %%rsp; loop 1b" ::: "rcx", "memory");
 #endif
         ASM("int $0x81" ::: "memory");
     }

@@ -37,7 +37,7 @@ __attribute__((noreturn, used)) static void run(u32 n)
         case 1:
             local[i % 4] = ~i;
             call(5, (u32)&local[i % 4]);
-            spin(i, 20000);
+            spin(i, 60000); /* long enough for a tick to come */
             asm volatile("movl %%gs:0, %0" : "=r"(seen));
             if (seen != ~i)
                 call(2, 0);
