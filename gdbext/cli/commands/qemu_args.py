@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
+from typing import Final
 
 from gdbext.cli.command import Command, argument
 from gdbext.errors import UsageError
+
+_LONGEST_SOCKET: Final = 107
+"""Bytes in the path of a UNIX socket (unix(7))."""
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -17,7 +23,13 @@ def _run(args: argparse.Namespace) -> int:
 
     if "/" in args.name or not args.name:
         raise UsageError(f"--name {args.name} names no file", todo="leave the slash out")
+    if re.fullmatch(r"[\w.-]+", args.name, re.ASCII) is None:
+        raise UsageError(
+            f"--name {args.name!r} is no plain name", "a shell would split it", "use letters, digits, dots, - and _"
+        )
     stem = runtime_directory() / args.name
+    if len(os.fsencode(stem)) + len(".qmp") > _LONGEST_SOCKET:
+        raise UsageError(f"--name {args.name} is too long for a socket's path", todo="choose a shorter one")
     print(shlex.join(probe.attachable(probe.build(which(args.qemu)), stem, simd=args.simd)))
     return 0
 
