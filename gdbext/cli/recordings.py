@@ -122,16 +122,17 @@ def report(file: str, name: str | None) -> int:
 def _to_parquet(recording: Recording, path: Path) -> None:
     from gdbext.recording.parquet import ParquetWriter
 
-    writer = ParquetWriter(path, recording.header, recording.simd)
-    for batch, mark in recording.units():
-        writer.write(batch, mark)
-    writer.close(recording.end)
+    with path.open("wb") as out:  # a name of bytes that are no text is more than Arrow can open
+        writer = ParquetWriter(out, recording.header, recording.simd)
+        for batch, mark in recording.units():
+            writer.write(batch, mark)
+        writer.close(recording.end)
 
 
 def _to_csv(recording: Recording, path: Path) -> None:
     from gdbext.recording.csv import CsvWriter
 
-    with CsvWriter(path, recording.simd) as writer:
+    with path.open("wb") as out, CsvWriter(out, recording.simd) as writer:
         for batch in recording.batches():
             writer.write(batch)
 

@@ -4,9 +4,8 @@ hexadecimal, which spreadsheets leave as they are.
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +23,7 @@ _NAMED: Final = {"kind": Kind.NAMES, "how": How.NAMES}
 class CsvWriter:
     """Writes batches as CSV with a header line; a context manager. Raises OSError."""
 
-    def __init__(self, path: Path, simd: bool) -> None:
+    def __init__(self, out: BinaryIO, simd: bool) -> None:
         self._columns = columns(simd)
         self._schema = pa.schema(
             [
@@ -33,7 +32,7 @@ class CsvWriter:
                 for place in range(column.length)
             ]
         )
-        self._writer = csv.CSVWriter(path, self._schema, write_options=csv.WriteOptions(quoting_style="none"))
+        self._writer = csv.CSVWriter(out, self._schema, write_options=csv.WriteOptions(quoting_style="none"))
 
     def write(self, batch: Batch) -> None:
         """Add a batch."""

@@ -10,7 +10,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import pyarrow as pa
@@ -37,9 +37,9 @@ _BAD: Final = (pa.ArrowException, ValueError, OSError, KeyError, TypeError, Over
 class ParquetWriter:
     """Writes a recording's units as Parquet; raises OSError."""
 
-    def __init__(self, path: Path, header: Header, simd: bool) -> None:
+    def __init__(self, out: BinaryIO, header: Header, simd: bool) -> None:
         self._schema = columns.schema(simd, header.metadata())
-        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd", write_page_checksum=True)
+        self._writer = pq.ParquetWriter(out, self._schema, compression="zstd", write_page_checksum=True)
         self._waiting: list[Batch] = []
         self._mark = Mark()
         self._marks: list[Mark] = []

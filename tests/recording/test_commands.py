@@ -143,6 +143,16 @@ def test_outputs_that_cannot_be_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_name_of_bytes_that_are_no_text_is_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.arrow")
+    record(path, busy(20, bugs=False))
+    forms = ("csv", "parquet", "perfetto")
+    assert [run(capsys, "export", path, "--format", form)[::2] for form in forms] == 3 * [(0, "")]
+    assert run(capsys, "replay", path.with_name(f"{path.name}.parquet"), "--json", tmp_path / "\udcfe")[0] == 0
+    assert run(capsys, "report", path)[0] == 0
+    assert len(list(tmp_path.iterdir())) == 6
+
+
 def test_a_recording_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, link, twin = tmp_path / "r", tmp_path / "link", tmp_path / "twin"
     record(path, busy(10, bugs=False))

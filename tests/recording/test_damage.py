@@ -41,8 +41,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def as_parquet(whole: Path) -> Path:
     """The same as Parquet."""
     path = whole.with_name("whole.parquet")
-    with Recording(whole) as recording:
-        out = parquet.ParquetWriter(path, recording.header, recording.simd)
+    with Recording(whole) as recording, path.open("wb") as file:
+        out = parquet.ParquetWriter(file, recording.header, recording.simd)
         for rows, mark in recording.units():
             out.write(rows, mark)
         out.close(recording.end)
