@@ -24,13 +24,16 @@ class NestingJudge:
     """Per CPU, the entries by NMI or on an IST stack whose frames are still live.
 
     A kernel may copy the frame from the IST stack and go on elsewhere: then the stack is free. It does so if the
-    handler has left that stack and no frame was ever popped from there.
+    handler has left that stack and no frame was ever popped from there. One whose NMIs return to what they interrupted
+    by a copy on the same stack is ready for the next NMI, whose frame comes over the first one's.
     """
 
     def __init__(self, policy: Policy) -> None:
         self._nested_nmi = policy.nested_nmi
         self._live: dict[int, list[Batch]] = {}
         self._popped_in_place: set[int] = set()
+        self._copied_nmis: set[int] = set()
+        """The handlers of NMIs that returned by a copy."""
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge a batch in order of ``seq``; only NMIs, IST entries and the exits behind them are looked at."""
@@ -58,7 +61,15 @@ class NestingJudge:
             live.clear()
             return
         for at in range(len(live) - 1, -1, -1):
-            if live[at]["rsp"][0] == row["rsp"][0] or live[at]["rip"][0] == row["rip"][0]:
+            same_rsp, same_rip = live[at]["rsp"][0] == row["rsp"][0], live[at]["rip"][0] == row["rip"][0]
+            if (
+                same_rsp
+                and same_rip
+                and live[at]["vector"][0] == vectors.NMI
+                and live[at]["frame"][0] != row["frame"][0]
+            ):
+                self._copied_nmis.add(int(live[at]["pc"][0]))
+            if same_rsp or same_rip:
                 del live[at:]
                 return
 
@@ -69,7 +80,7 @@ class NestingJudge:
             return []
         drafts = []
         nmis = [old for old in live if old["vector"][0] == vectors.NMI]
-        if row["vector"][0] == vectors.NMI and nmis and self._nested_nmi:
+        if row["vector"][0] == vectors.NMI and nmis and (self._nested_nmi or int(row["pc"][0]) in self._copied_nmis):
             return []
         if row["vector"][0] == vectors.NMI and nmis:
             drafts.append(_nested(nmis[-1], row))

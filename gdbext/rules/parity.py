@@ -1,7 +1,8 @@
 """GS parity by count: which of user and kernel GS is active at each event, per CPU, on columns.
 
 CPL 3 means the user's base is active; each ``swapgs`` since then toggles. Values are never looked at: a kernel that
-loads both MSRs with the same address hides a wrong swap from anything that compares them.
+loads both MSRs with the same address hides a wrong swap from anything that compares them. One exception: a handler that
+writes the kernel's base over the user's (a paranoid entry with FSGSBASE) has it, until it writes another one or swaps.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from gdbext.arch.registers import MSR_GS_BASE
 from gdbext.events.columns import Columns, by_cpu
 from gdbext.events.row import Kind
 from gdbext.ledger.compare import Bools, is_user
@@ -25,14 +27,21 @@ class ParityCount:
     """The parity of each CPU after the last batch."""
 
     _after: dict[int, int] = field(default_factory=dict)
+    _written: dict[int, bool] = field(default_factory=dict)
+    """By CPU: whether the kernel's base was written over the user's and is still there."""
 
     def count(self, batch: Columns) -> Parity:
         """The parity before each row takes effect: USER, KERNEL, or UNKNOWN before a CPU's first sight of CPL 3."""
         parity = np.full(len(batch), UNKNOWN, np.int8)
         synced = sync_points(batch)
         swaps = batch["kind"] == Kind.SWAPGS
-        for cpu, (mine, _) in by_cpu(batch).items():
+        writes = (batch["kind"] == Kind.BASE) & (batch["addr"] == MSR_GS_BASE)
+        for cpu, (mine, rows) in by_cpu(batch).items():
             parity[mine] = self._one_cpu(cpu, synced[mine], swaps[mine])
+            if self._written.get(cpu) or writes[mine].any():
+                ends = synced[mine] | swaps[mine] | writes[mine]
+                begins = writes[mine] & _is_kernels(rows) & (parity[mine] == USER)
+                parity[mine] = self._with_written(cpu, parity[mine], begins, ends)
             # An entry from user code finds the user's base whatever the count says: the exit before it was wrong.
         from_user = (batch["kind"] == Kind.ENTRY) & is_user(batch)
         parity[from_user] = USER
@@ -55,6 +64,22 @@ class ParityCount:
         rest = int(odd[-1]) ^ (int(odd[last_sync - 1]) if last_sync else 0)
         self._after[cpu] = USER ^ rest if last_sync else (start if start == UNKNOWN else start ^ rest)
         return result
+
+    def _with_written(self, cpu: int, parity: Parity, begins: Bools, ends: Bools) -> Parity:
+        """`parity` where a handler of `cpu` writes the kernel's base at `begins`; it is gone at all other `ends`."""
+        latest = np.maximum.accumulate(np.where(begins | ends, np.arange(1, len(parity) + 1), 0))
+        ahead = np.concatenate((latest[:1] * 0, latest[:-1]))  # what counts for a row is strictly before it
+        carried = self._written.get(cpu, False)
+        written = np.where(ahead > 0, begins[ahead - 1], carried)
+        self._written[cpu] = bool(begins[latest[-1] - 1]) if latest[-1] else carried
+        return np.where(written & (parity == USER), np.int8(KERNEL), parity)
+
+
+def _is_kernels(rows: Columns) -> Bools:
+    """Of writes of the GS base: whether the value is the kernel's, as the probe has it."""
+    value = rows["value"]
+    found: Bools = (value == rows["kernel_gs_base"]) | (value >> np.uint64(63) == 1)
+    return found
 
 
 def sync_points(batch: Columns) -> Bools:

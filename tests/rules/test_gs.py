@@ -28,8 +28,8 @@ def access(**fields: object) -> Batch:
     return _event(Kind.GS_ACCESS, addr=8, **fields)
 
 
-def write_base() -> Batch:
-    return _event(Kind.BASE, how=How.WRBASE, addr=MSR_GS_BASE, value=KERNEL_BASE)
+def write_base(value: int = KERNEL_BASE) -> Batch:
+    return _event(Kind.BASE, how=How.WRBASE, addr=MSR_GS_BASE, value=value)
 
 
 def normal(n: int = 1, how: int = How.INTERRUPT) -> list[Batch]:
@@ -160,6 +160,19 @@ def test_nmi_in_window() -> None:
     assert codes(entry(ctx), nmi, back, swap(), swap(), exit_(ctx)) == ["CW501"]
 
 
+def test_fault_in_an_nmi_that_has_written_the_base() -> None:
+    """Its handler counts on CS, and rightly: the kernel's base is active though none has swapped. Then it is not."""
+    ctx, window = context(), KERNEL | {"gs_base": 0x7000}
+    inside = KERNEL | {"rip": KERNEL_RIP + 0x560, "gs_base": KERNEL_BASE, "kernel_gs_base": KERNEL_BASE}
+    nmi = entry(window, How.NMI, flags=Flag.IST, frame=0xFFFFFFFF80350000)
+    again = entry(inside, How.EXCEPTION, vector=3), exit_(inside)
+    back = write_base(0x7000), exit_(window, frame=0xFFFFFFFF80350000)
+    left = swap(), swap(), exit_(ctx)
+    assert codes(entry(ctx), nmi, write_base(), *again, *again, *back, *left) == []
+    assert codes(entry(ctx), nmi, write_base(), *again, *back, nmi, access(), back[-1]) == ["CW501"]
+    assert codes(entry(ctx), nmi, write_base(), *back, *again, *left) == ["CW501"]
+
+
 def test_faulting_iret() -> None:
     ctx = context()
     fault = KERNEL | {"rip": KERNEL_RIP + 0x900, "gs_base": 0x7000}
@@ -218,6 +231,16 @@ def test_nested_nmi() -> None:
     inside = entry(context()), swap()
     assert codes(*inside, nmi, exit_(KERNEL), nmi, exit_(KERNEL)) == []
     assert codes(*inside, nmi, again) == ["CW502"]
+
+
+def test_nested_nmi_whose_frame_comes_over_one_that_was_copied() -> None:
+    frame, inner = 0xFFFFFFFF80400000, context(7, user=False)
+    nmi, again = (entry(ctx, How.NMI, flags=Flag.IST, frame=frame) for ctx in (KERNEL, inner))
+    copied, in_place = exit_(KERNEL, frame=frame - 0x38), exit_(KERNEL, frame=frame)
+    inside = entry(context()), swap()
+    assert codes(*inside, nmi, copied, nmi, again, exit_(inner, frame=frame), copied, nmi, again) == []
+    assert codes(*inside, nmi, in_place, nmi, again) == ["CW502"]
+    assert codes(*inside, nmi, exit_(inner, frame=frame - 0x38), nmi, again) == ["CW502"]
 
 
 def test_ist_reused() -> None:
