@@ -23,8 +23,10 @@ class ParityFunction(gdb.Function):  # type: ignore[misc]  # GDB's classes have 
         super().__init__("ctx_parity")
         self._extension = extension
 
-    def invoke(self) -> str:
+    def invoke(self, *more: Any) -> str:
         """Called by GDB's expressions."""
+        if more:
+            raise gdb.GdbError("$ctx_parity takes nothing: $ctx_parity()")
         watch = self._extension.watch
         return parity_name(watch.gs.parity(Target.cpu()) if watch else None)
 
@@ -43,8 +45,12 @@ class WindowFunction(gdb.Function):  # type: ignore[misc]  # GDB's classes have 
         """Called by GDB's expressions."""
         if pc is None or more:
             raise gdb.GdbError("$ctx_window takes one address, as in $ctx_window($pc)")
+        try:
+            address = int(pc) & ((1 << 64) - 1)
+        except (gdb.error, ValueError) as error:
+            raise gdb.GdbError(f"$ctx_window: {pc} is no address") from error
         windows = self._extension.windows
-        window = find(windows.known() or windows.all(), int(pc) & ((1 << 64) - 1))
+        window = find(windows.known() or windows.all(), address)
         return window.reason.value if window else "none"
 
 

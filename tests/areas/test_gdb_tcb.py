@@ -27,6 +27,8 @@ def test_areas_are_listed_shown_and_watched(boot: Boot) -> None:
         "ctx tcb watch rflags",
         "ctx tcb watch zflags",
         "ctx tcb add 1",
+        "ctx tcb show -1",
+        "ctx tcb watch rflags 0x10000000000000000",
         "ctx tcb frobnicate",
         "continue",
         "ctx tcb show",
@@ -38,6 +40,8 @@ def test_areas_are_listed_shown_and_watched(boot: Boot) -> None:
     assert "Watching slot rflags" in text
     assert "no slot 'zflags'; slots are rax" in text
     assert "no save area at 1:" in text
+    assert "'-1' is no address; ctx tcb list shows the areas" in text
+    assert "'0x10000000000000000' is no address" in text
     assert "what is 'frobnicate'?" in text
     assert "1 slot no longer watched." in text
     assert "Traceback" not in text

@@ -100,6 +100,9 @@ def test_a_guest_without_windows_is_told_as_that() -> None:
         ("ctx watch --rules CW999", "no guest"),
         ("ctx findings", "nothing was watched yet; use ctx watch first"),
         ("ctx explain CW999", "there is no finding code 'CW999'"),
+        ("print $ctx_parity(1)", "$ctx_parity takes nothing"),
+        ("print $ctx_window(1, 2)", "$ctx_window takes one address"),
+        ('print $ctx_window("x")', '$ctx_window: "x" is no address'),
         ("ctx profile no-such", "no profile 'no-such'"),
     ],
 )

@@ -89,9 +89,12 @@ def _start(areas: Areas, profile: Profile, target: Target, text: str | None) -> 
     """The area meant by `text`: an address; without one the current area."""
     if text is not None:
         try:
-            return int(text, 0)
+            start = int(text, 0)
         except ValueError:
-            raise UsageError(f"{text!r} is no address", todo="ctx tcb list shows the areas") from None
+            start = -1
+        if not 0 <= start < 1 << 64:
+            raise UsageError(f"{text!r} is no address", todo="ctx tcb list shows the areas")
+        return start
     found, notes = areas.known(profile, target)
     if not found:
         raise CtxwatchError("no save area is known here", notes[0] if notes else "", "ctx tcb add EXPRESSION adds one")
