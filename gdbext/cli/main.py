@@ -87,9 +87,11 @@ def _run(words: list[str]) -> int:
         near = difflib.get_close_matches(name, commands, n=1)
         todo = f"did you mean {near[0]}?" if near else "see `ctxwatch --help`"
         raise UsageError(f"there is no command {name!r}", todo=todo)
+    if words[0] == "--":  # which argparse refuses or passes over, depending on its version
+        raise UsageError("no command stands in front of '--'", todo="see `ctxwatch --help`")
     qemu: list[str] = []
-    if name is not None and commands[name].qemu and "--" in words[words.index(name) :]:
-        split = words.index("--", words.index(name))
+    if name is not None and commands[name].qemu and "--" in words:
+        split = words.index("--")
         words, qemu = words[:split], words[split + 1 :]
     try:
         args, unknown = parser.parse_known_args(words)

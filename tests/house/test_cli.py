@@ -69,7 +69,7 @@ def test_every_command_has_help_with_an_example(command: declarations.Command) -
         (["guests", "--jsn"], "unknown argument '--jsn'; see `ctxwatch guests --help`"),
         (["guests", "--js"], "unknown argument '--js'"),
         (["--versoin"], "unknown argument '--versoin'; see `ctxwatch --help`"),
-        (["--", "run", "clean-nrk"], "invalid choice: '--'"),
+        (["--", "run", "clean-nrk"], "no command stands in front of '--'; see `ctxwatch --help`"),
         (["run", __file__], f"-- qemu-system-x86_64 -kernel {__file__}"),
         (["run", "qemu-system-x86_64", "-kernel", "k"], "see `ctxwatch run --help`; a QEMU command line goes after --"),
         (["qemu-args", "--name", "../x"], "--name ../x names no file"),
