@@ -40,7 +40,7 @@ class Stranger:
     cc: str
     cflags: tuple[str, ...]
     only: Mapping[str, Sequence[str]]
-    """Flags for one source alone."""
+    """Flags for one source alone, or for one source of one compiler ("gcc kernel.c")."""
     sources: tuple[str, ...]
     script: str
     elf32: bool
@@ -75,7 +75,7 @@ def find(name: str) -> Stranger:
         title=data["title"],
         qemu=tuple(data["qemu"]),
         over=data["over"],
-        cc=data["cc"],
+        cc=_compiler(data["cc"]),
         cflags=tuple(data["cflags"]),
         only=data.get("only", {}),
         sources=tuple(data["sources"]),
@@ -83,6 +83,12 @@ def find(name: str) -> Stranger:
         elf32=data.get("elf32", False),
         bugs=bugs,
     )
+
+
+def _compiler(choice: str | list[str]) -> str:
+    """The compiler, or of several the first that is on this machine."""
+    names = [choice] if isinstance(choice, str) else choice
+    return next((name for name in names if shutil.which(name)), names[-1])
 
 
 def build(stranger: Stranger, out: Path, bug: str | None = None) -> Path:
@@ -93,6 +99,7 @@ def build(stranger: Stranger, out: Path, bug: str | None = None) -> Path:
     for source in stranger.sources:
         made = out / (Path(source).stem + ".o")
         flags = [*COMPILE, *stranger.cflags, *stranger.only.get(source, ()), *define]
+        flags += stranger.only.get(f"{stranger.cc} {source}", ())
         _run([stranger.cc, *flags, "-o", str(made), str(here / source)])
         objects.append(str(made))
     machine = [flag for flag in stranger.cflags if flag in ("-m32", "-m64")]
