@@ -70,6 +70,11 @@ class How:
         16: "iret", 17: "sysret", 18: "sysexit", 19: "task switch", 32: "wrmsr", 33: "wrbase",
     }  # fmt: skip
 
+    @classmethod
+    def name(cls, how: int) -> str:
+        """What `how` is called; that of a crafted recording need not be one of ours."""
+        return cls.NAMES.get(how, cls.NAMES[cls.UNKNOWN])
+
 
 class Flag:
     """Bits of column ``flags``."""

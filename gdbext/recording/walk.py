@@ -218,7 +218,7 @@ class Walk:
         if kind == Kind.ENTRY:
             what += f" by {vectors.name(int(row['vector'][0]))}"
         elif how:
-            what += f" by {How.NAMES.get(how, '?')}"
+            what += f" by {How.name(how)}"
         identical = ", identical" if kind == Kind.EXIT and row["flags"][0] & Flag.IDENTICAL else ""
         return f"event {self.event}, CPU {int(row['cpu'][0])}: {what} at {self.named(int(row['pc'][0]))}{identical}"
 

@@ -339,7 +339,7 @@ def _bases(row: Batch) -> tuple[Difference, ...]:
 
 def _wrong_at_exit(row: Batch, to: str) -> Draft:
     active = "kernel" if to == "user" else "user"
-    name = How.NAMES[int(row["how"][0])]
+    name = How.name(int(row["how"][0]))
     cause = f"{name} returns to {to} code with the {active}'s GS base active (by count of the swapgs since CPL 3)"
     return Draft(
         "CW201", cause, "how this exit path decides to swap: from the saved CS, at the right offset?", _bases(row)

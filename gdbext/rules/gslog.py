@@ -215,7 +215,7 @@ def _transition(row: np.void, before: int) -> Transition:
         what, after = f"entry from CPL 3 by {vectors.name(int(row['vector']))}", USER
         before = USER
     else:
-        what, after = f"exit to CPL 3 by {How.NAMES.get(int(row['how']), '?')}", USER
+        what, after = f"exit to CPL 3 by {How.name(int(row['how']))}", USER
     return Transition(int(row["seq"]), cpu, int(row["pc"]), what, before, after)
 
 

@@ -233,7 +233,7 @@ def _exchanged(first: Batch, base: int) -> bool:
 def _unswapped(first: Batch, base: int, why: str) -> Draft:
     active = int(first["gs_base"][0])
     cause = (
-        f"{How.NAMES[int(first['how'][0])]} returned to user code with the kernel's GS base {active:#x} active: this "
+        f"{How.name(int(first['how'][0]))} returned to user code with the kernel's GS base {active:#x} active: this "
         f"CPU's first return to user mode did not swap, and the next swapgs made {base:#x}, {why}, the kernel's"
     )
     look = "the way on which a new context goes to user mode for the first time: it needs the exit's swapgs, too"

@@ -88,4 +88,4 @@ def judge_exit(row: Batch, entry: Batch | None, policy: Policy, width: int) -> l
 
 
 def _name(row: Batch) -> str:
-    return How.NAMES[int(row["how"][0])]
+    return How.name(int(row["how"][0]))

@@ -170,7 +170,7 @@ def _draft(blamed: Batch, pair: tuple[int, int], why: str, faulted: str = "") ->
             f"sysret checks neither{'' if faulted else ', the next iret to this context faults'}"
         )
     else:
-        name = How.NAMES[int(blamed["how"][0])]
+        name = How.name(int(blamed["how"][0]))
         cause = f"user code runs with CS {cs:#x} and SS {ss:#x} since {name}: {why}; the next iret to it faults"
     look = f"the value written to STAR (MSR {MSR_STAR:#x}) and the order and RPL of the user descriptors in the GDT"
     return Draft("CW604", cause, look, (Difference(field, wrong | 3, wrong),), blame=blamed)

@@ -325,7 +325,7 @@ def parser() -> argparse.ArgumentParser:
         "scripts/soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("guest", nargs="+", metavar="GUEST|all", help="Linux guests; `ctxwatch guests` lists them")
-    made.add_argument("--minutes", type=float, default=10.0, help="in all, divided among the machines (default 10)")
+    made.add_argument("--minutes", type=_minutes, default=10.0, help="in all, divided among the machines (default 10)")
     made.add_argument("--cpu", action="append", help="only this CPU model (may be repeated)")
     made.add_argument("--smp", action="append", type=int, help="only this number of CPUs (may be repeated)")
     made.add_argument("--pti", action="append", type=_switch, metavar="on|off", help="only with, or without, pti=on")
@@ -338,6 +338,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--record", type=Path, metavar="DIR", help="keep there the recordings of what did not go well")
     made.add_argument("--json", metavar="FILE|-", help="write the result as JSON; - prints it, and nothing else")
     return made
+
+
+def _minutes(word: str) -> float:
+    minutes = float(word)
+    if not 0 < minutes < 1e6:
+        raise argparse.ArgumentTypeError(f"{word!r} minutes end nothing")
+    return minutes
 
 
 def _switch(word: str) -> bool:
