@@ -1,7 +1,8 @@
 """What watching costs, measured in one run: a Linux boot with its workload, unwatched and watched in every way.
 
-The ways of booting take turns, so that what else the machine does falls on all alike; of each the fastest boot counts.
-The kernel's own boot differs by its random layout, which several turns even out.
+The ways of booting take turns, so that what else the machine does falls on all alike; of each the fastest boot counts,
+and of judging and replaying, which are timed in parts, the fastest part. The kernel's own boot differs by its random
+layout, which several turns even out.
 """
 
 from __future__ import annotations
@@ -120,14 +121,19 @@ def engine_measures(recording: Path, events: int, scratch: Path) -> list[Measure
     mega = pace.growth / 1e6
     again = engine.replayed(recording, min(events, REPLAYED), scratch)
     return [
-        Measure("engine, all rules, events a second", pace.rate, f"{pace.rate / 1e6:.2f} M", "2 M", pace.rate >= GOAL),
+        _speed("engine, all rules, events a second", pace.rates, GOAL),
         Measure(f"memory grown over {pace.events:,} events", mega, f"{mega:.1f} MB", "16 MB", mega <= 16),
-        Measure(
-            "replay, events a second of one core", again.rate, f"{again.rate / 1e6:.2f} M", "2 M", again.rate >= 2e6
-        ),
-        Measure("replay, events a second of time", again.wall, f"{again.wall / 1e6:.2f} M", "", None),
+        _speed("replay, events a second of one core", again.rates, GOAL),
+        _speed("replay, events a second of time", again.walls, None),
         Measure("recording, bytes an event", again.bytes, f"{again.bytes:.1f}", "", None),
     ]
+
+
+def _speed(what: str, rates: Sequence[float], goal: float | None) -> Measure:
+    """The fastest of the parts counts, as of the boots; the slowest is shown, too."""
+    best, worst = max(rates), min(rates)
+    shown = f"{best / 1e6:.2f} M (slowest part {worst / 1e6:.2f})"
+    return Measure(what, best, shown, f"{goal / 1e6:.0f} M" if goal else "", best >= goal if goal else None)
 
 
 def boots_table(chosen: Sequence[Way]) -> Table:

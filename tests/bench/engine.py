@@ -1,4 +1,7 @@
-"""How fast the rules judge, live and from a file, and whether they forget: a recorded boot, over and over."""
+"""How fast the rules judge, live and from a file, and whether they forget: a recorded boot, over and over.
+
+The work is done in parts that are timed each, since the machine's speed may change meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -19,26 +22,31 @@ from gdbext.rules.engine import Engine
 
 WARM: Final = 0.1
 """Part of the events after which memory counts: caches and the ledger are then as large as they get."""
+PARTS: Final = 10
+"""How many parts of the events are timed each."""
+REPLAYS: Final = 3
+"""How often a recording is replayed in each way."""
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """events: judged in all.  rate: events a second of one core.  growth: bytes memory grew by after the first WARM."""
+    """events: judged in all.  rates: events a second of one core, of each part.  growth: bytes memory grew by after the
+    first WARM."""
 
     events: int
-    rate: float
+    rates: list[float]
     growth: int
 
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """bytes: of the recording, an event.  rate: events a second on one core.  wall: a second of time, with another core
-    free to decode."""
+    """bytes: of the recording, an event.  rates: events a second on one core, of each replay.  walls: a second of time,
+    with another core free to decode."""
 
     bytes: float
-    rate: float
-    wall: float
+    rates: list[float]
+    walls: list[float]
 
 
 def pace(recording: Path, events: int) -> Pace:
@@ -49,26 +57,34 @@ def pace(recording: Path, events: int) -> Pace:
         engine = Engine(opened.header.policy, guest=opened.guest)
     finally:
         opened.close()
-    done, judging, warm = 0, 0.0, 0
+    done, warm = 0, 0
+    part, judging, rates = 0, 0.0, []
     for batch in _again(batches, events):
         began = time.process_time()
         engine.feed(batch)
         judging += time.process_time() - began
-        done += len(batch)
+        done, part = done + len(batch), part + len(batch)
         if not warm and done >= events * WARM:
             warm = _resident()
-    return Pace(done, done / judging, _resident() - warm)
+        if part >= events / PARTS or done >= events:
+            rates.append(part / judging)
+            part, judging = 0, 0.0
+    return Pace(done, rates, _resident() - warm)
 
 
 def replayed(recording: Path, events: int, scratch: Path) -> Replayed:
-    """Write a recording of `events`, which are those of `recording` again and again, and replay it."""
+    """Write a recording of `events`, those of `recording` again and again, and replay it, both ways in turn."""
     path = scratch / "long.arrow"
     _write(recording, events, path)
-    done, processor, _ = _replay(path, threaded=False)
-    _, _, wall = _replay(path, threaded=True)
+    rates, walls = [], []
+    for _ in range(REPLAYS):
+        done, processor, _ = _replay(path, threaded=False)
+        _, _, wall = _replay(path, threaded=True)
+        rates.append(done / processor)
+        walls.append(done / wall)
     size = path.stat().st_size
     path.unlink()
-    return Replayed(size / done, done / processor, done / wall)
+    return Replayed(size / done, rates, walls)
 
 
 def _replay(path: Path, *, threaded: bool) -> tuple[int, float, float]:
