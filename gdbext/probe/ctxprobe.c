@@ -73,6 +73,23 @@ static void register_callbacks(void)
     }
 }
 
+/* Records for `count` vCPUs with general registers of `word` bytes. False: there is no memory for them. */
+static bool make_vcpus(unsigned count, unsigned word)
+{
+    vcpus = calloc(count, sizeof(*vcpus));
+    for (unsigned i = 0; i < count; i++) {
+        vcpu *v = vcpus ? calloc(1, sizeof(*v)) : NULL;
+        if (!v) {
+            return false;
+        }
+        v->index = i;
+        v->word = word;
+        vcpus[i] = v;
+    }
+    vcpu_most = count;
+    return true;
+}
+
 /* All translations are gone, and with them our callbacks: begin anew. */
 static CB_PLAIN(after_reset)
 {
@@ -159,9 +176,14 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int
         fprintf(stderr, "ctxprobe: %s is not an x86 system\n", info->target_name);
         return -1;
     }
-    vcpu_most = (unsigned)info->system.max_vcpus;
+    unsigned cpus = (unsigned)info->system.max_vcpus;
     uint32_t flags = (o.simd ? RING_OPTION_SIMD : 0) | (o.watch ? RING_OPTION_WATCH : 0) | (o.self ? RING_OPTION_SELF : 0);
-    if (!ring_open(&shared, o.ring, vcpu_most, (unsigned)o.rows, flags, API)) {
+    if (!ring_open(&shared, o.ring, cpus, (unsigned)o.rows, flags, API)) {
+        return -1;
+    }
+    last_stores = o.stores ? calloc(STORE_PLACES, sizeof(*last_stores)) : NULL;
+    if (!make_vcpus(cpus, x86_64 ? 8 : 4) || (o.stores && !last_stores)) {
+        ring_refuse(&shared, "no memory for %u vCPUs", cpus);
         return -1;
     }
     shared.header->halt |= o.halt;
@@ -170,19 +192,11 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int
     watch_allowed = o.watch;
     stores_seen = o.stores || (o.watch && ring_wants_stores(&shared));
     frame_was_changed = o.stores;
-    last_stores = o.stores ? calloc(STORE_PLACES, sizeof(*last_stores)) : NULL;
     self_wanted = o.self;
-    vcpus = calloc(vcpu_most, sizeof(*vcpus));
-    for (unsigned i = 0; vcpus && i < vcpu_most; i++) {
-        if ((vcpus[i] = calloc(1, sizeof(**vcpus)))) {
-            vcpus[i]->index = i;
-            vcpus[i]->word = x86_64 ? 8 : 4;
-        }
-    }
     ledger_init();
     plugin_id = id;
     told_of_entries = qemu_plugin_register_vcpu_discon_cb != NULL;
     scores = qemu_plugin_scoreboard_new(sizeof(score));
     register_callbacks();
-    return vcpus ? 0 : -1;
+    return 0;
 }

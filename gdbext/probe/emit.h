@@ -24,6 +24,18 @@ enum { MSR_STAR = 0xc0000081, MSR_LSTAR, MSR_CSTAR, MSR_FMASK, MSR_FS_BASE = 0xc
 
 enum { STACK_WORDS = sizeof(((ctx_row *)0)->stack) / sizeof(uint64_t) };
 
+/* The host has no memory to keep track of `what`, and what it does goes untold. That is said once, and counted as
+ * one event lost: a run of which nobody knows what it did not show is no clean one. */
+static void go_untold(const char *what)
+{
+    static atomic_flag said = ATOMIC_FLAG_INIT;
+
+    if (!atomic_flag_test_and_set(&said)) {
+        fprintf(stderr, "ctxprobe: no memory for %s: from here on not every event is seen\n", what);
+        atomic_fetch_add(SHARED(shared.control[0].overwritten, uint64_t), 1);
+    }
+}
+
 static inline ctx_simd *simd_of(ctx_row *row)
 {
     return simd_wanted ? (ctx_simd *)(row + 1) : NULL;

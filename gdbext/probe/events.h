@@ -174,7 +174,7 @@ static void on_table_operand(unsigned index, qemu_plugin_meminfo_t info, uint64_
         return;
     }
     pthread_mutex_lock(&idt_lock);
-    v->idt = idt_load(v->idt, base, v->table_limit);
+    load_idt(v, base, v->table_limit);
     if (v->idt) {
         idt_note_segments(v->idt, v->gdt, v->gdt_limit);
     }
@@ -207,7 +207,7 @@ static void on_rsm(unsigned index, void *userdata)
     v->flat_ss = v->flat_cs = v->flat_user = 0;
     pthread_mutex_lock(&idt_lock);
     if (v->outside.idt_limit) {
-        v->idt = idt_load(v->idt, v->outside.idt, v->outside.idt_limit);
+        load_idt(v, v->outside.idt, v->outside.idt_limit);
         if (v->idt && v->idt->read) {
             v->idt->bits = v->outside.idt_bits; /* it serves what it served before */
         }

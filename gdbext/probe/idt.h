@@ -206,7 +206,8 @@ static void idt_note_segments(idt_table *t, uint64_t gdt, uint32_t limit)
     }
 }
 
-/* Note that a vCPU loads the table at `base` in place of `old`. NULL when there is no memory for its record. */
+/* Note that a vCPU loads the table at `base` in place of `old`. NULL where there is no memory for its record, or too many are
+ * loaded. */
 static idt_table *idt_load(idt_table *old, uint64_t base, uint32_t limit)
 {
     idt_table **place = NULL;

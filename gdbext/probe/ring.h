@@ -131,7 +131,7 @@ static inline void ring_publish(const ring *r, unsigned cpu)
 {
     ring_control *c = ring_cpu(r, cpu);
     if (c->head - atomic_load_explicit(SHARED(c->tail, uint64_t), memory_order_relaxed) > r->mask) {
-        c->overwritten++; /* nobody took what lay there */
+        atomic_fetch_add_explicit(SHARED(c->overwritten, uint64_t), 1, memory_order_relaxed); /* nobody took what lay there */
     }
     atomic_store_explicit(SHARED(c->head, uint64_t), c->head + 1, memory_order_release);
 }
@@ -179,7 +179,7 @@ __attribute__((format(printf, 2, 3))) static bool ring_refuse(ring *r, const cha
     vsnprintf(text, sizeof(text), format, arguments);
     va_end(arguments);
     fprintf(stderr, "ctxprobe: %s\n", text);
-    if (r->header && r->header->state == RING_STATE_EMPTY) {
+    if (r->header && (r->rows || r->header->state == RING_STATE_EMPTY)) { /* else it is another probe's */
         memcpy(r->header->error, text, sizeof(text));
         atomic_store_explicit(SHARED(r->header->state, uint32_t), RING_STATE_FAILED, memory_order_release);
     }

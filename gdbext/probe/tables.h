@@ -6,6 +6,15 @@
 
 #include "emit.h"
 
+/* The vCPU has loaded the interrupt table at `base`. Under idt_lock. */
+static void load_idt(vcpu *v, uint64_t base, uint32_t limit)
+{
+    v->idt = idt_load(v->idt, base, limit);
+    if (!v->idt) {
+        go_untold("an interrupt table");
+    }
+}
+
 /* Take what the reader has told since the last time. */
 static inline void take_tables(vcpu *v)
 {
@@ -24,7 +33,7 @@ static inline void take_tables(vcpu *v)
     v->flat_ss = v->flat_cs = v->flat_user = 0;
     pthread_mutex_lock(&idt_lock);
     if (!v->idt || v->idt->base != c->idt || v->idt->limit != c->idt_limit) {
-        v->idt = idt_load(v->idt, c->idt, c->idt_limit);
+        load_idt(v, c->idt, c->idt_limit);
     }
     if (v->idt) {
         idt_note_segments(v->idt, v->gdt, v->gdt_limit);

@@ -31,6 +31,9 @@ static site *site_of(uint64_t pc, const uint8_t *bytes, unsigned bits, const ins
         *bucket = s;
     }
     pthread_mutex_unlock(&site_lock);
+    if (!s) {
+        go_untold("an instruction");
+    }
     return s;
 }
 
@@ -85,7 +88,10 @@ static void instrument_stack(block *b, struct qemu_plugin_insn *at, site *s)
         struct qemu_plugin_insn *first = qemu_plugin_tb_get_insn(b->tb, 0);
         uint8_t bytes[16] = {0};
         insn i = decode(bytes, qemu_plugin_insn_data(first, bytes, sizeof(bytes)), b->bits);
-        call_at(first, on_leaving, site_of(b->start, bytes, b->bits, &i));
+        site *begins = site_of(b->start, bytes, b->bits, &i);
+        if (begins) {
+            call_at(first, on_leaving, begins);
+        }
         b->stores_rsp = true;
     }
 }
@@ -276,6 +282,9 @@ static vcpu *translator(void)
 
     if (!own && (own = calloc(1, sizeof(*own)))) {
         vcpu_find_registers(own, vcpus[0]->word);
+    }
+    if (!own) {
+        go_untold("a thread that translates");
     }
     return own;
 }

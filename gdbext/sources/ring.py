@@ -79,7 +79,8 @@ COUNTERS: Final = (
     "entries", "exits", "syscalls", "swapgs", "identical", "unmatched", "self", "stray", "flushes", "overwritten",
 )  # fmt: skip
 """Per-vCPU counts. self: serialising irets that resume the next instruction. stray: executions of a handler's first
-instruction that were no entry. overwritten: rows that no reader took."""
+instruction that were no entry. overwritten: rows that no reader took; one more where the probe had no memory to keep
+track of something."""
 
 
 def _u32(name: str, doc: str, length: int = 1) -> Field:
