@@ -14,6 +14,7 @@ from gdbext.events.row import Batch, Flag, Kind
 from gdbext.ledger.compare import is_call, is_user
 from gdbext.rules import codes as code_table
 from gdbext.rules import death, no_context
+from gdbext.rules.again import CallAgainJudge
 from gdbext.rules.areas import AreaJudge
 from gdbext.rules.bycode import CodeJudge
 from gdbext.rules.common_memory import CommonMemory
@@ -97,6 +98,7 @@ class Engine:
         self._common = CommonMemory()
         self._resume = ResumeJudge(self.policy, self.history, self._width)
         self._gs = GsJudge()
+        self._landing = LandingJudge()
         self._areas = AreaJudge(self.policy)
         self._frames = FrameStores()
         self._writers = Writers(self.guest, self.history)
@@ -107,6 +109,7 @@ class Engine:
             KernelBaseJudge(self._gs, self._width, self.history),
             UnswappedBaseJudge(),
             self._resume,
+            CallAgainJudge(self.history),
             SelectorJudge(),
             NoContextJudge(),
             KernelOnlyJudge(),
@@ -115,7 +118,7 @@ class Engine:
             SharedStackJudge(),
             TaskJudge(),
             NestingJudge(self.policy),
-            LandingJudge(),
+            self._landing,
             SharedLandingJudge(self._common),
             TakenStackJudge(self._common),
             SuspendedStackJudge(),
@@ -160,6 +163,7 @@ class Engine:
         self._common.feed(columns)
         self._scenes.feed(columns)
         judged = [item for judge in self._judges for item in judge.feed(columns)]
+        judged += self._landing.explain(judged)
         judged += death.judge(columns, self.history)
         self.counts.identical = self._before[0] + self._resume.identical
         self.counts.unmatched = self._before[1] + self._resume.unmatched

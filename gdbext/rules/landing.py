@@ -2,21 +2,25 @@
 
 No data structure is known. A kernel with a stack per thread shows itself: each thread's entries push their frame at
 one address that no other thread uses. A thread known that way that lands on another's address, while that one lives
-(it enters again later, or runs in user code on another CPU at that time), ran with the wrong RSP0. A stack that several
-threads share (one per CPU) is never judged, nor one whose owner may have died, nor what lands on the only stack of its
-CPU: a thread that came from another CPU lands there if the stacks are the CPUs'.
+(it enters again later, or runs in user code on another CPU at that time), ran with the wrong RSP0. So did one where
+either of the two comes back wrong: the loss then follows from where it landed. A stack that several threads share (one
+per CPU) is never judged, nor one whose owner may have died, nor what lands on the only stack of its CPU: a thread that
+came from another CPU lands there if the stacks are the CPUs'. Within one address space only a loss tells, for there it
+may be the thread itself, under another FS base.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from gdbext.events.columns import Array, Columns, Indices, by_cpu, grouped
-from gdbext.events.row import Flag, Kind
+from gdbext.events.row import Batch, Flag, Kind
 from gdbext.ledger.compare import Bools, is_user, mixed, space
+from gdbext.rules.codes import ERROR
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 
@@ -25,6 +29,9 @@ STEADY: Final = 5
 CAPACITY: Final = 4096
 _LOOK: Final = "who writes RSP0 of the TSS (ESP0): on every switch, before the first return to user mode"
 _LOOK_CPUS: Final = f"{_LOOK}; every CPU needs a TSS of its own, and no two the same stack"
+
+_FOLLOW: Final = frozenset(("CW101", "CW102", "CW103", "CW104", "CW107", "CW204", "CW302", "CW404"))
+"""What is found of a thread whose frame is not where it was pushed, or was overwritten."""
 
 Thread = tuple[int, int]
 """Address space and FS base."""
@@ -38,13 +45,24 @@ class _Own:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Suspected:
+    """A thread that landed on another one's stack, at `frame`, first at `event`, and what is said if that one lives."""
+
+    thread: Thread
+    frame: int
+    event: int
+    found: Judged
+
+
 class LandingJudge:
     """Learns where each thread's frames land and judges the ones that land on another's."""
 
     def __init__(self) -> None:
         self._own: dict[Thread, _Own] = {}
         self._owner: dict[int, Thread | None] = {}
-        self._suspected: dict[Thread, Judged] = {}
+        self._suspected: dict[Thread, list[_Suspected]] = {}
+        """By owner of the stack."""
         self._stacks: dict[int, set[int]] = {}
         """By CPU: where frames have landed."""
         self._runs: dict[int, Thread | None] = {}
@@ -64,8 +82,7 @@ class LandingJudge:
         for at in self._unsettled(spaces, bases, frames, cpus):
             thread, frame, cpu = (int(spaces[at]), int(bases[at])), int(frames[at]), int(cpus[at])
             self._note_stack(cpu, frame)
-            if thread in self._suspected:
-                judged.append(self._suspected.pop(thread))
+            judged += self._owner_lives(thread)
             own = self._own.get(thread)
             if own is not None and own.frame == frame:
                 own.count += 1
@@ -75,11 +92,48 @@ class LandingJudge:
                 self._settle(thread, frame)
             else:
                 found = (_wrong_stack(thread, owner, own.frame, frame, len(self._stacks)), rows.row(at).copy(), None)
-                if owner in self._running(batch.take(np.arange(landings[at])), cpu):
+                if owner[0] != thread[0] and owner in self._running(batch.take(np.arange(landings[at])), cpu):
                     judged.append(found)
                 else:
-                    self._suspected.setdefault(owner, found)
+                    self._suspect(owner, _Suspected(thread, frame, int(rows["seq"][at]), found))
         return judged
+
+    def _owner_lives(self, owner: Thread) -> list[Judged]:
+        """The verdicts on those who landed on the stack of `owner`; in one address space both may be one thread."""
+        known = self._suspected.pop(owner, [])
+        doubtful = [one for one in known if one.thread[0] == owner[0]]
+        if doubtful:
+            self._suspected[owner] = doubtful
+        return [one.found for one in known if one not in doubtful]
+
+    def _suspect(self, owner: Thread, new: _Suspected) -> None:
+        known = self._suspected.setdefault(owner, [])
+        if all((old.thread, old.frame) != (new.thread, new.frame) for old in known):
+            known.append(new)
+        if len(self._suspected) > CAPACITY:
+            del self._suspected[next(iter(self._suspected))]
+
+    def explain(self, judged: Iterable[Judged]) -> list[Judged]:
+        """What is said of the landings that explain why a context of `judged` came back wrong: its own, or another's
+        on its frame meanwhile."""
+        explained: list[Judged] = []
+        for draft, row, entry in judged if self._suspected else ():
+            if draft.severity == ERROR and draft.code in _FOLLOW and entry is not None and row["kind"][0] == Kind.EXIT:
+                explained += self._explain(row, entry)
+        return explained
+
+    def _explain(self, row: Batch, entry: Batch) -> list[Judged]:
+        thread, frame = (int(space(entry)[0]), int(entry["fs_base"][0])), int(entry["frame"][0])
+        began, ended = int(entry["seq"][0]), int(row["seq"][0])
+        explained: list[Judged] = []
+        for owner, known in list(self._suspected.items()):
+            its = [one for one in known if one.frame == frame and one.event < ended]
+            its = [one for one in its if thread == (one.thread if one.event <= began else owner)]
+            explained += [one.found for one in its]
+            self._suspected[owner] = [one for one in known if one not in its]
+            if not self._suspected[owner]:
+                del self._suspected[owner]
+        return explained
 
     def _running(self, before: Columns, cpu: int) -> list[Thread | None]:
         """The threads whose user code runs on other CPUs than `cpu` behind the events `before` of this batch."""
@@ -113,8 +167,8 @@ class LandingJudge:
     def _landlord(self, thread: Thread, own: _Own | None, frame: int) -> Thread | None:
         """The other thread whose stack this is, if both have a stack of their own; else None."""
         owner = self._owner.get(frame)
-        if own is None or own.count < STEADY or owner is None or owner[0] == thread[0]:
-            return None  # (one address space: it may be the thread itself, under another FS base)
+        if own is None or own.count < STEADY or owner is None or owner == thread:
+            return None
         theirs = self._own.get(owner)
         if self._owner.get(own.frame) != thread or theirs is None or theirs.frame != frame or theirs.count < STEADY:
             return None

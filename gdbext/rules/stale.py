@@ -27,11 +27,11 @@ STACK_REACH: Final = 4096
 def resumed_again(row: Batch, live: Live, history: History) -> tuple[Draft, Batch] | None:
     """Judge an exit (a batch of one) that matches no pending context: the draft and the newer context, or None.
 
-    System calls are left out: fork's child and parent resume one context. The thread must have been interrupted
-    again since: there is a pending context of the same address space and FS base that is newer. A pending system
-    call does not count: it may be the last one of a process whose page tables are in use again. Registers that hold
-    nothing tell nothing, for threads begin alike; but not where the newer context's handler is still at work on
-    another CPU, on a thread that runs on the same stack.
+    System calls are left out: fork's child and parent resume one context (but see :mod:`gdbext.rules.again`). The
+    thread must have been interrupted again since: there is a pending context of the same address space and FS base
+    that is newer. A pending system call does not count: it may be the last one of a process whose page tables are in
+    use again. Registers that hold nothing tell nothing, for threads begin alike; but not where the newer context's
+    handler is still at work on another CPU, on a thread that runs on the same stack.
     """
     if not len(live.newest):
         return None
@@ -44,6 +44,11 @@ def resumed_again(row: Batch, live: Live, history: History) -> tuple[Draft, Batc
     newer = mine[~is_call(mine) & (mine["seq"] > old["seq"][0])][-1:]
     if not len(newer) or (_telling(old, row) < STRONG_TELLING and not _at_work(newer, row, history)):
         return None
+    return lost_save(old, newer, row), newer
+
+
+def lost_save(old: Batch, newer: Batch, row: Batch) -> Draft:
+    """The exit `row` resumes the context `old` again, although its thread was interrupted in `newer` since."""
     changed = np.flatnonzero((gprs(newer) != gprs(row))[0])
     cause = (
         f"the context resumed here is the one of event {int(old['seq'][0])}, which was resumed before; the thread was "
@@ -51,7 +56,7 @@ def resumed_again(row: Batch, live: Live, history: History) -> tuple[Draft, Batc
     )
     look = "whether the thread becomes visible to other CPUs before its save is complete, and which copy is loaded"
     found = (Difference("rip", int(newer["rip"][0]), int(row["rip"][0])),)
-    return Draft("CW404", cause, look, found, match="thread"), newer
+    return Draft("CW404", cause, look, found, match="thread")
 
 
 def same_again(row: Batch, before: int, history: History) -> Batch | None:

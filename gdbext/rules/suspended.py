@@ -3,9 +3,11 @@
 A thread that has switched away left its frames on its kernel stack, from the stack pointer it switched with upwards. If
 user code is entered onto that stack meanwhile, it is another thread's, and the suspended one finds its frames
 overwritten. That its stack is this one is known, not guessed: a thread of user code had its hardware frames, at its
-entries or returns, at the address at which this one lands; a kernel thread was resumed, before it switched away, with
-its stack pointer so close below that no handler has room there. That it was alive is known once it goes on where it
-left; until then nothing is said, for a stack may be in use again after its thread has ended.
+entries or returns, at the address at which this one lands, since it was taken up or, if it made nothing but system
+calls since then, before one of the times that it was left from the same part of the stack; a kernel thread was resumed,
+before it switched away, with its stack pointer so close below that no handler has room there. That it was alive is
+known once it goes on where it left; until then nothing is said, for a stack may be in use again after its thread has
+ended.
 """
 
 from __future__ import annotations
@@ -60,6 +62,9 @@ class SuspendedStackJudge:
     def __init__(self) -> None:
         self._cpus: dict[int, _Running] = {}
         self._away: dict[int, _Suspended] = {}
+        self._reaches: dict[int, list[tuple[int, int]]] = {}
+        """By address of the frames on a stack: how far down threads were seen to leave it, and the event, the latest
+        last."""
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the entries, exits and switches of a batch in order of ``seq``."""
@@ -85,14 +90,42 @@ class SuspendedStackJudge:
 
     def _tops(self, rows: Columns) -> Array:
         """For each SWITCH_OUT up to where the thread's stack is known to reach, 0 where nothing is known."""
-        tops = np.zeros(len(rows), np.uint64)
+        tops, called = np.zeros(len(rows), np.uint64), np.zeros(len(rows), bool)
+        shown = called.copy()
         for cpu, (mine, its) in by_cpu(rows).items():
-            tops[mine] = self._tops_of(cpu, its)
-        tops[rows["kind"] != Kind.SWITCH_OUT] = 0
+            tops[mine], shown[mine], called[mine] = self._tops_of(cpu, its)
+        leaves = rows["kind"] == Kind.SWITCH_OUT
+        tops[~leaves] = 0
+        self._learn(rows, np.flatnonzero(leaves & shown), tops)
+        unknown = np.flatnonzero(leaves & called & (tops == 0))
+        tops[unknown] = self._known_tops(rows["rsp"][unknown], rows["seq"][unknown])
         return tops
 
-    def _tops_of(self, cpu: int, rows: Columns) -> Array:
-        """The same for one CPU, given for each row as if it were a SWITCH_OUT."""
+    def _learn(self, rows: Columns, leaves: Indices, tops: Array) -> None:
+        """Where threads leave their stacks whose `tops` their frames have shown."""
+        columns = (column[leaves].tolist() for column in (tops, rows["rsp"], rows["seq"]))
+        for top, stack, event in zip(*columns, strict=True):
+            reach = self._reaches.setdefault(top, [])
+            if not reach or stack < reach[-1][0]:
+                reach.append((stack, event))
+        for top in list(self._reaches)[: max(len(self._reaches) - CAPACITY, 0)]:
+            del self._reaches[top]
+
+    def _known_tops(self, stacks: Array, events: Array) -> Array:
+        """The tops of the stacks that threads leave at `stacks` in `events`, no further down than was seen before."""
+        tops = np.zeros(len(stacks), np.uint64)
+        homes = np.sort(np.array(list(self._reaches), np.uint64))
+        above = np.searchsorted(homes, stacks)
+        for home in np.flatnonzero(np.bincount(above, minlength=len(homes))[: len(homes)]).tolist():
+            top = int(homes[home])
+            its = np.flatnonzero(above == home)
+            for bottom, event in self._reaches[top]:
+                tops[its[(stacks[its] >= bottom) & (events[its] > event)]] = top
+        return tops
+
+    def _tops_of(self, cpu: int, rows: Columns) -> tuple[Array, Bools, Bools]:
+        """The same for one CPU, given for each row as if it were a SWITCH_OUT; where frames have shown it; and where
+        user code was entered just before."""
         before = self._cpus.get(cpu, _Running())
         kind, user, stack = rows["kind"], is_user(rows), rows["rsp"]
         entered = (kind == Kind.ENTRY) & user
@@ -109,7 +142,8 @@ class SuspendedStackJudge:
         )
         of_user = entered & (home - stack - 1 < STACK_BYTES - 1)
         of_kernel = resumed - stack - 1 < SMALL_STACK - 1
-        return np.where(of_user, home, np.where(of_kernel, resumed + np.uint64(HANDLER_BYTES - 1), np.uint64(0)))
+        tops = np.where(of_user, home, np.where(of_kernel, resumed + np.uint64(HANDLER_BYTES - 1), np.uint64(0)))
+        return tops, of_user, entered
 
     def _worth_a_look(self, rows: Columns, tops: Array) -> Indices:
         """Positions of the switches of threads that are followed, and of the entries onto their stacks; where nobody

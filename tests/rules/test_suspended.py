@@ -52,6 +52,28 @@ def test_landing_on_the_stack_of_a_thread_that_lives() -> None:
     assert found(*sleeps(1, FRAME), enters(2, FRAME), returns(2, FRAME), wakes(FRAME)) == ["CW303"]
 
 
+def calls(thread: int, stack: int) -> tuple[Batch, ...]:
+    """A thread goes on, returns to user code by sysret, and switches away in its next system call."""
+    call = context(thread, rip=0x401000)
+    back = exit_(call, How.SYSRET, frame=0)
+    return switch(Kind.SWITCH_IN, stack), back, entry(call, How.SYSCALL, frame=0), switch(Kind.SWITCH_OUT, stack)
+
+
+def test_landing_on_the_stack_of_a_thread_that_makes_nothing_but_system_calls() -> None:
+    only_calls = calls(1, FRAME - 0x40)
+    lands = enters(2, FRAME), returns(2, FRAME)
+    assert found(*sleeps(1, FRAME), *only_calls, *lands, wakes(FRAME)) == ["CW303"]
+
+
+def test_a_stack_that_is_left_further_down_than_ever_may_be_another_one() -> None:
+    below = FRAME - 0x40 - 8
+    other = entry(context(3), How.SYSCALL, frame=0), switch(Kind.SWITCH_OUT, below)
+    lands = enters(2, FRAME), returns(2, FRAME)
+    assert found(*sleeps(1, FRAME), wakes(FRAME), returns(1, FRAME), *calls(3, below)[:2], *other, *lands) == []
+    back = switch(Kind.SWITCH_IN, below)
+    assert found(*sleeps(1, FRAME), *calls(3, below), *lands, back) == []
+
+
 def test_a_stack_in_use_again_after_its_thread_has_ended() -> None:
     assert found(*sleeps(1, FRAME), enters(2, FRAME), returns(2, FRAME)) == []
     again = *sleeps(2, FRAME), wakes(FRAME)
