@@ -85,9 +85,9 @@ class Target:
 
     @staticmethod
     def cpu() -> int:
-        """The selected thread's vCPU index: QEMU numbers its threads from 1."""
+        """The selected thread's vCPU index; 0 where none is selected."""
         thread = gdb.selected_thread()
-        return max(0, thread.ptid[1] - 1) if thread is not None else 0
+        return cpu_of(thread) if thread is not None else 0
 
     @staticmethod
     def monitor(command: str) -> str:
@@ -145,6 +145,11 @@ class Target:
                     continue
                 values[known] = value & 0xFFFF_FFFF_FFFF_FFFF
         return values
+
+
+def cpu_of(thread: Any) -> int:
+    """The index of the vCPU that is GDB's `thread`: QEMU numbers its threads from 1."""
+    return max(0, int(thread.ptid[1]) - 1)
 
 
 def mode(registers: Registers) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
-from gdbext.errors import NotCapable
+from gdbext.errors import NotCapable, UsageError
 
 _MOVES: Final = re.compile(
     r"(?:c|cont(?:i(?:n(?:ue?)?)?)?|fg|s|step|n|next|si|stepi|ni|nexti|u|until|adv|advance|fin|finish|j|jump|r|run"
@@ -17,6 +18,16 @@ _STOPS: Final = re.compile(r"(?:h?br?e?a?k?|tb(?:r\w*)?|thb(?:r\w*)?|hb(?:r\w*)?
 def moves(line: str) -> bool:
     """The guest runs after this command of GDB's: what is typed behind it is meant for where it stops."""
     return bool(_MOVES.match(line.strip()))
+
+
+def these(cpus: Sequence[int], wanted: int | None) -> Sequence[int]:
+    """Those of `cpus` that were asked for: all, or the one `wanted`. Raises UsageError where there is no such one."""
+    if wanted is None:
+        return cpus
+    if wanted not in cpus:
+        known = f"there are {', '.join(map(str, cpus))}" if cpus else "no event was seen yet"
+        raise UsageError(f"ctx gs: there is no CPU {wanted}", known)
+    return [wanted]
 
 
 def refusal(line: str) -> NotCapable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,13 @@ from gdbext.errors import NotCapable, UsageError
 from gdbext.events.held import lacking
 from gdbext.recording.walk import Register, Walk
 from gdbext.report import examine
-from gdbext.report.refusal import refusal
+from gdbext.report.refusal import refusal, these
 from gdbext.rules import gslog
 from gdbext.rules.finding import Finding
 from gdbext.rules.gslog import parity_name
 from gdbext.rules.parity import UNKNOWN
 
+_GS: Final = re.compile(r"(?:--cpu[ =](?P<cpu>\d+) *)?(?P<count>\d*)", re.ASCII)
 _ALIASES: Final = {"sp": "rsp", "fp": "rbp", "eflags": "rflags"}
 
 
@@ -127,16 +129,17 @@ class Walked:
             yield Line("no findings", "note")
 
     def _gs(self, words: str) -> Iterator[Line]:
-        if words and not words.isdecimal():
+        asked = _GS.fullmatch(words)
+        if asked is None:
             raise UsageError(f"gs: {words} is not a number of transitions")
-        walk = self.walk
+        walk, wanted = self.walk, None if asked["cpu"] is None else int(asked["cpu"])
         moment, log = walk.moment(), walk.gs()
-        for cpu, parity in moment.parity.items():
-            yield Line(f"{'*' if cpu == moment.cpu else ' '} CPU {cpu}: GS {parity_name(parity)}")
+        for cpu in these(list(moment.parity), wanted):
+            yield Line(f"{'*' if cpu == moment.cpu else ' '} CPU {cpu}: GS {parity_name(moment.parity[cpu])}")
             state = log.state(cpu)
             for line in gslog.describe(state, walk.named) if state is not None else ():
                 yield Line(f"    {line}")
-        for one in log.transitions(int(words or 0)):
+        for one in log.transitions(int(asked["count"] or 0), wanted):
             yield Line(gslog.line(one, walk.named))
 
     def _areas(self, _words: str) -> Iterator[Line]:

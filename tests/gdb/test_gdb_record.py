@@ -120,11 +120,12 @@ def test_gs_without_a_watch_shows_the_registers_alone(boot: Boot) -> None:
     live = boot("clean-smp-osdev", running=True)
     live.wait_for("guest: start")
     live.machine.stop()
-    text = run_gdb(*live.connect, "thread 2", "ctx gs", "ctx gs 3", "thread")
+    text = run_gdb(*live.connect, "thread 2", "ctx gs", "ctx gs 3", "ctx gs --cpu 1", "ctx gs --cpu 99", "thread")
     bug_free(text)
-    assert re.search(r"^  CPU 0: GS (user|unknown), CPL [03]$", text, re.MULTILINE)
-    assert re.search(r"^\* CPU 1: GS (user|unknown), CPL [03]$", text, re.MULTILINE)
-    assert text.count("active   base  0x") == 2
+    assert len(re.findall(r"^  CPU 0: GS (user|unknown), CPL [03]$", text, re.MULTILINE)) == 1
+    assert len(re.findall(r"^\* CPU 1: GS (user|unknown), CPL [03]$", text, re.MULTILINE)) == 2
+    assert text.count("active   base  0x") == 3
+    assert "ctx gs: there is no CPU 99: there are 0, 1" in text
     assert "Nothing is watched: no swapgs is counted and no load is seen." in text
     assert "no transitions are known: nothing is watched; use ctx watch first" in text
     assert "Current thread is 2" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 import numpy as np
@@ -274,6 +275,16 @@ def test_walking_at_the_prompt(path: Path) -> None:
     assert "event 100, CPU" in shown
     assert "fake by probe, events 1 to 466" in shown
     assert "* CPU" in shown
+
+
+def test_gs_of_one_cpu(path: Path) -> None:
+    screen = typed(path, "goto 400", "ctx gs --cpu 0 2", "ctx gs --cpu 99", "ctx gs 2 3")
+    shown = [line for line in screen.of("text") if re.search(r"CPU \d", line)][2:]
+    assert [line.split("CPU ")[1][:1] for line in shown] == ["0"] * 3
+    assert screen.of("error") == [
+        "ctx gs: there is no CPU 99: there are 0, 1",
+        "gs: 2 3 is not a number of transitions",
+    ]
 
 
 def test_an_empty_line_moves_on(path: Path) -> None:

@@ -10,7 +10,8 @@ import gdb
 from gdbext.errors import CtxwatchError, UsageError
 from gdbext.gdb.declare import Command, argument
 from gdbext.gdb.guest import named
-from gdbext.gdb.target import Target, running
+from gdbext.gdb.target import Target, cpu_of, running
+from gdbext.report.refusal import these
 from gdbext.rules import gslog
 from gdbext.rules.gslog import Base, GsState
 from gdbext.rules.parity import UNKNOWN, USER
@@ -27,29 +28,30 @@ def run(extension: Extension, args: argparse.Namespace) -> None:
     if watch is None:
         if args.count:
             raise CtxwatchError("no transitions are known", "nothing is watched", "use ctx watch first")
-        _now(None)
+        _now(None, args.cpu)
         gdb.write("Nothing is watched: no swapgs is counted and no load is seen.\n")
         return
     with watch.held():
         log = watch.gs
         if running():
-            _as_of_last_event(log)
+            _as_of_last_event(log, args.cpu)
         else:
-            _now(log)
+            _now(log, args.cpu)
         for one in log.transitions(args.count or 0, args.cpu):
             gdb.write(f"{gslog.line(one, named)}\n")
 
 
-def _now(log: gslog.GsLog | None) -> None:
-    """Each CPU as it stands: what its registers hold, and what is known of how they came to."""
+def _now(log: gslog.GsLog | None, cpu: int | None) -> None:
+    """Each CPU, or `cpu` alone, as it stands: what its registers hold, and what is known of how they came to."""
     if not gdb.selected_inferior().pid:
         raise CtxwatchError("no guest", "GDB is not connected to one", "use target remote HOST:PORT")
     guest = Target()
     chosen = gdb.selected_thread()
+    threads = {cpu_of(thread): thread for thread in gdb.selected_inferior().threads()}
     try:
-        for thread in sorted(gdb.selected_inferior().threads(), key=lambda thread: thread.num):
-            thread.switch()
-            _one(guest, log, thread.num == chosen.num)
+        for one in these(sorted(threads), cpu):
+            threads[one].switch()
+            _one(guest, log, threads[one].num == chosen.num)
     finally:
         if chosen is not None and chosen.is_valid():
             chosen.switch()
@@ -74,12 +76,12 @@ def _one(guest: Target, log: gslog.GsLog | None, chosen: bool) -> None:
         gdb.write(f"    {line}\n")
 
 
-def _as_of_last_event(log: gslog.GsLog) -> None:
+def _as_of_last_event(log: gslog.GsLog, cpu: int | None) -> None:
     gdb.write("The guest is running; as of its last event:\n")
-    for cpu in log.cpus():
-        state = log.state(cpu)
+    for one in these(log.cpus(), cpu):
+        state = log.state(one)
         if state is not None:
-            gdb.write(f"  CPU {cpu}: GS {gslog.parity_name(state.parity)}\n")
+            gdb.write(f"  CPU {one}: GS {gslog.parity_name(state.parity)}\n")
             for line in gslog.describe(state, named):
                 gdb.write(f"    {line}\n")
 
@@ -92,6 +94,7 @@ COMMAND = Command(
         the same value hides a wrong swap from anything that compares them. CPL 3 means the user's base. For each base
         the event is named that loaded it, if it was seen. With a number, the last so many transitions follow: each
         swapgs, each load of a base, each crossing into and out of CPL 3, with the parity before and after.
+        With --cpu all this is of one CPU alone.
 
         Without a watch, the registers alone are shown.
     """,
