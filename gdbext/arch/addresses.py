@@ -13,6 +13,9 @@ CR3_TABLES: Final = 0x000F_FFFF_FFFF_F000
 Bit 12 tells the user's from the kernel's copy where page-table isolation keeps them side by side, and two processes
 apart where it does not. User code is entered from and resumed under one copy: nothing behind the iret can change it."""
 
+CR3_COPIES: Final = 1 << 12
+"""The bit of CR3 in which the user's and the kernel's copy differ, and nothing else of the address does."""
+
 CR3_TABLE_32: Final = 0xFFFF_FFE0
 """CR3 bits that name an address space of a 32-bit kernel: with PAE the top table has 32 bytes, many share a page."""
 

@@ -6,6 +6,7 @@ from typing import Final
 
 import numpy as np
 
+from gdbext.arch.addresses import CR3_COPIES, CR3_TABLE_32, CR3_TABLES
 from gdbext.events.columns import NO_ROWS, Columns, Indices, any_of
 from gdbext.events.row import ROW, Batch, Kind, concat, pick, words
 from gdbext.ledger.compare import U64, Bools, is_call, is_user, keys, space
@@ -15,7 +16,17 @@ _NOWHERE: Final = np.empty(0, np.intp)
 TURNS: Final = (Kind.SWITCH_OUT, Kind.SWITCH_IN)
 """A CPU turns to another stack."""
 SWITCHES: Final = (*TURNS, Kind.CR3)
-"""A CPU turns to another stack, or to other page tables."""
+"""A CPU turns to another stack, or loads page tables."""
+
+
+def _loads_tables(batch: Columns) -> Bools:
+    """True where a CPU loads page tables, but for the other copy of its own, as page-table isolation does at each
+    entry and exit."""
+    found = batch["kind"] == Kind.CR3
+    places = np.flatnonzero(found)
+    tables = np.where(batch["mode"].take(places) == 64, np.uint64(CR3_TABLES), np.uint64(CR3_TABLE_32))
+    found[places] = (batch["value"].take(places) ^ batch["cr3"].take(places)) & tables != CR3_COPIES
+    return found
 
 
 class _Trail:
@@ -71,7 +82,7 @@ class History:
         self._now = batch
         kind = batch["kind"]
         turns = any_of(kind, TURNS)
-        self._switches.begin(batch, turns | (kind == Kind.CR3))
+        self._switches.begin(batch, turns | _loads_tables(batch))
         self._turns.begin(batch, turns)
         self._crossings.begin(batch, ((kind == Kind.ENTRY) | (kind == Kind.EXIT)) & is_user(batch))
 

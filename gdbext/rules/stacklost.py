@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from gdbext.arch.addresses import CR3_TABLE_32, CR3_TABLES
+from gdbext.arch.addresses import CR3_COPIES, CR3_TABLE_32, CR3_TABLES
 from gdbext.arch.registers import GPR64
 from gdbext.events.row import Batch, How, Kind
 from gdbext.ledger.compare import BIT, Law, differences
@@ -23,7 +23,7 @@ from gdbext.ledger.pending import UNLIKE
 from gdbext.rules.fastcalls import INT_BYTES, PAGE_OFFSET, FastCalls, is_fast
 from gdbext.rules.history import SWITCHES, TURNS, History
 
-_TABLES_64: Final = CR3_TABLES & ~(1 << 12)
+_TABLES_64: Final = CR3_TABLES & ~CR3_COPIES
 """The bits of a 64-bit kernel's CR3 that tell processes apart: page-table isolation has two tables side by side."""
 _OTHERS: Final = sum(int(BIT[name]) for name in GPR64 if name != "rsp")
 """The general registers besides RSP."""

@@ -196,6 +196,15 @@ def test_a_call_may_go_back_to_an_older_context_of_its_caller() -> None:
     assert codes(*switched(rdx=0xBEEF), policy=LINUX) == [("CW106", "rdx")]
 
 
+@pytest.mark.parametrize(("loaded", "found"), [(0x1000, []), (0x1005, []), (0x5000, [("CW106", "rdx")])])
+def test_the_other_copy_of_the_same_page_tables_is_no_switch(loaded: int, found: list[tuple[str, str]]) -> None:
+    *rows, back = switched(rdx=0xBEEF)
+    isolation = rows[0].copy()
+    isolation["value"], isolation["seq"] = context()["cr3"] ^ loaded, back["seq"]
+    back["seq"] += 1
+    assert codes(*rows, isolation, back) == found
+
+
 def test_a_call_that_returns_its_caller_s_registers_on_another_stack_does_not_go_back() -> None:
     other = context(7)
     wrong = {name: other[name] for name in GPR64 if name != "rsp"}
