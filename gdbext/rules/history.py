@@ -22,7 +22,7 @@ SWITCHES: Final = (*TURNS, Kind.CR3)
 def _loads_tables(batch: Columns) -> Bools:
     """True where a CPU loads page tables, but for the other copy of its own, as page-table isolation does at each
     entry and exit."""
-    found = batch["kind"] == Kind.CR3
+    found: Bools = batch["kind"] == Kind.CR3
     places = np.flatnonzero(found)
     tables = np.where(batch["mode"].take(places) == 64, np.uint64(CR3_TABLES), np.uint64(CR3_TABLE_32))
     found[places] = (batch["value"].take(places) ^ batch["cr3"].take(places)) & tables != CR3_COPIES
