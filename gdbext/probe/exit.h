@@ -278,7 +278,7 @@ static void on_iret(unsigned index, void *userdata)
     }
     if (p.words >= (s->bits == 64 ? 5 : 3) && ((p.w[FRAME_CS] ^ live_cs) & 3) == 0) { /* back from a switch that ends in an iret? */
         uint64_t rsp = s->bits == 64 ? p.w[FRAME_RSP] : p.at + 3u * s->insn.size;
-        arrive(v, s, rsp - s->insn.size, p.w[FRAME_RIP]);
+        arrive(v, s, rsp - s->insn.size, p.w[FRAME_RIP], ledger_waits(p.w[FRAME_RIP], rsp));
     }
     ctx_row *row = begin(v, CTX_KIND_EXIT, CTX_HOW_IRET, s->pc, s->bits);
     fill_context(v, row);

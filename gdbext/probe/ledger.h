@@ -193,6 +193,16 @@ static bool ledger_same(const ledger_entry *e, const ctx_row *row, const ctx_sim
     return true;
 }
 
+/* The entry that interrupted kernel code there, which is not resumed yet; 0: none. */
+static uint64_t ledger_waits(uint64_t rip, uint64_t rsp)
+{
+    pthread_mutex_lock(&ledger_lock);
+    uint16_t place = *ledger_find(rip, rsp, 0);
+    uint64_t seq = place == LEDGER_NONE ? 0 : ledger[place].seq;
+    pthread_mutex_unlock(&ledger_lock);
+    return seq;
+}
+
 /* Take the entry that `row` resumes out of the ledger; sets `match` and, where nothing differs, the flag. */
 static void ledger_resume(ctx_row *row, const ctx_simd *simd)
 {

@@ -135,12 +135,14 @@ static void on_switch(unsigned index, void *userdata)
 }
 
 /* A thread that went away by a switch function is about to return from it: RSP is or will be `rsp` at its return.
- * `back`: the return address, 0: it is on the stack. False: it runs for the first time. */
-static bool arrive(vcpu *v, const site *s, uint64_t rsp, uint64_t back)
+ * `back`: the return address, 0: it is on the stack. `interrupted`: the event, if any, that interrupted who goes on
+ * there; where that was after the thread went away, it had come back by a way that is not seen. False: it runs for the
+ * first time, or goes on by no switch. */
+static bool arrive(vcpu *v, const site *s, uint64_t rsp, uint64_t back, uint64_t interrupted)
 {
     uint64_t match = take_away(rsp, back);
 
-    if (!match && !stands_there(v, rsp)) {
+    if (match < interrupted || (!match && !stands_there(v, rsp))) {
         return false;
     }
     atomic_store(&v->came_to, rsp);
@@ -176,10 +178,10 @@ static void on_arriving(unsigned index, void *userdata)
     vcpu *v = vcpu_of(index);
     uint64_t rsp = vcpu_sp(v, s->bits);
 
-    if (!arrive(v, s, rsp, 0) && s->insn.kind == OP_JUMP_FAR) {
+    if (!arrive(v, s, rsp, 0, 0) && s->insn.kind == OP_JUMP_FAR) {
         uint64_t target = far_target(v, s);
         if (target) {
-            arrive(v, s, rsp - s->bits / 8, target);
+            arrive(v, s, rsp - s->bits / 8, target, 0);
         }
     }
 }

@@ -240,6 +240,21 @@ def test_entries_around_and_in_system_management_mode(watch: Watch, tmp_path: Pa
     assert len(exits) == len(entries)
 
 
+@pytest.mark.parametrize("bits", [32, 64])
+def test_who_is_interrupted_where_a_switch_returns_comes_back_by_no_switch(
+    watch: Watch, tmp_path: Path, bits: int
+) -> None:
+    """See guest/ways.S: the first way back is not seen, and what is remembered of that switch is out of date."""
+    rows = to_its_end(watch, built("ways", tmp_path, bits)).rows
+    rows = rows[rows["seq"] > rows["seq"][rows["kind"] == Kind.IDT][-1]]  # behind the firmware's
+    left = rows["seq"][rows["kind"] == Kind.SWITCH_OUT].tolist()
+    back = rows["match"][rows["kind"] == Kind.SWITCH_IN].tolist()
+    assert len(left) == 2
+    assert back == left[1:]
+    exits = rows[rows["kind"] == Kind.EXIT]
+    assert (exits["flags"] & Flag.IDENTICAL != 0).tolist() == [True, False]
+
+
 def test_stores_and_tracked_variables(watch: Watch, guest: Kernel) -> None:
     kernel = guest("clean-nrk")
     watched = watch("-kernel", str(kernel), watch=True)
