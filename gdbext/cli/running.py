@@ -70,6 +70,7 @@ def request(args: argparse.Namespace) -> Request:
 def run(asked: Request) -> int:
     """Do it, show it, and return the exit status."""
     with contextlib.ExitStack() as stack:
+        _keep_apart(asked)
         record = (Path(asked.record),) if asked.record else ()
         document = stack.enter_context(outfile.document(asked.json, *record)) if asked.json else None
         view = TerminalView(quiet=asked.json == "-", verbose=asked.verbose)
@@ -93,6 +94,14 @@ def run(asked: Request) -> int:
         if document is not None:
             print(outcome.report.json(), file=document)
     return _conclude(outcome, quiet=asked.json == "-")
+
+
+def _keep_apart(asked: Request) -> None:
+    """Raises UsageError where what is to be written is the kernel, or what else the guest is started from."""
+    kernel = (Path(asked.kernel),) if asked.kernel else ()
+    for path in (Path(name) for name in (asked.json, asked.record) if name):
+        outfile.keep_apart(path, *kernel, called="kernel")
+        outfile.keep_apart(path, *command.files(asked.qemu), called="guest's file")
 
 
 def knowledge_of(profile: str, image: Image | None, note: Callable[[str], None]) -> Knowledge:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -87,6 +88,12 @@ class Options:
             return SerialAt.STDOUT
         taken = "nodefaults" in self or any("serial" in device for device in self["device"])
         return SerialAt.ELSEWHERE if taken else SerialAt.SOCKET
+
+
+def files(argv: Sequence[str]) -> list[Path]:
+    """The files that are there among what the words of a command line name: kernels, disk images, logs."""
+    names = [name for word in argv for name in (word, *re.split("[,=:]", word))]
+    return [Path(name) for name in dict.fromkeys(names) if os.path.isfile(name)]
 
 
 def complete(argv: Sequence[str], directory: Path, *, gdbstub: bool, plugin: Sequence[str] = ()) -> Launch:

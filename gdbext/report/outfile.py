@@ -36,11 +36,10 @@ def document(name: str, *apart_from: Path, called: str = "recording") -> Iterato
 def beside(path: Path, *apart_from: Path, called: str = "recording") -> Iterator[Path]:
     """A file beside `path` that gets its name when the block has ended well, and is gone otherwise; raises UsageError
     where there can be none. apart_from, called: as for a document."""
-    for other in apart_from:
-        if os.path.realpath(path) == os.path.realpath(other) or _same(path, other):
-            raise UsageError(f"cannot write {path}", f"it is the {called} itself", "choose another name")
     target = Path(os.path.realpath(path))  # a link stays one
     partial = target.with_name(target.name + ".partial")
+    for name in (path, partial):
+        keep_apart(name, *apart_from, called=called)
     try:
         with writing(path):
             partial.touch()
@@ -50,6 +49,14 @@ def beside(path: Path, *apart_from: Path, called: str = "recording") -> Iterator
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def keep_apart(path: Path, *others: Path, called: str) -> None:
+    """Raises UsageError where to write `path` would be to write over one of `others`, whatever name leads there.
+    called: what they are to a person."""
+    for other in others:
+        if os.path.realpath(path) == os.path.realpath(other) or _same(path, other):
+            raise UsageError(f"cannot write {path}", f"it is the {called} itself", "choose another name")
 
 
 @contextlib.contextmanager

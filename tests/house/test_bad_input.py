@@ -110,6 +110,20 @@ def test_wrong_usage(words: list[str], said: str) -> None:
     refused(run(*words), 2, said)
 
 
+@pytest.mark.parametrize("option", ["--json", "--record"])
+@pytest.mark.parametrize(
+    ("how", "called"), [("--kernel", "kernel"), ("-kernel", "guest's file"), ("-cdrom", "guest's file")]
+)
+def test_the_kernel_is_not_written_over(scratch: Path, option: str, how: str, called: str) -> None:
+    kernel = scratch / "kernel"
+    kernel.write_text("a kernel")
+    ours, theirs = ((how, str(kernel)), ()) if how == "--kernel" else ((), (how, str(kernel)))
+    done = run(*ours, option, str(kernel), "--", *EMPTY, *theirs)
+    refused(done, 2, f"cannot write {kernel}: it is the {called} itself; choose another name")
+    assert kernel.read_text() == "a kernel"
+    assert [path.name for path in scratch.iterdir()] == ["kernel"]
+
+
 def test_no_place_for_the_cache(scratch: Path) -> None:
     (scratch / "file").touch()
     done = run("clean-nrk", XDG_CACHE_HOME=str(scratch / "file"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gdbext.errors import UsageError
-from gdbext.qemu.command import Options, SerialAt, complete
+from gdbext.qemu.command import Options, SerialAt, complete, files
 
 DIRECTORY = Path("/run/private")
 
@@ -94,3 +94,13 @@ def test_one_gdbstub_only(line: str) -> None:
 def test_daemonize_is_refused() -> None:
     with pytest.raises(UsageError, match="daemonize"):
         launch("-daemonize")
+
+
+def test_files(tmp_path: Path) -> None:
+    kernel, disk, log = (tmp_path / name for name in ("kernel", "disk", "log"))
+    for path in (kernel, disk, log):
+        path.touch()
+    words = shlex.split(
+        f"-kernel {kernel} -drive if=none,file={disk} -serial file:{log} -initrd {tmp_path}/none -m 64M"
+    )
+    assert files(words) == [kernel, disk, log]

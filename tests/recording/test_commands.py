@@ -163,6 +163,10 @@ def test_a_recording_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureF
         for words in (("replay", "--json"), ("report", "-o"), ("export", "--format", "csv", "-o")):
             status, _, err = run(capsys, words[0], path, *words[1:], name)
             assert (status, "it is the recording itself" in err) == (2, True)
+    record(tmp_path / "x.partial", busy(10, bugs=False))  # what is written on the way to x
+    assert run(capsys, "report", tmp_path / "x.partial", "-o", tmp_path / "x")[0] == 2
+    assert (tmp_path / "x.partial").stat().st_size > 0
+    (tmp_path / "x.partial").unlink()
     status, _, err = run(capsys, "run", "clean-nrk", "--record", tmp_path / "new", "--json", tmp_path / "new")
     assert (status, "it is the recording itself" in err) == (2, True)
     assert path.read_bytes() == data

@@ -12,6 +12,7 @@ import gdb
 
 from gdbext.errors import CtxwatchError, UsageError
 from gdbext.gdb.declare import Command, Needs, argument
+from gdbext.report import outfile
 from gdbext.report.document import QemuFacts
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ def run(extension: Extension, args: argparse.Namespace) -> None:
         raise UsageError(f"already recording to {now}", todo="end it with ctx record off first")
     extension.check(Needs.WATCH)
     path = Path(os.path.expanduser(args.file)).absolute()
+    kernel = gdb.current_progspace().filename
+    if kernel:
+        outfile.keep_apart(path, Path(kernel), called="kernel")
     try:
         watch.record(path, _guest(), _qemu(watch), extension.say)
     except ImportError as error:
