@@ -125,11 +125,14 @@ class Code:
         self._detailed: Any = None
         self._mode = mode
         self._pages: dict[int, tuple[int, bytes]] = {}
+        self._holes: set[int] = set()
+        """Addresses from which on nothing of their page can be read: to try costs a live guest a millisecond."""
         self._insns: dict[int, Insn | None] = {}
 
     def invalidate(self) -> None:
         """Forget all bytes and instructions: the guest's memory may have changed."""
         self._pages.clear()
+        self._holes.clear()
         self._insns.clear()
 
     def bytes_at(self, address: int, length: int) -> bytes:
@@ -180,15 +183,16 @@ class Code:
         if start < 0:
             start, data = page, self._fetch(page, PAGE)
             self._pages[page] = (start, data)
-        if not start <= address < start + len(data):
+        if start <= address < start + len(data):
+            return start, data
+        if address not in self._holes:
             # The page's beginning is not there (a section that starts in mid-page): its rest may be.
             rest = self._fetch(address, page + PAGE - address)
             if rest:
-                start, data = address, rest
-                self._pages[page] = (start, data)
-            else:
-                return address, b""
-        return start, data
+                self._pages[page] = address, rest
+                return address, rest
+            self._holes.add(address)
+        return address, b""
 
     def _fetch(self, address: int, length: int) -> bytes:
         try:

@@ -100,6 +100,18 @@ def test_a_short_read_ends_what_is_mapped() -> None:
     assert code.bytes_at(0x1000, 100) == b"\x90" * 8
 
 
+def test_what_cannot_be_read_is_asked_for_once() -> None:
+    asked = []
+
+    def read(address: int, length: int) -> bytes:
+        asked.append((address, length))
+        raise OSError("unmapped")
+
+    code = Code(read, 64)
+    assert [code.bytes_at(address, 8) for address in (0x1010, 0x1010, 0x1020, 0x1010)] == 4 * [b""]
+    assert asked == [(0x1000, PAGE), (0x1010, PAGE - 0x10), (0x1020, PAGE - 0x20)]
+
+
 def test_invalidate_reads_again() -> None:
     memory = {"byte": b"\x90"}
     code = Code(lambda address, length: memory["byte"] * length, 64)
