@@ -151,17 +151,18 @@ class SuspendedStackJudge:
         leaves = np.flatnonzero(tops)
         if not self._away and not len(leaves):
             return leaves
-        bottom = np.array([*self._away, *rows["rsp"][leaves].tolist()], np.uint64)
-        top = np.array([*(thread.top for thread in self._away.values()), *tops[leaves].tolist()], np.uint64)
+        bottoms = np.array([*self._away, *rows["rsp"][leaves].tolist()], np.uint64)
+        waits = [(stack, thread.top) for stack, thread in self._away.items() if thread.landed is None]
+        left = list(zip(rows["rsp"][leaves].tolist(), tops[leaves].tolist(), strict=True))
         kind = rows["kind"]
         chosen = np.zeros(len(rows), bool)
         switches = np.flatnonzero((kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN))
-        chosen[switches] = np.isin(rows["rsp"][switches], bottom)
+        chosen[switches] = np.isin(rows["rsp"][switches], bottoms)
         lands = np.flatnonzero((kind == Kind.ENTRY) & is_user(rows) & ((rows["flags"] & Flag.IST) == 0))
         frames, _, which, _ = grouped(rows["frame"][lands])
-        inside = np.any((frames[:, None] >= bottom) & (frames[:, None] <= top), axis=1)
+        inside = _within(frames, waits + left)
         chosen[lands] = inside[which]
-        if not inside.any() and not any(thread.landed is not None for thread in self._away.values()):
+        if not inside.any() and len(waits) == len(self._away):
             followed = np.flatnonzero(chosen)
             return np.sort(followed[grouped(rows["rsp"][followed]).last])
         return np.flatnonzero(chosen)
@@ -171,6 +172,17 @@ class SuspendedStackJudge:
         for bottom, thread in self._away.items():
             if bottom <= frame <= thread.top and thread.landed is None:
                 thread.landed = row.copy()
+
+
+def _within(addresses: Array, spans: list[tuple[int, int]]) -> Bools:
+    """Which of `addresses` lie in one of `spans`, each given by its first and its last byte."""
+    if not spans:
+        return np.zeros(len(addresses), bool)
+    first, last = np.array(sorted(spans), np.uint64).T
+    before = np.searchsorted(first, addresses, side="right")
+    reach = np.maximum.accumulate(last)
+    inside: Bools = (before > 0) & (addresses <= reach[before - 1])
+    return inside
 
 
 def _goes_on(thread: _Suspended | None, event: int, cpus: int) -> list[Judged]:
