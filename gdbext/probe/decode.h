@@ -39,6 +39,8 @@ typedef enum {
     OP_FAR_JUMP,  /* of 32-bit code: imm, or memory behind size bytes: the selector */
     OP_FAR_CALL,
     OP_OUT,       /* reg: rdx, or imm: the port */
+    OP_FAR_RETURN, /* size: bytes of a popped word, imm: bytes dropped behind them */
+    OP_LOAD_FLAGS, /* popf, sahf. size: bytes popped, 0: sahf */
 } op_kind;
 
 enum { NO_REG = 0xff };
@@ -171,6 +173,8 @@ static void classify_one(insn *i, unsigned op, uint8_t modrm, uint8_t rex, bool 
         i->reg = 2;
         break;
     case 0xc2: case 0xc3: i->kind = OP_RET; break;
+    case 0xca: case 0xcb: i->kind = OP_FAR_RETURN; break;
+    case 0x9d: case 0x9e: i->kind = OP_LOAD_FLAGS; break;
     case 0xe9: case 0xeb: i->kind = OP_JUMP; break;
     case 0xe8: i->kind = OP_CALL; break;
     case 0x89:
@@ -227,8 +231,8 @@ static bool is_gs_memory(insn *i, unsigned op, bool two_byte, uint8_t modrm, boo
 static inline bool may_matter(const uint8_t *bytes, size_t length, unsigned bits)
 {
     /* By first byte behind REX, rows of sixteen: prefixes, 0F, and what classify_one knows. */
-    static const uint16_t first[16] = {0x8000, 0, 0x4040, 0x4040, 0, 0x1000, 0x00f0, 0xffff, 0x0080, 0x0410, 0, 0,
-                                       0xa00c, 0, 0xcfcf, 0x800d};
+    static const uint16_t first[16] = {0x8000, 0, 0x4040, 0x4040, 0, 0x1000, 0x00f0, 0xffff, 0x0080, 0x6410, 0, 0,
+                                       0xac0c, 0, 0xcfcf, 0x800d};
     const uint8_t *p = bytes;
     uint8_t rex = 0;
 
@@ -278,14 +282,18 @@ static insn decode(const uint8_t *bytes, size_t length, unsigned bits)
         classify_two(&i, op, modrm, rex, rep, code64);
     } else {
         classify_one(&i, op, modrm, rex, code64);
-        if (i.kind == OP_IRET) {
+        if (i.kind == OP_IRET || i.kind == OP_FAR_RETURN) {
             i.size = rex & 8 ? 8 : op16 == (bits != 16) ? 2 : 4;
+        } else if (i.kind == OP_LOAD_FLAGS) {
+            i.size = op == 0x9e ? 0 : op16 == (bits != 16) ? 2 : code64 ? 8 : 4;
         }
     }
     if (i.kind == OP_INT_N || (i.kind == OP_OUT && i.reg == NO_REG)) {
         i.imm = (uint8_t)take(&c, 1);
     } else if (i.kind == OP_JUMP || i.kind == OP_JUMP_IF || i.kind == OP_CALL) {
         i.imm = take(&c, two_byte || op == 0xe8 || op == 0xe9 ? 4 : 1);
+    } else if (i.kind == OP_FAR_RETURN && op == 0xca) {
+        i.imm = (uint16_t)take(&c, 2);
     } else if (i.kind == OP_FAR_JUMP || i.kind == OP_FAR_CALL) {
         i.size = op16 == (bits != 16) ? 2 : 4; /* of the offset; the selector is behind it */
         if (!i.memory) {
@@ -348,6 +356,25 @@ static inline bool reads_cs(const uint8_t *bytes, size_t length, unsigned bits)
         p++;
     }
     return *p == 0x8c && p + 1 < bytes + length && (p[1] & 0x38) == 0x08;
+}
+
+/* Where a far return begins in `bytes`, behind nothing but pops of registers, of which there are `pops`; -1: nowhere. */
+static inline int far_return_ahead(const uint8_t *bytes, size_t length, unsigned bits, uint8_t *pops)
+{
+    size_t at = 0;
+
+    for (*pops = 0; at < length; ++*pops) {
+        bool rex = bits == 64 && (bytes[at] & 0xf0) == 0x40 && at + 1 < length;
+        uint8_t op = bytes[at + rex];
+        if (op == 0xca || op == 0xcb) {
+            return (int)at;
+        }
+        if ((op & 0xf8) != 0x58 || (op == 0x5c && !(rex && bytes[at] & 1))) {
+            break;
+        }
+        at += 1u + rex;
+    }
+    return -1;
 }
 
 /* Does the instruction push the constant `value`? */

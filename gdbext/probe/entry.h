@@ -151,6 +151,7 @@ static void emit_entry(vcpu *v, ctx_row *row)
     v->soft.pending = v->call.syscall = v->call.sysenter = false;
     v->score->jump_target = 0;
     v->score->leaving = 0;
+    v->flag_loads = v->score->flag_loads;
     v->last = (last_event){.kind = CTX_KIND_ENTRY, .pc = row->pc, .rip = row->rip, .frame = row->frame};
     memcpy(v->last.words, row->stack, sizeof(v->last.words));
     ring_number(&shared, row);

@@ -4,7 +4,7 @@
  */
 #pragma once
 
-#include "exit.h"
+#include "far.h"
 
 static void on_swapgs(unsigned index, void *userdata)
 {

@@ -113,6 +113,8 @@ static void instrument(block *b, struct qemu_plugin_insn *at, site *s)
 {
     switch (s->insn.kind) {
     case OP_IRET: call_at(at, on_iret, s); break;
+    case OP_FAR_RETURN: call_at(at, on_far_return, s); break;
+    case OP_LOAD_FLAGS: call_at(at, on_popf, s); break;
     case OP_LTR: call_at(at, on_ltr, s); break;
     case OP_LLDT: call_at(at, on_lldt, s); break;
     case OP_FAR_JUMP: case OP_FAR_CALL: call_at(at, on_far, s); break;
@@ -192,6 +194,24 @@ static bool count_self(const block *b, struct qemu_plugin_insn *at, bool cs_read
     return true;
 }
 
+static vcpu *translator(void);
+
+/* Is `i`, at the end of a block, a popf from which nothing but pops leads to a far return? Once such returns were seen to
+ * resume contexts, what loads flags is counted. */
+static bool note_flag_load(struct qemu_plugin_insn *at, uint64_t behind, unsigned bits, insn *i)
+{
+    enum { AHEAD = 16 };
+    size_t left = PAGE_OFFSET + 1 - (behind & PAGE_OFFSET), length = left < AHEAD ? left : AHEAD;
+
+    if (atomic_load(&far_seen)) {
+        qemu_plugin_u64 entry = {scores, offsetof(score, flag_loads)};
+        qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(at, QEMU_PLUGIN_INLINE_ADD_U64, entry, 1);
+    }
+    const uint8_t *bytes = i->size ? vcpu_memory(translator(), behind, length) : NULL;
+    i->imm = bytes ? far_return_ahead(bytes, length, bits, &i->reg) : -1;
+    return i->imm >= 0;
+}
+
 /* All instructions of a block of kernel code. */
 static void instrument_block(block *b)
 {
@@ -215,6 +235,9 @@ static void instrument_block(block *b)
         }
         if (i.kind == OP_IRET && count_self(b, at, cs_read, pushes(before, length_before, pc + length, b->bits))) {
             return; /* it ends its block */
+        }
+        if (i.kind == OP_LOAD_FLAGS && (b->bits == 16 || !note_flag_load(at, pc + length, b->bits, &i))) {
+            i.kind = OP_OTHER;
         }
         cs_read |= reads_cs(bytes, length, b->bits);
         if (rsp_in != NO_REG && stores(bytes, length, rsp_in, b->bits)) {

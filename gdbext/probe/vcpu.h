@@ -32,7 +32,8 @@ typedef struct {
     uint64_t switching;   /* 1: a stack switch is under way */
     uint64_t jump_target; /* the handler that kernel code may just have jumped to */
     uint64_t self_irets;  /* counted by inline code: irets seen at translation to resume the next instruction */
-    uint64_t spare[11];   /* vCPUs write all the time, and do not share a cache line, nor the one fetched along with it */
+    uint64_t flag_loads;  /* counted by inline code, once far returns were seen to resume contexts: see far.h */
+    uint64_t spare[10];   /* vCPUs write all the time, and do not share a cache line, nor the one fetched along with it */
 } score;
 
 typedef struct {
@@ -94,6 +95,11 @@ typedef struct {
         uint8_t vector;
         uint64_t next;
     } soft; /* an `int n` is about to be delivered */
+
+    struct {
+        uint64_t at, rsp, flags;
+    } far; /* a popf was followed by a far return at this address, and what RSP and RFLAGS will be there */
+    uint64_t flag_loads; /* as the score had it at the last entry */
 
     bool parity_known, parity_kernel;
     bool gs_overridden; /* kernel code loaded its own base by hand while the user's is active by count */

@@ -20,6 +20,7 @@ from gdbext.rules.bycode import CodeJudge
 from gdbext.rules.common_memory import CommonMemory
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.explain import Explainer
+from gdbext.rules.far_returns import FarReturnJudge
 from gdbext.rules.finding import Finding, Place, key
 from gdbext.rules.gs import GsJudge
 from gdbext.rules.guest import GuestView, NoGuest
@@ -110,6 +111,7 @@ class Engine:
             UnswappedBaseJudge(),
             self._resume,
             CallAgainJudge(self.history),
+            FarReturnJudge(self.history),
             SelectorJudge(),
             NoContextJudge(),
             KernelOnlyJudge(),

@@ -80,6 +80,8 @@ class Explainer:
         fields = [d.field for d in finding.differences if d.field in FIELD_BITS]
         if entry is None or row is None or not fields:
             return []
+        if fields == ["rflags"] and row["how"][0] == How.FAR and row["flags"][0] & Flag.FLAGS_PARTIAL:
+            return []  # what came back is not known
         if finding.code == "CW108":
             self._add_path(finding, self._paths.switch_statements(entry, row), fields, False)
         if finding.code in _WHOLE_CODES and finding.writer is None:

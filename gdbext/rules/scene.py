@@ -28,7 +28,13 @@ BEFORE: Final = 4
 AFTER: Final = 2
 """Instructions shown behind it."""
 
-_EXITS: Final = {How.IRET: "iret", How.SYSRET: "sysret", How.SYSEXIT: "sysexit", How.TASK: "task switch"}
+_EXITS: Final = {
+    How.IRET: "iret",
+    How.SYSRET: "sysret",
+    How.SYSEXIT: "sysexit",
+    How.TASK: "task switch",
+    How.FAR: "far return",
+}
 
 
 class Scenes:

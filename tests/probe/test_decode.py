@@ -34,6 +34,8 @@ KINDS = [
         "far-jump",
         "far-call",
         "out",
+        "far-return",
+        "load-flags",
     ),
 ]
 NUMBER = {name: n for n, name in enumerate(GPR64)}
@@ -104,6 +106,10 @@ def decode(compiled: Callable[..., Path]) -> Callable[[int, list[bytes]], list[D
         (32, "66ea00004000", "far-jump", 2), (32, "9a000000004000", "far-call", 4), (32, "ff2d00100000", "far-jump", 4),
         (32, "ff1c24", "far-call", 4), (64, "ff2d00100000", "jump-far", 0), (64, "48ff2c24", "jump-far", 0),
         (64, "ffe0", "jump-far", 0), (64, "ffd0", "other", 0),
+        (64, "48cb", "far-return", 8), (64, "cb", "far-return", 4), (64, "48ca1000", "far-return", 8),
+        (32, "cb", "far-return", 4), (32, "66cb", "far-return", 2), (16, "cb", "far-return", 2),
+        (64, "9d", "load-flags", 8), (64, "669d", "load-flags", 2), (32, "9d", "load-flags", 4),
+        (64, "9e", "load-flags", 0),
     ],
 )  # fmt: skip
 def test_kinds(decode: Callable[[int, list[bytes]], list[Decoded]], bits: int, code: str, kind: str, size: int) -> None:
@@ -146,6 +152,7 @@ def test_a_register_stored_beside_the_stack(
 
 def test_immediates_and_registers(decode: Callable[[int, list[bytes]], list[Decoded]]) -> None:
     assert decode(32, [bytes.fromhex("ea000000004880")])[0].imm == 0x8048
+    assert [d.imm for d in decode(64, [bytes.fromhex("48ca10f0"), bytes.fromhex("48cb")])] == [0xF010, 0]
     codes = ["cd80", "ebfe", "e9fcffffff", "0f8400010000", "410f22df", "f3490faed7"]
     got = decode(64, [bytes.fromhex(code) for code in codes])
     assert [d.imm for d in got[:4]] == [0x80, -2, -4, 0x100]

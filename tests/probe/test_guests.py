@@ -22,7 +22,8 @@ from gdbext.arch.registers import GPR64
 from gdbext.events.row import NOT_READ, Batch, Flag, How, Kind
 from gdbext.qemu.probe import ProbeBuild, plugin_args
 from gdbext.sources.base import Capability
-from gdbext.sources.probe import LeftoverSource, TrackedVariable
+from gdbext.sources.leftover import LeftoverSource
+from gdbext.sources.probe import TrackedVariable
 
 from .conftest import HERE, Watched
 
@@ -253,6 +254,19 @@ def test_who_is_interrupted_where_a_switch_returns_comes_back_by_no_switch(
     assert back == left[1:]
     exits = rows[rows["kind"] == Kind.EXIT]
     assert (exits["flags"] & Flag.IDENTICAL != 0).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_far_returns_to_what_was_interrupted(watch: Watch, tmp_path: Path, bits: int) -> None:
+    """See guest/far.S."""
+    rows = to_its_end(watch, built("far", tmp_path, bits)).rows
+    exits = rows[(rows["kind"] == Kind.EXIT) & (rows["how"] == How.FAR)]
+    assert (exits["flags"] & Flag.IDENTICAL != 0).tolist() == [True, True, False, False]
+    assert (exits["flags"] & Flag.FLAGS_PARTIAL != 0).tolist() == [False, False, True, False]
+    assert exits["value"].tolist() == [0, 0, 1, 0]
+    entries = rows[(rows["kind"] == Kind.ENTRY) & (rows["vector"] == 0x40)][-4:]
+    assert exits["match"].tolist() == entries["seq"].tolist()
+    assert (exits["rflags"][[0, 1, 3]] == entries["rflags"][[0, 1, 3]]).all()
 
 
 def test_stores_and_tracked_variables(watch: Watch, guest: Kernel) -> None:
