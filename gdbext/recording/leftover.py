@@ -17,7 +17,7 @@ from gdbext.recording import schema as columns
 from gdbext.recording.header import Header
 from gdbext.recording.mark import Mark, Unit
 from gdbext.sources.base import Capability
-from gdbext.sources.probe import LeftoverSource
+from gdbext.sources.leftover import LeftoverSource
 from gdbext.sources.ring import MAGIC as RING_MAGIC
 
 MAGIC: Final = RING_MAGIC.to_bytes(8, "little")

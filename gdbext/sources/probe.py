@@ -9,21 +9,19 @@ frame. What is not there is 0 and the NO_ flags say so.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
 
-from gdbext.arch import paging
 from gdbext.errors import CtxwatchError, GuestFailed, NotCapable, UsageError
 from gdbext.events.row import TRACKED_SLOTS, Batch, Flag, Kind
 from gdbext.ledger.compare import space
 from gdbext.sources.base import Capability
+from gdbext.sources.memory import GuestMemory
 from gdbext.sources.ring import (
     COUNTERS,
     TRACKED_GS,
@@ -47,9 +45,6 @@ _REST_SHARE: Final = 19
 _STOP_TIMEOUT: Final = 10.0
 _PATIENCE: Final = 0.1
 """Seconds for QEMU to answer before vCPUs that stand in the probe are let go: it may be waiting for them."""
-_ANSWER: Final = 0.01
-"""Seconds for a vCPU to answer a request for memory: as long as it runs, its next event is near."""
-_LOOK: Final = 0.00005
 _TRIES: Final = 64
 """How often a halt may meet a pending interrupt, which QEMU delivers before it stops, and is tried again."""
 
@@ -109,6 +104,7 @@ class ProbeSource:
     ) -> None:
         self._ring = ring
         self._monitor = monitor
+        self._memory = GuestMemory(ring, self._ask)
         self._retry = retry
         self._merger = Merger(time.monotonic)
         self._given: float | None = None
@@ -347,70 +343,12 @@ class ProbeSource:
         """Guest virtual memory as vCPU `cpu` maps it now; raises NotCapable or OSError."""
         if self._monitor is None:
             raise NotCapable("reading memory", "there is no QMP connection", "give QEMU a -qmp socket")
-        found = self._ask_vcpu(address, length, cpu)
-        if found is not None:
-            return found
-        signed = address - (1 << 64) if address >> 63 else address  # QEMU before 9 takes a signed number
-        return self._save("memsave", {"val": signed, "size": length, "cpu-index": cpu})
-
-    def _ask_vcpu(self, address: int, length: int, cpu: int) -> bytes | None:
-        """The same, by the vCPU itself at its next event, which costs a hundredth of what QEMU's monitor takes, and
-        keeps its main thread from nothing. None where it does not answer soon: it idles, or QEMU has stopped it."""
-        window = self._ring.memory
-        if length > len(window["data"][0]) or cpu >= len(self._ring.control) or not self._open:
-            return None
-        number = int(window["asked"][0])
-        if int(window["answered"][0]) != number:  # still the one before
-            return None
-        number = (number + 1) & 0xFFFF_FFFF
-        window["address"], window["length"] = address, length
-        window["cpu"] = cpu  # in this order: see window.h
-        window["asked"] = number
-        deadline = time.monotonic() + _ANSWER
-        while int(window["answered"][0]) != number:
-            if time.monotonic() > deadline:
-                return None
-            time.sleep(_LOOK)
-        return bytes(window["data"][0][:length]) if int(window["found"][0]) == length else None
+        found = self._memory.by_vcpu(address, length, cpu) if self._open else None
+        return found if found is not None else self._memory.by_monitor(address, length, cpu)
 
     def read_under(self, address: int, length: int, cr3: int) -> bytes:
         """Guest virtual memory as 64-bit code running under `cr3` sees it, wherever the vCPUs are; raises OSError."""
-        found = b""
-        while len(found) < length:
-            at = address + len(found)
-            here = paging.physical(self._read_physical, cr3, at)
-            if here is None:
-                raise OSError(f"{at:#x} is not mapped under CR3 {cr3:#x}")
-            found += self._read_physical(here, min(length - len(found), paging.PAGE - at % paging.PAGE))
-        return found
-
-    def _read_physical(self, address: int, length: int) -> bytes:
-        return self._save("pmemsave", {"val": address, "size": length})
-
-    def _save(self, command: str, asked: Mapping[str, int]) -> bytes:
-        """What QEMU's `command` saves of the guest's memory; raises OSError."""
-        # Into a file without a name, which is gone with us however we end.
-        handle = os.memfd_create("ctxwatch-memory", os.MFD_CLOEXEC)
-        try:
-            self._ask(command, {**asked, "filename": f"/proc/{os.getpid()}/fd/{handle}"})
-            return os.pread(handle, asked["size"], 0)
-        except CtxwatchError as error:
-            if "open" not in error.what + error.why:
-                raise OSError(str(error)) from error
-        finally:
-            os.close(handle)
-        return self._save_to_file(command, asked)
-
-    def _save_to_file(self, command: str, asked: Mapping[str, int]) -> bytes:
-        """For a QEMU that does not see our process, as from inside a container."""
-        dump = self._ring.path.with_suffix(".memory")
-        try:
-            self._ask(command, {**asked, "filename": str(dump)})
-            return dump.read_bytes()
-        except CtxwatchError as error:
-            raise OSError(str(error)) from error
-        finally:
-            dump.unlink(missing_ok=True)
+        return self._memory.under(address, length, cr3)
 
     def set_watch(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Watch stores into these half-open ranges of guest virtual addresses, in place of the ones before."""
@@ -460,39 +398,3 @@ def _disjoint(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             merged.append((lo, hi))
     return merged
-
-
-class LeftoverSource:
-    """The events still in a ring whose reader is gone: a flight recorder's last ones. The file stays as it is."""
-
-    name = "ring"
-    capabilities = Capability.NONE
-
-    def __init__(self, path: Path) -> None:
-        """Raises RecordingError when `path` is not a ring that can be read."""
-        ring = RingFile.open_leftover(path)
-        try:
-            old = ring.history()
-            self.lost = int(ring.control["overwritten"].sum())
-            if ring.has(Option.SIMD):
-                self.capabilities |= Capability.SIMD
-        finally:
-            ring.close()
-        self._rows = in_order(old)
-
-    def read(self, timeout: float) -> Batch | None:
-        """All events, once; then None."""
-        rows, self._rows = self._rows, None
-        return rows
-
-    def release(self, cpu: int, halt: bool) -> None:
-        """Nothing waits in a leftover ring."""
-        raise NotCapable("releasing a vCPU", "the events come from a leftover ring")
-
-    def read_memory(self, address: int, length: int, cpu: int = 0) -> bytes:
-        """Memory is not in a ring."""
-        raise NotCapable("reading memory", "the events come from a leftover ring")
-
-    def close(self) -> None:
-        """End the stream."""
-        self._rows = None

@@ -115,4 +115,4 @@ def test_a_slow_monitor_makes_no_vcpu_wait_for_a_stop(
 
     with monkeypatch.context() as patched:
         patched.setattr(watched.machine.qmp, "execute", slow)
-        assert len(watched.source._read_physical(0x1000, 16)) == 16
+        assert len(watched.source._memory.physical(0x1000, 16)) == 16

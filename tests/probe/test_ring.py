@@ -17,7 +17,8 @@ import pytest
 from gdbext.errors import CtxwatchError, EnvironmentUnusable, RecordingError, UsageError
 from gdbext.events.row import Batch, Flag, Kind, empty
 from gdbext.recording.reader import Recording
-from gdbext.sources.probe import LeftoverSource, ProbeSource, _disjoint
+from gdbext.sources.leftover import LeftoverSource
+from gdbext.sources.probe import ProbeSource, _disjoint
 from gdbext.sources.ring import HEADER_SIZE, WATCH_BITS, Release, State, release_word, watch_granules
 from gdbext.sources.ring_file import Merger, RingFile
 from tests.repl.processes import wait_until_gone
