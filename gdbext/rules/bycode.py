@@ -53,7 +53,8 @@ class CodeJudge:
         fmask = batch.take(np.flatnonzero((kind == Kind.BASE) & (batch["addr"] == MSR_FMASK)))
         entries = (kind == Kind.ENTRY) & ((batch["flags"] & Flag.UNREADABLE) == 0)
         judged: list[Judged] = []
-        doubtful = batch.pick(np.flatnonzero(entries & ((batch["rflags"] & JUDGED_FLAGS) != 0)))
+        own_flags = batch["addr"] != 0  # a task's, which its TSS holds
+        doubtful = batch.pick(np.flatnonzero(entries & ~own_flags & ((batch["rflags"] & JUDGED_FLAGS) != 0)))
         for at in range(len(doubtful)):
             row = doubtful[at : at + 1]
             known = fmask["value"][fmask["seq"] < row["seq"][0]]

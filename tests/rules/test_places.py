@@ -102,6 +102,13 @@ def test_direction_flag_reaches_a_call(source: str, codes: list[str], tmp_path: 
     assert found(entry(context(), pc=KERNEL_RIP), guest=guest) == []
 
 
+def test_direction_flag_of_what_a_task_interrupted(tmp_path: Path) -> None:
+    """A task gate's handler has the flags of its own TSS."""
+    by_task = entry(context(rflags=0x246 | rf.DF), pc=KERNEL_RIP)
+    by_task["addr"] = 0xC0104000
+    assert found(by_task, guest=Bytes("stosb\n ret", tmp_path)) == []
+
+
 def test_direction_flag_and_fmask(tmp_path: Path) -> None:
     guest = Bytes("stosb\n ret", tmp_path)
     call = entry(context(rflags=0x246 | rf.DF), How.SYSCALL, pc=KERNEL_RIP)
