@@ -17,11 +17,11 @@ import numpy as np
 from gdbext.cli import feeds
 from gdbext.cli.feeds import Feed
 from gdbext.cli.liveguest import LiveGuest
+from gdbext.cli.pulse import Nmis, Pulse
 from gdbext.errors import CtxwatchError, GuestFailed
-from gdbext.events.row import Batch, Flag, How, Kind, empty
+from gdbext.events.row import Batch, Flag, Kind, empty
 from gdbext.qemu.images import Image
 from gdbext.qemu.machine import Ending, Machine
-from gdbext.qemu.qmp import QmpError
 from gdbext.report.document import QemuFacts, RunReport, not_all_seen
 from gdbext.rules.codes import ERROR
 from gdbext.rules.engine import Counts, Engine
@@ -43,12 +43,6 @@ _LEAVING: Final = 5.0
 TICK: Final = 0.1
 """Seconds the source may keep us waiting while serial lines, deadlines and NMIs are due."""
 
-_UNPACKING: Final = 6
-"""Times as long may pass before the first interrupt."""
-_FIRST_NMI_AFTER: Final = 50
-"""Entries seen before NMIs are injected: a kernel without an IDT would die of the first."""
-_NMI_EVERY_ENTRIES: Final = 10
-"""Entries between two NMIs at least: a slow source must not spend all of the guest's time in NMIs."""
 _PART: Final = 1024
 """Events judged at once where the run ends with a finding."""
 
@@ -216,11 +210,12 @@ class _Run:
     last_time: int = 0
     """Of the youngest event judged: nanoseconds of the host's monotonic clock."""
     discoveries: Discoveries = field(default_factory=Discoveries)
-    ticking: bool = False
-    """It was interrupted once: from then on, exceptions and system calls alone are no sign of life."""
-    last_tick: float = field(default_factory=time.monotonic)
-    next_nmi: tuple[float, int] = (0.0, _FIRST_NMI_AFTER)
-    """Not before this time, nor before so many entries."""
+    pulse: Pulse = field(init=False)
+    nmis: Nmis = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pulse = Pulse(self.feed.silence)
+        self.nmis = Nmis(self.machine, self.subject.nmi_ms)
 
     def run(self) -> Outcome:
         with _on_interrupt(self._interrupt):
@@ -236,8 +231,6 @@ class _Run:
             self._judge(self._death())
         if ending is not None and ending.how == "restart":
             self.view.note(f"the run ends here: {ending.detail}")
-        for finding in self.engine.finish():
-            self.view.finding(finding)
         tell = self.view.note if self.subject.unknown else self.view.detail
         for line in self.discoveries.lines(self.knowledge.learnt):
             tell(f"found out: {line}")
@@ -299,12 +292,7 @@ class _Run:
 
     @property
     def _hangs(self) -> bool:
-        return self.subject.ticks and time.monotonic() - self.last_tick > self._silence
-
-    @property
-    def _silence(self) -> float:
-        """Seconds without an interrupt after which it hangs: more before the first, while a kernel unpacks itself."""
-        return self.feed.silence if self.ticking else self.feed.silence * _UNPACKING
+        return self.subject.ticks and self.pulse.stopped
 
     @property
     def _limit(self) -> float | None:
@@ -328,9 +316,9 @@ class _Run:
                 self._judge(batch[start : start + size])
                 if self._enough:
                     break
-            self._note_ticks(batch)
+            self.pulse.feed(batch)
         self._show_serial()
-        self._inject()
+        self.nmis.inject(self.engine.counts.entries)
         self.view.progress(self.engine.counts, time.monotonic() - self.started)
         return batch is not None and len(batch) > 0
 
@@ -342,12 +330,6 @@ class _Run:
             if self.machine.ending(_DYING) is None:
                 raise
             return None
-
-    def _note_ticks(self, batch: Batch) -> None:
-        ticks = (batch["kind"] == Kind.ENTRY) & ((batch["how"] == How.INTERRUPT) | (batch["how"] == How.UNKNOWN))
-        self.ticking = self.ticking or bool(ticks.any())
-        if not self.ticking or ticks.any():
-            self.last_tick = time.monotonic()
 
     def _judge(self, batch: Batch) -> None:
         self._settle(batch)
@@ -404,15 +386,6 @@ class _Run:
             self.seen = self.seen or bool(self.subject.until and self.subject.until in line)
         self.seen = self.seen or bool(self.subject.until and self.subject.until in self.machine.console.partial)
 
-    def _inject(self) -> None:
-        if not self.subject.nmi_ms or self.engine.counts.entries < self.next_nmi[1] or not self.machine.running:
-            return
-        now = time.monotonic()
-        if now >= self.next_nmi[0]:
-            with contextlib.suppress(QmpError):  # it may have died this moment, which is told elsewhere
-                self.machine.inject_nmi()
-            self.next_nmi = (now + self.subject.nmi_ms / 1000, self.engine.counts.entries + _NMI_EVERY_ENTRIES)
-
     def _drain(self) -> None:
         """Stop the guest, if it lets itself be stopped, and take what is still on its way."""
         end = time.monotonic_ns()
@@ -436,7 +409,7 @@ class _Run:
             return None
         if ending is not None and ending.how in ("exit", "killed"):
             return GuestFailed(ending.detail)
-        silence = f"no interrupt came for {self._silence:.0f} s"
+        silence = f"no interrupt came for {self.pulse.silence:.0f} s"
         if self.subject.until and not self._enough:
             how = f"{time.monotonic() - self.started:.0f} s have passed"
             if self._hangs:

@@ -130,12 +130,6 @@ class Judging:
         result = report.document() | ({"safety": self._notes} if self._notes else {})
         return recorder.path if recorder.close(result) else recorder.partial
 
-    def finish(self) -> None:
-        """No more events."""
-        for finding in self.engine.finish():
-            self._tell(finding)
-        self.end_recording()
-
     def _begin(self, guest: GuestView) -> Engine:
         policy = None
         if self._knowledge is not None:

@@ -205,7 +205,7 @@ class ProbeWatch:
             self._guarded(self._drain)
             self._source.close()
             self._qmp.close()
-            self.judging.finish()
+            self.judging.end_recording()
 
     # The thread
 

@@ -142,7 +142,7 @@ class EngineSink:
 
     def close(self) -> None:
         self._judge()
-        self._judging.finish()
+        self._judging.end_recording()
 
     def _judge(self) -> bool:
         """Feed what has gathered; True if something severe was found."""

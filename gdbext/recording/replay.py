@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-import numpy as np
-
 from gdbext.events.columns import Columns
 from gdbext.recording.reader import Recording
 from gdbext.rules.engine import Engine
@@ -40,8 +38,7 @@ class Replay:
         self._max = max_findings
 
     def steps(self) -> Iterator[tuple[Columns, list[Finding]]]:
-        """Each batch, judged, with the findings that are the first of their kind; a last, empty one may add some."""
-        batch: Columns | None = None
+        """Each batch, judged, with the findings that are the first of their kind."""
         start: int | None = None
         for batch in self.recording.columns():
             if len(batch):
@@ -51,9 +48,6 @@ class Replay:
             if 0 < self._max <= len(self.engine.findings):
                 self.stopped = True
                 return
-        found = self.engine.finish()
-        if batch is not None and found:
-            yield batch.take(np.empty(0, np.intp)), found
 
     def run(self) -> Engine:
         """Go through all of it and return the engine with its findings and counts."""

@@ -178,10 +178,6 @@ class Engine:
         """Where the rules want to see stores from now on: first byte of each range, and the one behind it."""
         return self._frames.spans | self._areas.wanted
 
-    def finish(self) -> list[Finding]:
-        """The stream has ended."""
-        return []
-
     def pending(self) -> Batch:
         """The contexts that wait to be resumed, oldest first."""
         return self._resume.pending()
