@@ -26,7 +26,7 @@ from gdbext.rules.gs import GsJudge
 from gdbext.rules.guest import GuestView, NoGuest
 from gdbext.rules.history import History
 from gdbext.rules.kernel_base import KernelBaseJudge
-from gdbext.rules.kernel_only import KernelOnlyJudge
+from gdbext.rules.kernel_only import KernelOnly, KernelOnlyJudge
 from gdbext.rules.landing import LandingJudge
 from gdbext.rules.laststores import Write
 from gdbext.rules.lazy_fpu import LazyFpuJudge
@@ -97,6 +97,7 @@ class Engine:
         """Know nothing of what was interrupted before."""
         self._width = LinearWidth()
         self._common = CommonMemory()
+        self._alone = KernelOnly()
         self._resume = ResumeJudge(self.policy, self.history, self._width)
         self._gs = GsJudge()
         self._landing = LandingJudge()
@@ -114,8 +115,8 @@ class Engine:
             FarReturnJudge(self.history),
             SelectorJudge(),
             NoContextJudge(),
-            KernelOnlyJudge(),
-            LazyFpuJudge(),
+            KernelOnlyJudge(self._alone),
+            LazyFpuJudge(self._alone),
             SwitchJudge(),
             SharedStackJudge(),
             TaskJudge(),
@@ -163,6 +164,7 @@ class Engine:
         self._count(columns)
         self._width.feed(columns)
         self._common.feed(columns)
+        self._alone.feed(columns)
         self._scenes.feed(columns)
         judged = [item for judge in self._judges for item in judge.feed(columns)]
         judged += self._landing.explain(judged)

@@ -31,12 +31,15 @@ class KernelOnly:
 
     def __init__(self) -> None:
         self.over = False
+        self.rows: Bools = np.empty(0, bool)
+        """Of the batch fed last: the rows behind the first ALONE and in front of the first entry from user code, or
+        return to it."""
         self._seen = 0
         """Entries and exits."""
 
-    def rows(self, batch: Columns) -> Bools:
-        """True for the rows behind the first ALONE and in front of the first entry from user code, or return to it."""
-        before: Bools = np.full(len(batch), not self.over)
+    def feed(self, batch: Columns) -> None:
+        """Look at a batch, in order of ``seq``."""
+        before = self.rows = np.full(len(batch), not self.over)
         if not self.over:
             contexts = np.flatnonzero((batch["kind"] == Kind.ENTRY) | (batch["kind"] == Kind.EXIT))
             crossings = contexts[is_user(batch)[contexts]]
@@ -45,22 +48,25 @@ class KernelOnly:
             before[crossings[0] if len(crossings) else len(batch) :] = False
             self.over = bool(len(crossings))
             self._seen += len(contexts)
-        return before
 
 
 class KernelOnlyJudge:
-    """Holds each interrupted context against the FS base it is resumed with on the same CPU."""
+    """Holds each interrupted context against the FS base it is resumed with on the same CPU.
 
-    def __init__(self) -> None:
-        self._alone = KernelOnly()
+    alone: has been fed the batch before.
+    """
+
+    def __init__(self, alone: KernelOnly) -> None:
+        self._alone = alone
         self._waiting: dict[int, Batch] = {}
         """By RIP, RSP and page tables."""
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge a batch in order of ``seq``; it costs nothing once user code was seen."""
-        if self._is_over():
+        alone = self._alone.rows
+        if not alone.any():
             return []
-        kind, flags, alone = batch["kind"], batch["flags"], self._alone.rows(batch)
+        kind, flags = batch["kind"], batch["flags"]
         chosen = ((kind == Kind.ENTRY) | (kind == Kind.EXIT)) & (batch["mode"] == 64) & alone
         rows = batch.take(np.flatnonzero(chosen & ((flags & (Flag.UNREADABLE | Flag.SELF | Flag.NO_BASES)) == 0)))
         judged: list[Judged] = []
@@ -77,14 +83,11 @@ class KernelOnlyJudge:
                     judged += self._judge(waits, rows.row(first), rows)
                 if not is_exit[last]:
                     self._waiting[int(key[last])] = single(rows.row(last), 0)
-        if self._is_over():
+        if self._alone.over:
             self._waiting.clear()
         for context in list(self._waiting)[: max(len(self._waiting) - CAPACITY, 0)]:
             del self._waiting[context]
         return judged
-
-    def _is_over(self) -> bool:
-        return self._alone.over
 
     def _judge(self, entry: Batch, row: Batch, rows: Columns) -> list[Judged]:
         """The verdict on the exit `row`; whose base it brings is looked for among what waited and `rows`."""

@@ -37,22 +37,25 @@ class _Had:
 
 
 class LazyFpuJudge:
-    """Follows what each thread has in the FPU where CR0.TS hides it."""
+    """Follows what each thread has in the FPU where CR0.TS hides it.
 
-    def __init__(self) -> None:
+    alone: has been fed the batch before.
+    """
+
+    def __init__(self, alone: KernelOnly) -> None:
         self._lazy = False
         self._waiting: dict[int, _Had | None] = {}
         """By context; None: nothing is known, or more than one thread waits there."""
         self._running: dict[int, _Had] = {}
         """By CPU, what the thread in user mode has: seen at its return there, or before it, if TS was set then."""
-        self._alone = KernelOnly()
+        self._alone = alone
         self._with_users = False
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the returns to threads of a batch in order of ``seq``."""
         if "simd" not in batch.names:
             return []
-        chosen, alone = _of_threads(batch), self._alone.rows(batch)
+        chosen, alone = _of_threads(batch), self._alone.rows
         judged = self._judge(batch.take(np.flatnonzero(chosen & alone)), True) if alone.any() else []
         users = chosen & ~alone & is_user(batch)
         if users.any() and not self._with_users:
