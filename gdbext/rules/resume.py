@@ -160,17 +160,30 @@ class ResumeJudge:
     def _take_exact(self, left: Left, key: int) -> tuple[Batch | None, int]:
         """The pending entry with this RIP, RSP and address space that differs least (newest first), consumed.
 
+        None where the exit begins a thread on a stack that another one, of which other registers wait, still uses.
+        """
+        found = self._exact(left, key)
+        if found is None:
+            return None, 0
+        number, entry, mask = found
+        if mask & compare.GPR_BITS and self._redirects.cloned(left.row, self._history):
+            return None, 0
+        self._pending.take(number)
+        return entry, mask
+
+    def _exact(self, left: Left, key: int) -> tuple[int, Batch, int] | None:
+        """The number of that entry among the pending ones, its row and what differs, if there is one.
+
         A call of 32-bit code may return beside its RIP (:mod:`gdbext.rules.fastcalls`).
         """
         numbers = self._pending.find(key)
         calls = [number for number in self._fast.returns_from(left, self._pending) if number not in numbers]
         if not numbers and not calls:
-            return None, 0
+            return None
         rows = self._pending.rows(numbers + calls)
         known = self._lost.get((int(rows["seq"][0]), int(left.row["seq"][0]))) if len(rows) == 1 else None
         if known is not None:
-            self._pending.take(numbers[0])
-            return rows, known & ~self._fast.may_change(rows)
+            return numbers[0], rows, known & ~self._fast.may_change(rows)
         exits = concat([left.row] * len(rows)).copy()
         exits["rip"][len(numbers) :] = rows["rip"][len(numbers) :]
         if calls:
@@ -180,8 +193,7 @@ class ResumeJudge:
             for at, mask in enumerate(differences(rows, exits, self._law).tolist())
         ]
         best = min(range(len(masks)), key=lambda at: masks[at].bit_count())
-        self._pending.take((numbers + calls)[best])
-        return rows[best : best + 1], masks[best]
+        return (numbers + calls)[best], rows[best : best + 1], masks[best]
 
     def _judge_unmatched(self, left: Left, live: Live, suspicious: bool) -> Iterator[Judged]:
         self.unmatched += 1

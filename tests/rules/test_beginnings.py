@@ -93,3 +93,26 @@ def _both_ways(*rows: Any, cut: int = 100) -> tuple[list[tuple[str, str | None, 
         patch.setattr(resume, "MANY", 1)
         assert _judged(numbered, cut) == long
     return long
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_two_threads_that_begin_on_one_stack(late: bool) -> None:
+    """Their maker gives both the same, one after the other; and the first is slow to begin: its CPU was not run."""
+    maker = context()
+    calls = [maker | {"rip": 0x500000, "rsp": 0x7E0000, "rbx": number} for number in (1, 2)]
+    first, second = (
+        made | {"rsp": 0x690000, "rax": 0, "gs_base": base} for made, base in zip(calls, (5, 6), strict=True)
+    )
+    made = [row for one in calls for row in (entry(one, How.SYSCALL, rax=56), exit_(one, How.SYSRET, rax=9))]
+    waits = entry(maker | {"rip": 0x500100, "rsp": 0x7E0000}, How.SYSCALL, rax=35)
+    begins = entry(second, cpu=1)
+    before, behind = exit_(second, How.SYSRET, cpu=1), exit_(second, cpu=1)
+    starts = exit_(first, How.SYSRET)
+    rows = (*made, waits, before, begins, *((starts, behind) if late else (behind, starts)))
+    engine = Engine()
+    numbered = stamp(batch(*rows))
+    for at in range(len(numbered)):
+        engine.feed(numbered[at : at + 1])
+    assert engine.findings == []
+    assert engine.counts.identical == 3
+    assert len(engine.pending()) == 1
