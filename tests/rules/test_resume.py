@@ -10,10 +10,9 @@ import pytest
 from gdbext.arch import vectors
 from gdbext.arch.registers import GPR64
 from gdbext.events.row import ROW, Batch
-from gdbext.rules import redirects
 from gdbext.rules.engine import Engine
 from gdbext.rules.fixups import Fixups
-from gdbext.rules.policy import Calls, Policy
+from gdbext.rules.policy import Policy
 from tests.rules.rows import Flag, How, Kind, batch, context, entry, exit_, stamp
 
 FRAME = 0xFFFFFFFF80300000
@@ -244,76 +243,6 @@ def switch(kind: int = Kind.SWITCH_IN, cpu: int = 0, **fields: int) -> Batch:
     return row
 
 
-def test_a_restartable_sequence_is_aborted_only_where_another_thread_ran() -> None:
-    """Interrupted user code with its RSP at another RIP: an abort, if there was a switch; without one, RIP was lost."""
-    policy, ctx = Policy(user_redirects=True), context()
-    aborted = exit_(ctx | {"rip": ctx["rip"] + 0x40})
-    for between in ((), (switch(cpu=1),)):
-        assert codes(stamp(batch(entry(ctx), *between, aborted)), policy=policy) == [("CW101", "rip")]
-    for kind in (Kind.SWITCH_IN, Kind.CR3):
-        assert codes(stamp(batch(entry(ctx), switch(kind), aborted)), policy=policy) == []
-
-
-def test_a_restartable_sequence_goes_on_behind_its_signature() -> None:
-    """Once a call has named the signature, RIP alone cannot move to a place that has something else in front of it."""
-    policy, ctx, signature = Policy(user_redirects=True, names_aborts=Calls((334,), (386,))), context(), 0x53053053
-    native = entry(context(2), How.SYSCALL, rax=334, r10=signature)
-    ia32 = entry(context(2), How.SOFT, rax=386, rsi=signature, flags=Flag.LINEAR32)
-    other = entry(context(2), How.SYSCALL, rax=39, r10=signature)
-    for named, in_front, found in (
-        (native, signature, []),
-        (ia32, signature, []),
-        (native, 0x90909090, [("CW101", "rip")]),
-        (ia32, 0x90909090, [("CW101", "rip")]),
-        (native, 0, []),  # not captured
-        (other, 0x90909090, []),  # nobody has named any
-    ):
-        aborted = exit_(ctx | {"rip": ctx["rip"] + 0x40}, value=in_front)
-        assert codes(stamp(batch(named, entry(ctx), switch(), aborted)), policy=policy) == found
-
-
-def test_a_restartable_sequence_may_be_interrupted_on_purpose() -> None:
-    """Another CPU asks this one to abort what it runs (Linux, membarrier): no thread ran in between."""
-    ctx, signature = context(), 0x53053053
-    named = entry(context(2), How.SYSCALL, rax=334, r10=signature)
-    aborted = exit_(ctx | {"rip": ctx["rip"] + 0x40}, value=signature)
-    for policy in (Policy(user_redirects=True, names_aborts=Calls((334,), (386,))), Policy()):
-        assert codes(stamp(batch(switch(), named, entry(ctx), aborted)), policy=policy) == []
-
-
-def test_without_a_profile_a_sequence_goes_on_behind_what_a_call_handed_the_kernel() -> None:
-    ctx, signature = context(), 0x53053053
-    native = entry(context(2), How.SYSCALL, r8=signature)
-    ia32 = entry(context(2), How.SOFT, rbp=signature, flags=Flag.LINEAR32)
-    small = entry(context(2), How.SYSCALL, r8=0x53053)
-    wide = entry(context(2), How.SYSCALL, r8=signature | 0x7FFF << 32)
-    kept = entry(context(2), How.SYSCALL, r12=signature)
-    for handed, in_front, found in (
-        (native, signature, []),
-        (ia32, signature, []),
-        (native, 0x90909090, [("CW101", "rip")]),
-        (native, 0, [("CW101", "rip")]),  # not captured
-        (small, 0x53053, [("CW101", "rip")]),  # a length, a descriptor
-        (wide, signature, [("CW101", "rip")]),  # an address
-        (kept, signature, [("CW101", "rip")]),  # no argument
-    ):
-        aborted = exit_(ctx | {"rip": ctx["rip"] + 0x40}, value=in_front)
-        assert codes(stamp(batch(handed, entry(ctx), switch(), aborted))) == found
-        late = stamp(batch(entry(ctx), switch(), aborted, handed))
-        assert codes(late) == [("CW101", "rip")], "nobody had handed it over yet"
-
-
-def test_what_calls_handed_the_kernel_is_not_remembered_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redirects, "SIGNATURES", 3)
-    ctx, signature = context(), 0x53053053
-    aborted = entry(ctx), switch(), exit_(ctx | {"rip": ctx["rip"] + 0x40}, value=signature)
-    handed = entry(context(2), How.SYSCALL, rsi=signature)
-    others = [entry(context(2), How.SYSCALL, rdi=redirects.LEAST + n) for n in range(3)]
-    assert codes(stamp(batch(handed, *others[1:], *aborted))) == []
-    assert codes(stamp(batch(handed, *others, handed, *aborted))) == []
-    assert codes(stamp(batch(handed, *others, *aborted))) == [("CW101", "rip")]
-
-
 def test_user_code_with_the_kernel_s_privilege() -> None:
     assert codes(entry(context()), exit_(context(cs=0x30))) == [("CW603", "cs")]
 
@@ -494,75 +423,6 @@ def test_iret_that_faults_on_the_code_segment_that_a_sysret_of_another_cpu_loade
     assert codes(elsewhere, iret, fault) == []
 
 
-USER32 = context(3, cs=0x23, rip=0xF7F36557, rsp=0xFFFE0290, flags=Flag.LINEAR32) | dict.fromkeys(
-    ("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"), 0
-)
-BEHIND = USER32 | {"rip": USER32["rip"] + 2}
-"""Behind the `int n` that stands behind the call."""
-
-
-def fast_call(how: int = How.SYSENTER) -> Batch:
-    call = entry(USER32, How.SYSCALL, flags=Flag.LINEAR32 | Flag.FLAGS_PARTIAL * (how == How.SYSENTER))
-    call["how"] = how
-    return call
-
-
-@pytest.mark.parametrize("how", [How.SYSENTER, How.SYSCALL])
-@pytest.mark.parametrize("leaving", [How.IRET, How.SYSEXIT])
-def test_a_fast_call_returns_behind_the_int(how: int, leaving: int) -> None:
-    popped = {"rax": 0, "rcx": 1, "rdx": 2, "rbp": 3}
-    assert codes(fast_call(how), exit_(BEHIND | popped, leaving)) == []
-    assert codes(fast_call(how), exit_(BEHIND | popped | {"rsi": 4}, leaving)) == [("CW106", "rsi")]
-
-
-def test_a_sysenter_in_a_page_that_is_mapped_elsewhere_too() -> None:
-    """What is known of where it stood is the place within its page."""
-    call = fast_call()
-    call["rip"] ^= 0x31000
-    assert codes(call, exit_(BEHIND | {"rcx": 1}, How.SYSEXIT)) == []
-    call = fast_call()
-    call["rip"] ^= 0x31000
-    assert codes(call, exit_(BEHIND | {"rbx": 1}, How.SYSEXIT)) == [("CW106", "rbx")]
-
-
-def test_a_restarted_fast_call_has_its_arguments_back() -> None:
-    restarted = exit_(USER32 | {"rbp": 5})
-    assert codes(fast_call(), exit_(BEHIND), fast_call(), restarted) == []
-    assert codes(fast_call(), exit_(BEHIND), fast_call(), exit_(USER32 | {"rdi": 5})) == [("CW106", "rdi")]
-
-
-def test_arithmetic_flags_that_were_read_live_are_not_judged() -> None:
-    assert codes(fast_call(), exit_(BEHIND | {"rflags": 0x283})) == []
-    assert codes(fast_call(), exit_(BEHIND | {"rflags": 0x40246})) == [("CW102", "rflags")]
-
-
-def test_a_restarted_call_is_over() -> None:
-    """What is made again afterwards is another call, with other registers."""
-    again = USER32 | {"rsi": 77}
-    restarted = exit_(USER32, rip=USER32["rip"] - 2)
-    assert codes(entry(USER32, How.SOFT), restarted, entry(again, How.SOFT), exit_(again | {"rdi": 5})) == [
-        ("CW106", "rdi")
-    ]
-
-
-def test_a_restarted_call_that_was_never_resumed_is_over_with_the_next() -> None:
-    """Its process was killed, and another has its page tables; the next call was resumed by a vfork's child."""
-    left = entry(BEHIND | {"rdi": 7}, How.SOFT)
-    assert codes(left, fast_call(), exit_(BEHIND), exit_(BEHIND | {"rcx": 5, "rdx": 6}, How.SYSEXIT)) == []
-
-
-@pytest.mark.parametrize("leaving", [How.SYSRET, How.IRET])
-def test_a_call_returns_to_its_stack_unless_another_thread_ran(leaving: int) -> None:
-    """A return behind a call on another stack: the first run of a thread after a switch, else RSP was lost."""
-    ctx = context()
-    call, lost = entry(ctx, How.SYSCALL, rax=1), exit_(ctx | {"rsp": 0x1000, "rax": 0}, leaving)
-    assert codes(stamp(batch(switch(), call, lost))) == [("CW106", "rsp")]
-    assert codes(stamp(batch(switch(), call, switch(Kind.SWITCH_OUT), lost))) == []
-    assert codes(stamp(batch(switch(cpu=1), call, lost))) == []  # whether switches are seen is not known
-    moved = exit_(ctx | {"rsp": 0x1000, "rip": ctx["rip"] + 8}, leaving)
-    assert codes(stamp(batch(switch(), call, moved))) == []
-
-
 def test_a_thread_interrupted_where_it_begins_goes_on_on_its_stack_unless_another_ran() -> None:
     """With registers that hold nothing, it differs from the next one that begins there by RSP alone."""
     ctx = context(fs_base=0x5000) | {name: 0 for name in GPR64 if name != "rsp"}
@@ -573,53 +433,6 @@ def test_a_thread_interrupted_where_it_begins_goes_on_on_its_stack_unless_anothe
     assert codes(stamp(batch(switch(Kind.CR3, value=0x900000), begins, stops, lost))) == []
     nobody = {"fs_base": 0}  # any thread's
     assert codes(stamp(batch(switch(), begins, entry(ctx | nobody), exit_(ctx | {"rsp": 0x1000} | nobody)))) == []
-
-
-AWAY = 1000
-"""The number of the event in which the caller goes away."""
-
-
-@pytest.mark.parametrize(
-    ("between", "lost"),
-    [
-        ([], False),
-        ([switch(match=AWAY)], True),
-        ([switch(match=AWAY - 7)], False),  # another one came back
-        ([switch(match=AWAY), switch(Kind.SWITCH_OUT)], False),
-        ([switch(match=AWAY), switch(Kind.SWITCH_OUT), switch(match=AWAY + 2)], True),
-        ([switch(match=AWAY, cpu=1)], False),  # the caller runs elsewhere
-        ([switch(match=AWAY), switch(Kind.CR3, value=0x900000)], False),  # perhaps a switch that was not seen
-        ([switch(match=AWAY), switch(Kind.CR3, value=context()["cr3"] | 0x1005)], True),  # its tables for user code
-    ],
-)
-def test_a_caller_that_comes_back_returns_to_its_stack(between: list[Batch], lost: bool) -> None:
-    ctx = context()
-    call, lost_rsp = entry(ctx, How.SYSCALL), exit_(ctx | {"rsp": 0x1000}, How.SYSRET)
-    rows = batch(switch(), call, switch(Kind.SWITCH_OUT), *between, lost_rsp)
-    rows["seq"] = np.arange(AWAY - 2, AWAY - 2 + len(rows))
-    engine = Engine()
-    engine.feed(rows)
-    assert [(finding.code, finding.field) for finding in engine.findings] == ([("CW106", "rsp")] if lost else [])
-
-
-@pytest.mark.parametrize("over", [True, False], ids=["over", "waiting"])
-def test_a_caller_that_returns_on_the_stack_of_another_call(over: bool) -> None:
-    """Per-CPU scratch: the other thread's call that left its RSP there may be over long since, its thread elsewhere."""
-    ctx, other = context(), context(2)
-    theirs = [entry(other, How.SYSCALL), exit_(other, How.SYSRET)][: 1 + over]
-    rows = batch(switch(), entry(ctx, How.SYSCALL), switch(Kind.SWITCH_OUT), *theirs, switch())
-    rows = stamp(batch(rows, exit_(ctx | {"rsp": other["rsp"]}, How.SYSRET)))
-    rows["match"][len(rows) - 2] = 3
-    assert codes(rows) == [("CW107", "rsp")]
-
-
-@pytest.mark.parametrize("leaving", [How.SYSEXIT, How.IRET])
-def test_a_sysexit_returns_to_its_stack_behind_the_int(leaving: int) -> None:
-    narrow: dict[str, Any] = {"mode": 32, "flags": Flag.LINEAR32}
-    ctx = context(rsp=0x7FE0, rbp=0x7FE0) | {f"r{n}": 0 for n in range(8, 16)}
-    back = ctx | {"rip": ctx["rip"] + 2, "rax": 0, "rcx": 0x44, "rdx": ctx["rip"] + 2, "rsp": 0x44}
-    call = entry(ctx, How.SYSENTER, rax=20, **narrow)
-    assert codes(stamp(batch(switch(), call, exit_(back, leaving, **narrow)))) == [("CW106", "rsp")]
 
 
 @pytest.mark.parametrize(("words", "code"), [(1, "CW101"), (8, "CW101"), (9, "CW107"), (-2, "CW101")])
