@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 
+from gdbext.arch import flags as rf
 from gdbext.arch.registers import GPR64
 from gdbext.events.columns import Columns, Rows, grouped
 from gdbext.events.row import Batch, Flag, How, Kind
@@ -75,7 +76,8 @@ class Redirects:
     def excused(self, entry: Batch, row: Batch, newest: Batch, history: History) -> int:
         """The mask of the differences between `entry` and the exit `row` that a system call asked for.
 
-        newest: as for :meth:`replaced`. Bases are not a part of what a 64-bit handler's return replaces.
+        newest: as for :meth:`replaced`. Bases are not a part of what a 64-bit handler's return replaces; nor is the FPU
+        where code that a device interrupted has everything else back: no handler means to change that alone.
         """
         if not is_user(row)[0]:
             return 0
@@ -86,6 +88,7 @@ class Redirects:
             not self._policy.replaces_own and _goes_back(entry, row, newest, history, self._policy.syscall_returns)
         ):
             kept = _TRACKED if row["flags"][0] & Flag.LINEAR32 else _TRACKED | _BASES
+            kept |= int(BIT["simd"]) if _came_back(entry, row) else 0
             return 0xFFFF_FFFF & ~(kept | _taken_by_return(entry, row))
         return 0
 
@@ -162,6 +165,14 @@ class Redirects:
     def begins(self, rip: int) -> bool:
         """True if contexts began before at `rip`."""
         return rip in self._beginnings
+
+
+def _came_back(entry: Batch, row: Batch) -> bool:
+    """True if what a device interrupted has come back with its general registers, RIP and flags."""
+    same = (gprs(entry) == gprs(row)).all() and entry["rip"][0] == row["rip"][0]
+    return bool(same and not (entry["rflags"][0] ^ row["rflags"][0]) & ~np.uint64(rf.RF)) and (
+        entry["how"][0] == How.INTERRUPT
+    )
 
 
 def _taken_by_return(entry: Batch, row: Batch) -> int:

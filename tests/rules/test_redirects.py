@@ -12,8 +12,9 @@ from gdbext.rules.draft import Draft
 from gdbext.rules.engine import Engine
 from gdbext.rules.explain import Explainer
 from gdbext.rules.policy import Calls, Policy
-from tests.rules.rows import Flag, How, batch, context, entry, exit_
+from tests.rules.rows import Flag, How, batch, context, entry, exit_, stamp
 from tests.rules.test_resume import codes
+from tests.rules.test_stores import with_simd
 
 SIGRETURN, PTRACE = 15, 101
 LINUX = Policy(user_redirects=True, replaces_own=Calls((SIGRETURN,), (119, 173)), edits_others=Calls((PTRACE,), (26,)))
@@ -67,6 +68,20 @@ def test_interrupted_code_does_not_get_back_what_sysret_destroys(policy: Policy)
 
 def test_a_handler_s_return_does_not_replace_the_bases() -> None:
     assert codes(*signalled(rdx=0xBEEF, gs_base=5), policy=LINUX) == [("CW204", "gs_base")]
+
+
+@pytest.mark.parametrize("policy", [LINUX, Policy()], ids=["linux", "no profile"])
+def test_a_handler_s_return_brings_back_the_fpu(policy: Policy) -> None:
+    def found(*rows: Batch) -> list[tuple[str, str | None]]:
+        engine = Engine(policy)
+        engine.feed(stamp(batch(*(with_simd(row, xmm0) for row, xmm0 in zip(rows, (7, 7, 7, 9), strict=True)))))
+        return [(finding.code, finding.field) for finding in engine.findings]
+
+    assert found(*signalled()) == [("CW105", "xmm0")]
+    assert found(*signalled(rdx=0xBEEF)) == []
+    ctx, faulted = context(), signalled()
+    faulted[0] = entry(ctx, How.EXCEPTION)
+    assert found(*faulted) == []
 
 
 def test_the_return_must_be_this_thread_s_and_after_the_interrupt() -> None:
