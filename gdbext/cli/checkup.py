@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from gdbext.errors import CtxwatchError
+from gdbext.qemu import child
 
 OK, LIMITED, MISSING = "ok", "limited", "missing"
 """Everything works; something works less well; something cannot work at all."""
@@ -135,15 +136,7 @@ def _machine() -> Iterator[Check]:
 
 
 def _output(*command: str) -> str:
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=_TIMEOUT,
-        check=False,
-    )
+    done = child.run(*command, timeout=_TIMEOUT)
     return done.stdout + done.stderr
 
 

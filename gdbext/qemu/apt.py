@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from gdbext.errors import EnvironmentUnusable
+from gdbext.qemu import child
 
 _ETC: Final = Path("/etc/apt")
 _TIMEOUT: Final = "30"
@@ -194,16 +195,7 @@ class Apt:
         return found[0]
 
     def _run(self, *command: str, cwd: Path | None = None) -> str:
-        done = subprocess.run(
-            command,
-            cwd=cwd,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+        done = child.run(*command, cwd=cwd, env=self._environment)
         if done.returncode:
             said = [line for line in done.stderr.splitlines() if line.startswith(("E:", "W:"))]
             raise EnvironmentUnusable(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from gdbext.sources.leash import leash
@@ -17,6 +18,26 @@ def silence() -> None:
     from pwnlib.context import context
 
     context.log_level = "critical"
+
+
+def run(
+    *command: str, timeout: float | None = None, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `command` to its end with nothing to read, and return what it said, as text whatever the bytes.
+
+    Raises OSError where it cannot be run, subprocess.TimeoutExpired after `timeout` seconds.
+    """
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=timeout,
+        check=False,
+    )
 
 
 def spawn(argv: Sequence[str]) -> Any:

@@ -6,10 +6,8 @@ The Linux guests boot the distribution's kernels (:mod:`gdbext.qemu.linux`) with
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 import shutil
-import subprocess
 import tempfile
 import tomllib
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gdbext.errors import EnvironmentUnusable, UsageError
-from gdbext.qemu import cache, linux
+from gdbext.qemu import cache, linux, making
 from gdbext.qemu.machine import ARCHITECTURES
 from gdbext.rules.codes import CODES
 
@@ -212,31 +210,14 @@ def build(guest: Guest, *, stripped: bool = False) -> Path:
 
 def _fingerprint(guest: Guest) -> str:
     """What the kernel is made from: its sources, its configuration, its compiler."""
-    digest = hashlib.sha256(repr((guest.arch, guest.style, guest.defines, os.environ.get("CC", "gcc"))).encode())
-    compiler = shutil.which(os.environ.get("CC", "gcc"))
-    if compiler is not None:
-        status = os.stat(compiler)
-        digest.update(repr((compiler, status.st_size, status.st_mtime_ns)).encode())
-    for source in sorted(SOURCES.rglob("*")):
-        if source.is_file() and source.suffix != ".md":
-            digest.update(str(source.relative_to(SOURCES)).encode() + b"\0" + source.read_bytes())
-    return digest.hexdigest()[:16]
+    sources = sorted(path for path in SOURCES.rglob("*") if path.is_file() and path.suffix != ".md")
+    return making.fingerprint((guest.arch, guest.style, guest.defines), SOURCES, sources)
 
 
 def _make(guest: Guest, out: Path) -> None:
-    compiler = os.environ.get("CC", "gcc")
-    command = ["make", "-s", "-C", str(SOURCES), f"OUT={out}", f"ARCH={guest.arch}", f"STYLE={guest.style}"]
-    command += [f"DEFS={' '.join(guest.defines)}", f"CC={compiler}"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    except OSError as error:
-        raise EnvironmentUnusable("no make here", error.strerror or "", "run scripts/bootstrap") from error
-    if done.returncode:
-        raise EnvironmentUnusable(
-            f"the guest {guest.name} cannot be built",
-            linux.first_trouble(done.stderr),
-            "`ctxwatch doctor` shows what is missing",
-        )
+    defines = " ".join(guest.defines)
+    what = f"the guest {guest.name}"
+    making.make(SOURCES, what, OUT=str(out), ARCH=guest.arch, STYLE=guest.style, DEFS=defines)
 
 
 def _install(scratch: Path, directory: Path) -> None:
@@ -244,4 +225,4 @@ def _install(scratch: Path, directory: Path) -> None:
     ready.mkdir()
     for name in (KERNEL, STRIPPED):
         shutil.move(scratch / "out" / name, ready / name)
-    linux.install(ready, directory)
+    making.install(ready, directory)

@@ -5,18 +5,13 @@ Nothing of a kernel is committed: image, configuration and busybox lie in the us
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
-import stat
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from gdbext.errors import EnvironmentUnusable
-from gdbext.qemu import apt, cache, cpio
+from gdbext.qemu import apt, cache, cpio, making
 
 SOURCES: Final = Path(__file__).parents[2] / "tests" / "linux"
 INIT: Final = "init"
@@ -60,7 +55,7 @@ def fetch(kernel: Kernel) -> Path:
             ready = Path(scratch) / "ready"
             ready.mkdir()
             _download(kernel, Path(scratch), ready)
-            install(ready, kernel.directory)
+            making.install(ready, kernel.directory)
     return kernel.directory
 
 
@@ -90,11 +85,11 @@ def build(kernel: Kernel) -> Path:
     if not directory.is_dir():
         with tempfile.TemporaryDirectory(prefix=".build-", dir=cache.made("linux")) as scratch:
             out, ready = Path(scratch) / "out", Path(scratch) / "ready"
-            _make(kernel.arch, out)
+            making.make(SOURCES, "the programs of the Linux guests", OUT=str(out), ARCH=kernel.arch)
             ready.mkdir()
             (ready / INITRD).write_bytes(_file_system(out, fetched / BUSYBOX))
             os.link(fetched / KERNEL, ready / KERNEL)
-            install(ready, directory)
+            making.install(ready, directory)
     return directory
 
 
@@ -111,43 +106,5 @@ def _file_system(programs: Path, busybox: Path) -> bytes:
 
 def _fingerprint(fetched: Path, arch: str) -> str:
     """What the file system and the choice of kernel are made from."""
-    compiler = shutil.which(os.environ.get("CC", "gcc")) or ""
-    digest = hashlib.sha256(repr((arch, (fetched / VERSION).read_text("utf-8"), compiler)).encode())
-    if compiler:
-        digest.update(repr(os.stat(compiler)[stat.ST_SIZE]).encode())
-    for source in (SOURCES / "Makefile", SOURCES / INIT, *sorted((SOURCES / "workloads").iterdir())):
-        digest.update(str(source.relative_to(SOURCES)).encode() + b"\0" + source.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _make(arch: str, out: Path) -> None:
-    command = ["make", "-s", "-C", str(SOURCES), f"OUT={out}", f"ARCH={arch}", f"CC={os.environ.get('CC', 'gcc')}"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    except OSError as error:
-        raise EnvironmentUnusable("no make here", error.strerror or "", "run scripts/bootstrap") from error
-    if done.returncode:
-        raise EnvironmentUnusable(
-            "the Linux guests' workloads cannot be built",
-            first_trouble(done.stderr),
-            "`ctxwatch doctor` shows what is missing",
-        )
-
-
-def first_trouble(said: str) -> str:
-    """The line of make's standard error that tells why it failed: a program is missing, or the first error."""
-    lines = [line for line in said.splitlines() if line.strip()]
-    for signs in (("not found", "No such file"), ("rror",), ("",)):
-        found = next((line for line in lines if any(sign in line for sign in signs)), "")
-        if found:
-            return found
-    return ""
-
-
-def install(ready: Path, directory: Path) -> None:
-    """Put the complete directory `ready` in its place at once; another process may have been faster with the same."""
-    try:
-        ready.rename(directory)
-    except OSError:
-        if not directory.is_dir():
-            raise
+    sources = (SOURCES / "Makefile", SOURCES / INIT, *sorted((SOURCES / "workloads").iterdir()))
+    return making.fingerprint((arch, (fetched / VERSION).read_text("utf-8")), SOURCES, sources)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from gdbext.errors import EnvironmentUnusable, UsageError
-from gdbext.qemu import cache
+from gdbext.qemu import cache, child
 from gdbext.sources.ring import DEFAULT_ROWS, c_layout
 
 APIS: Final = (4, 5, 6, 7)
@@ -157,10 +157,7 @@ def _offer(qemu: Path, probe: Path) -> str:
 def _run(qemu: Path, *words: str) -> str:
     """What it says to `words`; raises EnvironmentUnusable where it cannot be run."""
     try:
-        done = subprocess.run(
-            [str(qemu), *words],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT, check=False,
-        )  # fmt: skip
+        done = child.run(str(qemu), *words, timeout=_TIMEOUT)
     except subprocess.TimeoutExpired:
         return "it did not answer"
     except OSError as error:
@@ -194,15 +191,7 @@ def _object(kept: Path, cc: str, api: int) -> Path:
         made = Path(directory, "ctxprobe.so")
         words = [*command, *_FLAGS, f"-DAPI={api}", "-o", str(made), str(Path(directory, "ctxprobe.c"))]
         try:
-            done = subprocess.run(
-                words,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_TIMEOUT,
-                check=False,
-            )
+            done = child.run(*words, timeout=_TIMEOUT)
         except subprocess.TimeoutExpired:
             raise EnvironmentUnusable("the C compiler did not end", shlex.join(words)) from None
         if done.returncode != 0 or not made.exists():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gdbext.errors import EnvironmentUnusable, UsageError
-from gdbext.qemu import guests, images, linux
+from gdbext.qemu import guests, images, making
 
 GOOD = """
 title = "a guest"
@@ -110,4 +110,4 @@ def test_a_compiler_that_fails_is_told(cache: Path, monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_a_failed_build_is_told_by_its_cause(said: str, told: str) -> None:
-    assert linux.first_trouble(said).startswith(told)
+    assert making.first_trouble(said).startswith(told)
