@@ -13,9 +13,9 @@ from typing import Final
 import numpy as np
 
 from gdbext.arch import vectors
-from gdbext.events.columns import Columns
+from gdbext.events.columns import Columns, Indices, Rows
 from gdbext.events.row import Batch, Flag, Kind
-from gdbext.ledger.compare import agreement, is_call, is_user, keys, space
+from gdbext.ledger.compare import Bools, agreement, is_call, is_user, keys, space
 from gdbext.rules.draft import Judged
 from gdbext.rules.history import History
 from gdbext.rules.stale import lost_save
@@ -45,23 +45,31 @@ class CallAgainJudge:
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the exits to user code of a batch in order of ``seq``."""
         flags = batch["flags"]
-        alone = (batch["kind"] == Kind.EXIT) & (batch["match"] == 0) & is_user(batch)
-        positions = np.flatnonzero(alone & ((flags & (Flag.IDENTICAL | Flag.SELF | Flag.UNREADABLE)) == 0))
+        left = (batch["kind"] == Kind.EXIT) & ((flags & (Flag.IDENTICAL | Flag.SELF | Flag.UNREADABLE)) == 0)
+        positions = np.flatnonzero(left & is_user(batch))
+        positions = positions[batch.at("match", positions) == 0]
         if not len(positions):
             return []
         judged: list[Judged] = []
-        rows = batch.take(positions)
-        columns = keys(rows), rows["cpu"], rows["seq"]
-        for at, key, cpu, event in zip(positions.tolist(), *(column.tolist() for column in columns), strict=True):
-            last = self._history.last_crossing(cpu, event)
-            if len(last) and last["kind"][0] == Kind.ENTRY:
-                judged += self._judge(batch.row(at), key, last)
+        for at in np.sort(np.concatenate([self._sent(batch, its) for its in self._by_cpu(batch, positions)])).tolist():
+            row = batch.row(at)
+            last = self._history.last_crossing(int(row["cpu"][0]), int(row["seq"][0]))
+            if len(last) and _interrupted(last, row)[0]:
+                judged += self._judge(row, int(keys(row)[0]), last)
         return judged
 
+    def _by_cpu(self, batch: Columns, positions: Indices) -> list[Indices]:
+        cpus = batch.at("cpu", positions)
+        return [positions[cpus == cpu] for cpu in np.unique(cpus)]
+
+    def _sent(self, batch: Columns, positions: Indices) -> Indices:
+        """Those of the exits at `positions`, of one CPU, that may come right from an interrupt of their thread."""
+        last = self._history.crossings_before(int(batch.at("cpu", positions[:1])[0]), positions)
+        known = np.maximum(last, 0)  # a place in any case: it is read before the answer is known not to matter
+        return positions[(last < 0) | _interrupted(batch.take(known), batch.take(positions))]
+
     def _judge(self, row: Batch, key: int, last: Batch) -> list[Judged]:
-        """Judge an exit that comes right behind the entry `last`."""
-        if not _interrupted(last, row):
-            return []
+        """Judge an exit that comes right from `last`, where its thread was interrupted."""
         place = self._places.get(key)
         if place is None:
             place = self._places[key] = _Place(self._call_before(row, key))
@@ -85,7 +93,10 @@ class CallAgainJudge:
         return past.copy() if len(past) and is_call(past)[0] else None
 
 
-def _interrupted(last: Batch, row: Batch) -> bool:
-    """True if the entry `last` is an interrupt of the thread that the exit `row` resumes."""
-    mine = (space(last) == space(row)) & (last["fs_base"] == row["fs_base"])
-    return bool(mine[0]) and not is_call(last)[0] and last["vector"][0] not in vectors.TRACER_MAY_EDIT
+def _interrupted(last: Rows, row: Rows) -> Bools:
+    """True where `last` is an interrupt of the thread that the exit `row` resumes."""
+    mine: Bools = (last["kind"] == Kind.ENTRY) & (last["fs_base"] == row["fs_base"]) & ~is_call(last)
+    for vector in vectors.TRACER_MAY_EDIT:
+        mine &= last["vector"] != vector
+    mine &= space(last) == space(row)
+    return mine

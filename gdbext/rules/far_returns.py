@@ -12,7 +12,7 @@ import numpy as np
 
 from gdbext.arch import vectors
 from gdbext.events.columns import Columns
-from gdbext.events.row import Batch, How, Kind
+from gdbext.events.row import Batch, How
 from gdbext.ledger.compare import is_user
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
@@ -29,9 +29,9 @@ class FarReturnJudge:
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the far returns of a batch."""
-        far = (batch["kind"] == Kind.EXIT) & (batch["how"] == How.FAR) & (batch["value"] == 1) & ~is_user(batch)
-        rows = (batch.row(at) for at in np.flatnonzero(far).tolist())
-        return [judged for row in rows for judged in self._judge(row)]
+        far = np.flatnonzero(batch["how"] == How.FAR)
+        rows = (batch.row(at) for at in far.tolist())
+        return [judged for row in rows if row["value"][0] == 1 and not is_user(row)[0] for judged in self._judge(row)]
 
     def _judge(self, row: Batch) -> list[Judged]:
         past = self._history.before(int(row["seq"][0]))
