@@ -33,6 +33,7 @@ from gdbext.rules.lazy_fpu import LazyFpuJudge
 from gdbext.rules.linear import LinearWidth
 from gdbext.rules.nesting import NestingJudge
 from gdbext.rules.no_context import NoContextJudge
+from gdbext.rules.nowhere import NowhereJudge
 from gdbext.rules.policy import Policy
 from gdbext.rules.resume import ResumeJudge
 from gdbext.rules.scene import Scenes
@@ -41,6 +42,7 @@ from gdbext.rules.shared_landing import SharedLandingJudge
 from gdbext.rules.shared_stack import SharedStackJudge
 from gdbext.rules.state import StateJudge
 from gdbext.rules.stores import FrameStores
+from gdbext.rules.storm import StormJudge
 from gdbext.rules.suspended import SuspendedStackJudge
 from gdbext.rules.switches import SwitchJudge
 from gdbext.rules.taken_stack import TakenStackJudge
@@ -118,6 +120,8 @@ class Engine:
             KernelOnlyJudge(self._alone),
             LazyFpuJudge(self._alone),
             SwitchJudge(),
+            NowhereJudge(self.history, self.guest),
+            StormJudge(),
             SharedStackJudge(),
             TaskJudge(),
             NestingJudge(self.policy),

@@ -6,7 +6,9 @@ IF) says nothing, so that no other rule's word on that exit counts.
 
 No context is what has for CS a selector that nothing was ever seen to run with, and besides bits in RFLAGS that are
 reserved, a CS as wide as an address, or, where user code ran before, an SS of another privilege level, on which the CPU
-faults. (A first return to user mode with a wrong SS is a pair that was chosen wrongly, CW604.)
+faults. (A first return to user mode with a wrong SS is a pair that was chosen wrongly, CW604.) Nor is what has the
+kernel's CS, but an RSP in the other half of the address space than the kernel, and an SS that nothing was ever seen to
+run with, where nothing was interrupted so.
 """
 
 from __future__ import annotations
@@ -29,21 +31,32 @@ LOW: Final = 0xFFFF_FFFF
 """A kernel may keep something of its own in the upper half of a saved RFLAGS."""
 
 
+HALF: Final = np.uint64(63)
+"""The bit that tells the halves of a 64-bit address space apart."""
+_LOOK: Final = (
+    "who else used this stack since the frame was made: a second thread or CPU on it (RSP0, the stack that system "
+    "calls take), an overflow, or a thread that was taken up before its stack pointer was saved"
+)
+
+
 class NoContextJudge:
     """Learns with which CS code runs, and judges what irets pop."""
 
     def __init__(self) -> None:
         self._runs: dict[int, int] = {}
         """Selectors that code was interrupted with, and the event that showed each first."""
+        self._stacks: dict[int, int] = {}
+        """Its SS, likewise."""
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the irets of a batch that found no equal context."""
         kind, flags, how = batch["kind"], batch["flags"], batch["how"]
         pushed = (kind == Kind.ENTRY) & (how != How.SYSCALL) & (how != How.SYSENTER) & (flags & Flag.UNREADABLE == 0)
         entries = np.flatnonzero(pushed & (batch["rflags"] & rf.VM == 0))
-        selectors = batch["cs"][entries]
-        for at in np.flatnonzero(~any_of(selectors, self._runs)).tolist():
-            self._runs.setdefault(int(selectors[at]), int(batch["seq"][entries[at]]))
+        for name, seen in (("cs", self._runs), ("ss", self._stacks)):
+            selectors = batch[name][entries]
+            for at in np.flatnonzero(~any_of(selectors, seen)).tolist():
+                seen.setdefault(int(selectors[at]), int(batch["seq"][entries[at]]))
         popped = (kind == Kind.EXIT) & (how == How.IRET)
         popped &= flags & (Flag.IDENTICAL | Flag.SELF | Flag.UNREADABLE) == 0
         positions = np.flatnonzero(popped)
@@ -51,7 +64,17 @@ class NoContextJudge:
         ran = np.zeros(len(positions), bool)
         for selector, event in self._runs.items():
             ran |= (cs == selector) & (events > event)
-        return [judged for at in positions[~ran].tolist() for judged in self._judge(batch.row(at))]
+        astray = ran & (batch.at("match", positions) == 0) & (batch.at("mode", positions) == 64)
+        astray &= batch.at("rsp", positions) >> HALF < batch.at("rip", positions) >> HALF
+        judged = [judged for at in positions[~ran].tolist() for judged in self._judge(batch.row(at))]
+        return judged + [found for at in positions[astray].tolist() for found in self._judge_stack(batch.row(at))]
+
+    def _judge_stack(self, row: Batch) -> list[Judged]:
+        """Judge an iret to kernel code in the upper half with a stack in the lower one."""
+        seen = {selector for selector, event in self._stacks.items() if event < row["seq"][0]}
+        if not seen or int(row["ss"][0]) in seen | {0}:
+            return []
+        return [(_astray(row), row.copy(), None)]
 
     def _judge(self, row: Batch) -> list[Judged]:
         words = [int(word) for word in row["stack"][0]]
@@ -68,7 +91,7 @@ class NoContextJudge:
 
 def says(draft: Draft) -> bool:
     """True if `draft` is one of this rule's."""
-    return draft.code in ("CW402", "CW403") and [d.field for d in draft.differences] == ["cs"]
+    return draft.code in ("CW402", "CW403") and [d.field for d in draft.differences] in (["cs"], ["ss"])
 
 
 def _odd_flags(word: int) -> bool:
@@ -109,8 +132,13 @@ def _draft(row: Batch, words: list[int], wrong: str, where: str) -> Draft:
             "whether another thread ran on this stack meanwhile"
         )
         return Draft("CW402", cause, look, found)
-    look = (
-        "who else used this stack since the frame was made: a second thread or CPU on it (RSP0, the stack that system "
-        "calls take), an overflow, or a thread that was taken up before its stack pointer was saved"
+    return Draft("CW403", cause, _LOOK, found)
+
+
+def _astray(row: Batch) -> Draft:
+    ss = int(row["ss"][0])
+    cause = (
+        f"the iret takes up what is no context: the words at {int(row['frame'][0]):#x} would be kernel code's with RSP "
+        f"{int(row['rsp'][0]):#x}, where no kernel's stack is, and SS {ss:#x}, with which nothing ever ran here"
     )
-    return Draft("CW403", cause, look, found)
+    return Draft("CW403", cause, _LOOK, (Difference("ss", None, ss),))

@@ -18,6 +18,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from gdbext.arch.addresses import MASK64
 from gdbext.events.columns import Array, Columns, Indices, by_cpu, grouped
 from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import Bools, is_user
@@ -38,11 +39,12 @@ CAPACITY: Final = 1024
 @dataclass(frozen=True, slots=True)
 class _Running:
     """One CPU after the last batch. home: where the frames of the thread that runs lie on its kernel stack, 0 if that
-    is not known; entered: its last event was this thread's entry from user code; resumed: its last event was the
-    resume of kernel code with this stack pointer, else 0."""
+    is not known; entered: its last event was this thread's entry from user code; landed: that pushed a frame there;
+    resumed: its last event was the resume of kernel code with this stack pointer, else 0."""
 
     home: int = 0
     entered: bool = False
+    landed: bool = False
     resumed: int = 0
 
 
@@ -65,6 +67,9 @@ class SuspendedStackJudge:
         self._reaches: dict[int, list[tuple[int, int]]] = {}
         """By address of the frames on a stack: how far down threads were seen to leave it, and the event, the latest
         last."""
+        self._passed: dict[int, int] = {}
+        """Where frames were pushed whose handlers went on elsewhere, and the event that first showed it: these are no
+        threads' stacks."""
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the entries, exits and switches of a batch in order of ``seq``."""
@@ -81,7 +86,7 @@ class SuspendedStackJudge:
                 continue
             thread = self._away.pop(stack, None)
             if which == Kind.SWITCH_IN:
-                judged += _goes_on(thread, event, len(self._cpus))
+                judged += self._goes_on(thread, event)
             elif top:
                 self._away[stack] = _Suspended(top, event)
         for stack in list(self._away)[: max(len(self._away) - CAPACITY, 0)]:
@@ -93,7 +98,10 @@ class SuspendedStackJudge:
         tops, called = np.zeros(len(rows), np.uint64), np.zeros(len(rows), bool)
         shown = called.copy()
         for cpu, (mine, its) in by_cpu(rows).items():
-            tops[mine], shown[mine], called[mine] = self._tops_of(cpu, its)
+            tops[mine], shown[mine], called[mine], passed = self._tops_of(cpu, its)
+            leaves = np.flatnonzero((passed != 0) & (its["kind"] == Kind.SWITCH_OUT))
+            for home, event in zip(passed[leaves].tolist(), its["seq"][leaves].tolist(), strict=True):
+                self._passed.setdefault(home, event)
         leaves = rows["kind"] == Kind.SWITCH_OUT
         tops[~leaves] = 0
         self._learn(rows, np.flatnonzero(leaves & shown), tops)
@@ -108,8 +116,9 @@ class SuspendedStackJudge:
             reach = self._reaches.setdefault(top, [])
             if not reach or stack < reach[-1][0]:
                 reach.append((stack, event))
-        for top in list(self._reaches)[: max(len(self._reaches) - CAPACITY, 0)]:
-            del self._reaches[top]
+        for known in (self._reaches, self._passed):
+            for top in list(known)[: max(len(known) - CAPACITY, 0)]:
+                del known[top]
 
     def _known_tops(self, stacks: Array, events: Array) -> Array:
         """The tops of the stacks that threads leave at `stacks` in `events`, no further down than was seen before."""
@@ -118,14 +127,14 @@ class SuspendedStackJudge:
         above = np.searchsorted(homes, stacks)
         for home in np.flatnonzero(np.bincount(above, minlength=len(homes))[: len(homes)]).tolist():
             top = int(homes[home])
-            its = np.flatnonzero(above == home)
+            its = np.flatnonzero((above == home) & (events < self._passed.get(top, MASK64)))
             for bottom, event in self._reaches[top]:
                 tops[its[(stacks[its] >= bottom) & (events[its] > event)]] = top
         return tops
 
-    def _tops_of(self, cpu: int, rows: Columns) -> tuple[Array, Bools, Bools]:
-        """The same for one CPU, given for each row as if it were a SWITCH_OUT; where frames have shown it; and where
-        user code was entered just before."""
+    def _tops_of(self, cpu: int, rows: Columns) -> tuple[Array, Bools, Bools, Array]:
+        """The same for one CPU, given for each row as if it were a SWITCH_OUT; where frames have shown it; where user
+        code was entered just before; and where the frame is that this pushed, if it is left behind, else 0."""
         before = self._cpus.get(cpu, _Running())
         kind, user, stack = rows["kind"], is_user(rows), rows["rsp"]
         entered = (kind == Kind.ENTRY) & user
@@ -135,15 +144,13 @@ class SuspendedStackJudge:
         shown, turned = _latest(shows), _latest((kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN))
         home = np.where(shown > turned, rows["frame"][shown - 1], np.uint64(0))
         home[(shown == 0) & (turned == 0)] = before.home
-        self._cpus[cpu] = _Running(int(home[-1]), bool(entered[-1]), int(resumed[-1]))
-        home, entered, resumed = (
-            _behind(first, column)
-            for first, column in ((before.home, home), (before.entered, entered), (before.resumed, resumed))
-        )
+        self._cpus[cpu] = _Running(int(home[-1]), bool(entered[-1]), bool(landed[-1]), int(resumed[-1]))
+        columns = (before.home, home), (before.entered, entered), (before.landed, landed), (before.resumed, resumed)
+        home, entered, landed, resumed = (_behind(first, column) for first, column in columns)
         of_user = entered & (home - stack - 1 < STACK_BYTES - 1)
         of_kernel = resumed - stack - 1 < SMALL_STACK - 1
         tops = np.where(of_user, home, np.where(of_kernel, resumed + np.uint64(HANDLER_BYTES - 1), np.uint64(0)))
-        return tops, of_user, entered
+        return tops, of_user, entered, np.where(landed & ~of_user, home, np.uint64(0))
 
     def _worth_a_look(self, rows: Columns, tops: Array) -> Indices:
         """Positions of the switches of threads that are followed, and of the entries onto their stacks; where nobody
@@ -173,6 +180,12 @@ class SuspendedStackJudge:
             if bottom <= frame <= thread.top and thread.landed is None:
                 thread.landed = row.copy()
 
+    def _goes_on(self, thread: _Suspended | None, event: int) -> list[Judged]:
+        """A suspended thread, if one is known, goes on at `event`."""
+        if thread is None or thread.landed is None or self._passed.get(int(thread.landed["frame"][0]), event) < event:
+            return []
+        return [(_draft(thread, thread.landed, event, len(self._cpus)), thread.landed, None)]
+
 
 def _within(addresses: Array, spans: list[tuple[int, int]]) -> Bools:
     """Which of `addresses` lie in one of `spans`, each given by its first and its last byte."""
@@ -183,13 +196,6 @@ def _within(addresses: Array, spans: list[tuple[int, int]]) -> Bools:
     reach = np.maximum.accumulate(last)
     inside: Bools = (before > 0) & (addresses <= reach[before - 1])
     return inside
-
-
-def _goes_on(thread: _Suspended | None, event: int, cpus: int) -> list[Judged]:
-    """A suspended thread, if one is known, goes on at `event`."""
-    if thread is None or thread.landed is None:
-        return []
-    return [(_draft(thread, thread.landed, event, cpus), thread.landed, None)]
 
 
 def _relevant(batch: Columns) -> Bools:

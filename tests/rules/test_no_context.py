@@ -54,6 +54,15 @@ def test_flags_that_there_are_not() -> None:
     assert found(*ran(user=False), pops(0x10, 0x246, 0x707FF8, 0x5, 0)) == [("CW403", "cs", 3)]
 
 
+def test_kernel_code_without_a_stack() -> None:
+    astray = KERNEL_RIP + 0x920, 0x10, 0x6, 0x46, 0x818
+    assert found(*ran(user=False), pops(*astray)) == [("CW403", "ss", 3)]
+    assert found(*ran(user=False), pops(*astray[:4], 0x18)) == []
+    assert found(*ran(user=False), pops(*astray[:4], 0)) == []
+    window = context(5, user=False, rsp=0x7000, ss=0x818)
+    assert found(*ran(user=False), entry(window), exit_(window, match=3)) == []
+
+
 def test_a_frame_a_word_further_up() -> None:
     rows = stamp(batch(*ran(), pops(0x9999, 0x400000 << 8, 0x33, 0x246, 0x7000, 0x2B)))
     (finding,) = Engine().feed(rows)

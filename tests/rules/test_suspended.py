@@ -65,6 +65,13 @@ def test_landing_on_the_stack_of_a_thread_that_makes_nothing_but_system_calls() 
     assert found(*sleeps(1, FRAME), *only_calls, *lands, wakes(FRAME)) == ["CW303"]
 
 
+def test_the_frames_of_a_cpu_lie_above_a_thread_s_stack() -> None:
+    """Their handlers go on elsewhere: nobody is entered on the thread's stack, which happens to lie just below."""
+    elsewhere = enters(3, FRAME), switch(Kind.SWITCH_OUT, FRAME - 16 * STACK), switch(Kind.SWITCH_IN, FRAME - 0x40)
+    lands = enters(2, FRAME), returns(2, FRAME)
+    assert found(*sleeps(1, FRAME), *elsewhere, *calls(1, FRAME - 0x40)[1:], *lands, wakes(FRAME)) == []
+
+
 def test_a_stack_that_is_left_further_down_than_ever_may_be_another_one() -> None:
     below = FRAME - 0x40 - 8
     other = entry(context(3), How.SYSCALL, frame=0), switch(Kind.SWITCH_OUT, below)

@@ -29,6 +29,11 @@ restart:
     movl current, %esp
     lldt FRAME(%esp)
     leal FRAME(%esp), %eax
+#ifdef BUG_ESP0
+    incl restarts
+    testb $63, restarts
+    jz restart_nested
+#endif
     movl %eax, tss + 4
 restart_nested:
     decl depth
@@ -188,6 +193,7 @@ gdtr: .word 16 * 8 - 1
     .long gdt + BASE
 number: .long 0
 code: .long 0
+restarts: .long 0
     .bss
     .balign 16
     .space 2048
