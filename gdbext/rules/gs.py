@@ -8,6 +8,7 @@ CPU with FSGSBASE) is believed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +19,7 @@ from gdbext.arch.registers import MSR_GS_BASE
 from gdbext.events.columns import Array, Columns, Joined, any_of, by_cpu
 from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import Bools, is_user, mixed
+from gdbext.rules import first_swap
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 from gdbext.rules.parity import KERNEL, UNKNOWN, USER, Parity, ParityCount
@@ -26,8 +28,6 @@ from gdbext.rules.plain import PlainHandlers
 LOOK_BACK: Final = 3
 SHORT_CODE: Final = 64
 """Bytes of code within which two swaps make a deliberate pair (a GS selector loaded on the user's side)."""
-NEXT_INSN: Final = 8
-"""A fault this close behind a swap is that of the instruction next to it (a selector load)."""
 ON_STACK: Final = 512
 """A frame this close below the interrupted RSP was pushed onto the interrupted stack."""
 MAY_HIT_WINDOW: Final = (vectors.NMI, vectors.DB, vectors.MC, vectors.DF)
@@ -76,6 +76,8 @@ class GsJudge:
         self.first_exits: dict[int, Batch] = {}
         """By CPU, its first return to user mode where no count led up to it: whether it should have swapped shows only
         in the bases that user code was then seen with."""
+        self._first_swap: int | None = None
+        self._first_judged = False
         self._exit_swaps: dict[int, int] = {}
         self._entry_swaps: dict[int, int] = {}
         self._pairs: dict[int, int] = {}
@@ -115,7 +117,27 @@ class GsJudge:
             self._plain.note(line.rows.at("pc", rounds - 1), line.rows.at("seq", rounds))
         for line in lines.values():
             self._learn(line)
-        return [judged for cpu, line in lines.items() for judged in self._one_cpu(cpu, line)]
+        early = [] if self._first_judged else self._judge_first(relevant, lines.values())
+        return early + [judged for cpu, line in lines.items() for judged in self._one_cpu(cpu, line)]
+
+    def _judge_first(self, relevant: Columns, lines: Iterable[_Line]) -> list[Judged]:
+        """Judge the first swap of all by what is around it, once the event behind it has come."""
+        if self._first_swap is None:
+            swaps = relevant["seq"][relevant["kind"] == Kind.SWAPGS]
+            if not len(swaps):
+                return []
+            self._first_swap = int(swaps[0])
+        for line in lines:
+            events = line.rows["seq"]
+            at = int(np.searchsorted(events, self._first_swap))
+            if at + 1 >= len(events) or events[at] != self._first_swap:
+                continue
+            self._first_judged = True
+            if at and line.parity[at] == UNKNOWN:
+                entry, swap, then = (line.rows.row(place) for place in (at - 1, at, at + 1))
+                draft = first_swap.judge(entry, swap, then)
+                return [(draft, swap, entry)] if draft else []
+        return []
 
     def _line(self, cpu: int, rows: Columns, parity: Parity) -> _Line:
         line = _Line(*self._carried.get(cpu, (np.zeros(0, rows.dtype), parity[:0])), rows, parity)
@@ -238,7 +260,7 @@ class GsJudge:
         if kind == Kind.SWAPGS:
             return distance > SHORT_CODE
         if kind == Kind.ENTRY:
-            return _raised_by_code(then) and abs(int(then["rip"][0]) - int(swap["pc"][0])) > NEXT_INSN
+            return _raised_by_code(then) and abs(int(then["rip"][0]) - int(swap["pc"][0])) > first_swap.NEXT_INSN
         if kind == Kind.EXIT:
             seen = self._entry_swaps.get(int(swap["pc"][0]))
             return not bool(is_user(then)[0]) and seen is not None and seen < int(then["seq"][0])

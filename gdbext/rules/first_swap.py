@@ -1,0 +1,50 @@
+"""CW203 before any CPU has been at CPL 3: the first ``swapgs`` of the machine, in a handler of kernel code.
+
+No count tells yet which base is active. What happens does: the kernel's base was there when the handler began, nothing
+was behind ``KERNEL_GS_BASE``, and the handler's own code faults in the lower half with nothing for a base.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gdbext.arch import vectors
+from gdbext.arch.addresses import is_high_half
+from gdbext.events.row import Batch, Flag, Kind
+from gdbext.ledger.compare import is_user
+from gdbext.rules.draft import Draft
+from gdbext.rules.finding import Difference
+
+NEXT_INSN: Final = 8
+"""A fault this close behind a swap is that of the instruction next to it (a selector load)."""
+ON_STACK: Final = 4096
+"""RSP this close below the frame of an entry is that of its handler."""
+
+
+def judge(entry: Batch, swap: Batch, fault: Batch) -> Draft | None:
+    """What three events in a row of one CPU, whose parity is unknown, show (each a batch of one)."""
+    if not (_from_kernel(entry) and _from_kernel(fault) and fault["vector"][0] == vectors.PF):
+        return None
+    kernels, others = int(entry["gs_base"][0]), int(entry["kernel_gs_base"][0])
+    if not is_high_half(kernels) or is_high_half(others):
+        return None
+    if fault["gs_base"][0] != others or fault["kernel_gs_base"][0] != kernels:
+        return None
+    rip, address = int(fault["rip"][0]), int(fault["cr2"][0])
+    nested = 0 < int(entry["frame"][0]) - int(fault["rsp"][0]) <= ON_STACK
+    near = abs(rip - int(swap["pc"][0])) <= NEXT_INSN
+    if not nested or near or not is_high_half(rip) or is_high_half(address):
+        return None
+    cause = (
+        f"{vectors.name(int(entry['vector'][0]))} interrupted kernel code, and its handler swapped at "
+        f"{int(swap['pc'][0]):#x}: the kernel's GS base went, {others:#x} came, and the handler faults at {rip:#x} "
+        f"({address:#x})"
+    )
+    look = "which word the entry tests for the privilege level: CS, with or without error code"
+    return Draft("CW203", cause, look, (Difference("gs_base", kernels, others),))
+
+
+def _from_kernel(row: Batch) -> bool:
+    """True for an entry from 64-bit kernel code that carries both bases."""
+    is_entry = row["kind"][0] == Kind.ENTRY and not is_user(row)[0] and row["mode"][0] == 64
+    return bool(is_entry and not row["flags"][0] & (Flag.NO_BASES | Flag.NO_KERNEL_GS))

@@ -1,0 +1,56 @@
+"""CW203 while nothing has run at CPL 3 yet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gdbext.events.row import Batch
+from gdbext.rules.engine import Engine
+from tests.rules.rows import KERNEL_BASE, KERNEL_RIP, How, Kind, batch, context, entry, exit_, stamp
+
+SWAP = KERNEL_RIP + 0x600
+
+
+def found(rows: list[Batch], cut: int = 99) -> list[tuple[str, str | None]]:
+    every, engine = stamp(batch(*rows)), Engine()
+    for at in range(0, len(every), cut):
+        engine.feed(every[at : at + cut])
+    return [(finding.code, finding.field) for finding in engine.findings]
+
+
+def swapped(**changes: Any) -> list[Batch]:
+    """The first interrupt of kernel code: its handler swaps, and faults behind."""
+    ctx = context(user=False, kernel_gs_base=0)
+    first = entry(ctx, frame=ctx["rsp"] - 40)
+    swap = entry(ctx, pc=SWAP, rip=SWAP)
+    swap["kind"], swap["how"], swap["vector"] = Kind.SWAPGS, 0, 0
+    inside = ctx | {"gs_base": 0, "kernel_gs_base": KERNEL_BASE, "rip": SWAP + 0x40, "rsp": ctx["rsp"] - 200}
+    return [first, swap, entry(inside | changes, How.EXCEPTION, cr2=changes.get("cr2", 0x1AB90))]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 99])
+def test_the_first_swap_takes_the_kernel_s_base_from_its_own_code(cut: int) -> None:
+    assert found(swapped(), cut) == [("CW203", "gs_base")]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rip": SWAP + 3},
+        {"cr2": KERNEL_BASE},
+        {"rsp": context(user=False)["rsp"] + 0x100},
+        {"gs_base": KERNEL_BASE, "kernel_gs_base": 0},
+        {"rip": 0x100000},
+    ],
+    ids=["selector load", "kernel's address", "not its handler", "swapped back", "no kernel half"],
+)
+def test_what_may_be(changes: dict[str, int]) -> None:
+    assert found(swapped(**changes)) == []
+
+
+def test_a_kernel_that_swaps_at_every_entry_has_its_way() -> None:
+    first, swap, fault = swapped()
+    assert found([first, swap, swap.copy(), exit_(context(user=False, kernel_gs_base=0))]) == []
+    assert found([swap.copy(), first, swap, fault]) == []  # it had swapped before
