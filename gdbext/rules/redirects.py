@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from gdbext.arch import flags as rf
+from gdbext.arch import vectors
 from gdbext.arch.registers import GPR64
 from gdbext.events.columns import Columns, Rows, grouped
 from gdbext.events.row import Batch, Flag, How, Kind
@@ -34,6 +35,12 @@ and flags are lower, and code is full of them."""
 NATIVE: Final = [GPR64.index(name) for name in ("rdi", "rsi", "rdx", "r10", "r8", "r9")]
 IA32: Final = [GPR64.index(name) for name in ("rbx", "rcx", "rdx", "rsi", "rdi", "rbp")]
 """The registers in which system calls take their arguments, in order: 64-bit code's, and ia32's."""
+
+SELECTOR_BITS: Final = 0xFFFC
+"""What an error code holds of a selector (Intel SDM vol. 3A, 6.13)."""
+_NO_SELECTOR: Final = 3
+"""An error code with one of these bits is of an event from outside, or names a gate."""
+_REFUSALS: Final = (vectors.NP, vectors.SS, vectors.GP)
 
 _BASES: Final = int(BIT["fs_base"] | BIT["gs_base"])
 _TRACKED: Final = sum(int(BIT[f"tracked{slot}"]) for slot in range(4))
@@ -80,7 +87,7 @@ class Redirects:
         where code that a device interrupted has everything else back: no handler means to change that alone.
         """
         if not is_user(row)[0]:
-            return 0
+            return _refused_selector(entry, row)
         first, last = np.searchsorted(self._edits, (entry["seq"][0], row["seq"][0]))
         if first < last:
             return 0xFFFF_FFFF & ~_TRACKED
@@ -173,6 +180,17 @@ def _came_back(entry: Batch, row: Batch) -> bool:
     return bool(same and not (entry["rflags"][0] ^ row["rflags"][0]) & ~np.uint64(rf.RF)) and (
         entry["how"][0] == How.INTERRUPT
     )
+
+
+def _refused_selector(entry: Batch, row: Batch) -> int:
+    """The mask of the register from which kernel code loaded the selector that the exception `entry` refuses, by its
+    error code: the handler puts another one there before `row` tries again (0: there is none)."""
+    refused = int(entry["error"][0])
+    if entry["vector"][0] not in _REFUSALS or not refused or refused & _NO_SELECTOR or entry["rip"][0] != row["rip"][0]:
+        return 0
+    was, now = gprs(entry)[0], gprs(row)[0]
+    others = (was != now) & (was & np.uint64(SELECTOR_BITS) == np.uint64(refused))
+    return sum(int(BIT[GPR64[place]]) for place in np.flatnonzero(others))
 
 
 def _taken_by_return(entry: Batch, row: Batch) -> int:

@@ -224,3 +224,27 @@ def test_a_call_that_returns_its_caller_s_registers_on_another_stack_does_not_go
     other = context(7)
     wrong = {name: other[name] for name in GPR64 if name != "rsp"}
     assert [code for code, _ in codes(*switched(**wrong))] != []
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({}, []),
+        ({"error": 0xE0E0}, [("CW101", "rax")]),
+        ({"error": 0}, [("CW101", "rax")]),
+        ({"error": 0xE0E6}, [("CW101", "rax")]),  # a gate's number
+        ({"vector": 14}, [("CW101", "rax")]),
+    ],
+)
+def test_a_handler_may_replace_the_selector_that_was_refused(
+    changes: dict[str, int], found: list[tuple[str, str]]
+) -> None:
+    ctx = context(user=False, rax=0x926E0E4)
+    refused = entry(ctx, How.EXCEPTION, **({"vector": 13, "error": 0xE0E4} | changes))
+    assert codes(refused, exit_(ctx | {"rax": 0})) == found
+
+
+def test_other_registers_than_a_refused_selector_s_come_back() -> None:
+    ctx = context(user=False, rax=0x926E0E4)
+    refused = entry(ctx, How.EXCEPTION, vector=13, error=0xE0E4)
+    assert codes(refused, exit_(ctx | {"rax": 0, "rbx": 5})) == [("CW101", "rbx")]
