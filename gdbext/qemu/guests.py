@@ -55,7 +55,6 @@ class Guest:
     args: tuple[str, ...]
     until: str
     seconds: float
-    impossible: bool
     simd: bool
     nmi_ms: int
 
@@ -102,7 +101,6 @@ _KEYS: Final[dict[str, tuple[str, type, Any]]] = {
     "qemu.args": ("args", list, []),
     "expect.until": ("until", str, None),
     "expect.seconds": ("seconds", float, 20.0),
-    "expect.impossible": ("impossible", bool, False),
     "watch.simd": ("simd", bool, False),
     "watch.nmi_ms": ("nmi_ms", int, 0),
 }

@@ -53,7 +53,7 @@ def test_defaults(tmp_path: Path) -> None:
         (GOOD.replace('"x86_64"', '"arm"'), "arch is 'arm'; allowed: x86_64, i386"),
         (GOOD.replace("CW102", "CW999"), "codes is 'CW999'"),
         (GOOD + "seconds = 'x'\n", "expect.seconds is 'x'; give it a number"),
-        (GOOD + "impossible = 1\n", "expect.impossible is 1; give it a boolean"),
+        (GOOD + "[watch]\nsimd = 1\n", "watch.simd is 1; give it a boolean"),
         (GOOD.replace('["CW102"]', "[1]"), "codes holds 1; give it a list of strings"),
         (GOOD + "[qemu]\nsmp = true\n", "qemu.smp is True; give it an integer"),
         ("title = ", "cannot read"),
