@@ -142,7 +142,7 @@ static bool arrive(vcpu *v, const site *s, uint64_t rsp, uint64_t back, uint64_t
 {
     uint64_t match = take_away(rsp, back);
 
-    if (match < interrupted || (!match && !stands_there(v, rsp))) {
+    if (match ? match < interrupted : !stands_there(v, rsp)) {
         return false;
     }
     atomic_store(&v->came_to, rsp);
