@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from gdbext.arch.addresses import CR3_COPIES, CR3_TABLE_32, CR3_TABLES
-from gdbext.events.columns import NO_ROWS, Columns, Indices, any_of
+from gdbext.events.columns import NO_ROWS, Columns, Indices, Rows, any_of
 from gdbext.events.row import ROW, Batch, Kind, concat, pick, words
 from gdbext.ledger.compare import U64, Bools, is_call, is_user, keys, space
 
@@ -19,7 +19,7 @@ SWITCHES: Final = (*TURNS, Kind.CR3)
 """A CPU turns to another stack, or loads page tables."""
 
 
-def _loads_tables(batch: Columns) -> Bools:
+def _loads_tables(batch: Rows) -> Bools:
     """True where a CPU loads page tables, but for the other copy of its own, as page-table isolation does at each
     entry and exit."""
     found: Bools = batch["kind"] == Kind.CR3
@@ -82,7 +82,7 @@ class History:
         self._now = batch
         kind = batch["kind"]
         turns = any_of(kind, TURNS)
-        self._switches.begin(batch, turns | _loads_tables(batch))
+        self._switches.begin(batch, self.switches(batch))
         self._turns.begin(batch, turns)
         self._crossings.begin(batch, ((kind == Kind.ENTRY) | (kind == Kind.EXIT)) & is_user(batch))
 
@@ -125,6 +125,12 @@ class History:
         """For each of the `places` in the batch at hand that of the last such event of the vCPU in front of it; -1:
         none is in the batch."""
         return self._crossings.places_before(cpu, places)
+
+    @staticmethod
+    def switches(rows: Rows) -> Bools:
+        """Which of `rows` are switches of threads or page tables."""
+        found: Bools = any_of(rows["kind"], TURNS) | _loads_tables(rows)
+        return found
 
     def entries_between(self, after: int, upto: int) -> int:
         """How many entries have event numbers above `after` and up to `upto` (within the rows kept)."""

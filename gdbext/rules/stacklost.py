@@ -92,6 +92,22 @@ def _switches(row: Batch, history: History) -> bool:
 
 
 def switched_since(call: Batch, row: Batch, history: History) -> bool:
-    """True unless the CPU of `row` made `call` and has not switched since, as it was seen to do before."""
-    last = history.last_switch(int(row["cpu"][0]), int(row["seq"][0]))
-    return bool(call["cpu"][0] != row["cpu"][0] or not last or last > int(call["seq"][0]))
+    """True unless the CPU of `row` made `call` and runs the same thread still, having been seen to switch before.
+
+    What it switched to inside a handler that has returned to the kernel code which it interrupted since the call (a
+    stack for soft interrupts, another thread and back) is over.
+    """
+    cpu, made, now = int(call["cpu"][0]), int(call["seq"][0]), int(row["seq"][0])
+    last = history.last_switch(cpu, now)
+    if cpu != row["cpu"][0] or not last:
+        return True
+    if last <= made:
+        return False
+    past = history.before(now)
+    if past["seq"][0] > made:
+        return True
+    since = past[(past["cpu"] == cpu) & (past["seq"] > made)]
+    back = since[(since["kind"] == Kind.EXIT) & (since["match"] > made)]
+    switches = since["seq"][history.switches(since)]
+    inside = (back["match"] < switches[:, None]) & (switches[:, None] < back["seq"])
+    return not bool(inside.any(axis=1).all())

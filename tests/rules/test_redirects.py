@@ -12,7 +12,7 @@ from gdbext.rules.draft import Draft
 from gdbext.rules.engine import Engine
 from gdbext.rules.explain import Explainer
 from gdbext.rules.policy import Calls, Policy
-from tests.rules.rows import Flag, How, batch, context, entry, exit_, stamp
+from tests.rules.rows import KERNEL_RIP, Flag, How, batch, context, entry, exit_, stamp
 from tests.rules.test_resume import codes
 from tests.rules.test_stores import with_simd
 
@@ -218,6 +218,24 @@ def test_the_other_copy_of_the_same_page_tables_is_no_switch(loaded: int, found:
     isolation["value"], isolation["seq"] = context()["cr3"] ^ loaded, back["seq"]
     back["seq"] += 1
     assert codes(*rows, isolation, back) == found
+
+
+@pytest.mark.parametrize(("resumes", "found"), [(True, []), (False, [("CW106", "rdx")])])
+def test_a_switch_inside_a_handler_that_has_returned_is_over(resumes: bool, found: list[tuple[str, str]]) -> None:
+    *rows, back = switched(rdx=0xBEEF)
+    tick = entry(context(3, user=False))
+    turn = tick.copy()
+    turn["kind"], turn["how"], turn["vector"] = Kind.SWITCH_OUT, 0, 0
+    turn["rsp"], turn["pc"], turn["rip"] = tick["rsp"] - 0x400, KERNEL_RIP + 0x2000, KERNEL_RIP + 0x2000
+    over = exit_(context(3 if resumes else 4, user=False))
+    for number, row in enumerate([*rows, tick, turn, over, back], 1):
+        row["seq"] = number
+    over["match"] = tick["seq"] if resumes else 0
+    for cut in (1, 99):
+        every, engine = batch(*rows, tick, turn, over, back), Engine()
+        for at in range(0, len(every), cut):
+            engine.feed(every[at : at + cut])
+        assert [(finding.code, finding.field) for finding in engine.findings] == found
 
 
 def test_a_call_that_returns_its_caller_s_registers_on_another_stack_does_not_go_back() -> None:
