@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gdbext.errors import EnvironmentUnusable
-from gdbext.qemu import guests, linux
+from gdbext.qemu import guests, linux, making
 
 WORKLOADS = "default,forks,signals,restart,tracing,bases,extable,traps,simd,futex,segments,rseq,probes,hotplug,spin"
 IA32 = ",".join(f"{name}32" for name in WORKLOADS.split(",")[1:])
@@ -60,7 +60,7 @@ def test_a_guest_is_built_anew_where_a_part_of_it_has_changed(tmp_path: Path, mo
         path.write_text("1")
     monkeypatch.setattr(linux, "SOURCES", sources)
     monkeypatch.setattr(linux, "fetch", lambda _: fetched)
-    monkeypatch.setattr(linux, "_make", lambda _arch, _out: None)
+    monkeypatch.setattr(making, "make", lambda *_words, **_variables: None)
     kernel = linux.Kernel("linux-image", "x86_64")
     built = {linux.build(kernel)}
     (sources / "test_boot.py").write_text("2")
