@@ -14,6 +14,8 @@ from gdbext.sources.ring_file import RingFile
 _ANSWER: Final = 0.01
 """Seconds for a vCPU to answer a request for memory: as long as it runs, its next event is near."""
 _LOOK: Final = 0.00005
+"""Seconds until the first look for an answer. Each next wait is twice as long: where there are more vCPUs than cores,
+every look takes one from a vCPU."""
 
 
 class GuestMemory:
@@ -37,11 +39,12 @@ class GuestMemory:
         window["address"], window["length"] = address, length
         window["cpu"] = cpu  # in this order: see window.h
         window["asked"] = number
-        deadline = time.monotonic() + _ANSWER
+        deadline, wait = time.monotonic() + _ANSWER, _LOOK
         while int(window["answered"][0]) != number:
             if time.monotonic() > deadline:
                 return None
-            time.sleep(_LOOK)
+            time.sleep(wait)
+            wait *= 2
         return bytes(window["data"][0][:length]) if int(window["found"][0]) == length else None
 
     def by_monitor(self, address: int, length: int, cpu: int) -> bytes:
