@@ -8,8 +8,8 @@ import pytest
 
 from gdbext.arch.vectors import BP
 from gdbext.events.row import Batch
-from gdbext.rules.engine import Engine
-from tests.rules.rows import How, batch, context, entry, exit_, stamp
+from tests.rules.judged import judged
+from tests.rules.rows import How, context, entry, exit_
 
 CALL = context(1, rip=0x401000, rcx=0x401000, r11=0x246)
 FRAME = 0xFFFF_8000_0010_0000
@@ -17,14 +17,8 @@ STACK = 0x4000
 
 
 def found(*rows: Batch, start: int = 0) -> list[tuple[str, str | None, int]]:
-    """What is found, however the rows are cut into batches: code, field, event."""
-    every, whole, single = stamp(batch(*rows)), Engine(), Engine()
-    whole.feed(every)
-    for at in range(len(every)):
-        single.feed(every[at : at + 1])
-    findings = [(finding.code, finding.field, finding.event - start) for finding in whole.findings]
-    assert findings == [(finding.code, finding.field, finding.event - start) for finding in single.findings]
-    return findings
+    """What is found: code, field, event."""
+    return [(finding.code, finding.field, finding.event - start) for finding in judged(*rows)]
 
 
 def returns(result: int = 0, **changes: Any) -> Batch:

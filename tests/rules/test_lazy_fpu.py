@@ -8,21 +8,15 @@ import numpy as np
 import pytest
 
 from gdbext.events.row import ROW_SIMD, Batch
-from gdbext.rules.engine import Engine
-from tests.rules.rows import Flag, How, batch, context, entry, exit_, stamp
+from tests.rules.judged import judged
+from tests.rules.rows import Flag, How, context, entry, exit_
 
 MINE, OTHERS = context(1), context(2)
 
 
 def found(*rows: Batch) -> list[tuple[str, str]]:
-    """The codes found and the fields they name, however the rows are cut into batches."""
-    every, whole, single = stamp(batch(*rows)), Engine(), Engine()
-    whole.feed(every)
-    for at in range(len(every)):
-        single.feed(every[at : at + 1])
-    codes = [(finding.code, ",".join(d.field for d in finding.differences)) for finding in whole.findings]
-    assert codes == [(finding.code, ",".join(d.field for d in finding.differences)) for finding in single.findings]
-    return codes
+    """The codes found and the fields they name."""
+    return [(finding.code, ",".join(d.field for d in finding.differences)) for finding in judged(*rows)]
 
 
 def with_fpu(row: Batch, xmm0: int | None) -> Batch:

@@ -8,20 +8,15 @@ import pytest
 
 from gdbext.events.row import Batch
 from gdbext.rules.engine import Engine
+from tests.rules.judged import judged
 from tests.rules.rows import KERNEL_RIP, Flag, batch, context, entry, exit_, stamp
 
 FRAME = 0xFFFF_FFFF_8030_0000
 
 
 def found(*rows: Batch) -> list[tuple[str, str | None, int]]:
-    """The codes found, their fields and events, however the rows are cut into batches."""
-    every, whole, single = stamp(batch(*rows)), Engine(), Engine()
-    whole.feed(every)
-    for at in range(len(every)):
-        single.feed(every[at : at + 1])
-    codes = [(finding.code, finding.field, finding.event) for finding in whole.findings]
-    assert codes == [(finding.code, finding.field, finding.event) for finding in single.findings]
-    return codes
+    """The codes found, their fields and events."""
+    return [(finding.code, finding.field, finding.event) for finding in judged(*rows)]
 
 
 def ran(user: bool = True) -> tuple[Batch, Batch]:

@@ -11,20 +11,15 @@ from gdbext.arch.vectors import DF, GP, PF
 from gdbext.events.row import ROW, Batch
 from gdbext.rules.engine import Engine
 from gdbext.rules.guest import NoGuest
+from tests.rules.judged import judged
 from tests.rules.rows import KERNEL_RIP, How, Kind, batch, context, entry, exit_, stamp
 
 LOW = 0x93
 
 
 def found(*rows: Batch) -> list[tuple[str, str | None]]:
-    """The codes found, however the rows are cut into batches."""
-    every, whole, single = stamp(batch(*rows)), Engine(), Engine()
-    whole.feed(every)
-    for at in range(len(every)):
-        single.feed(every[at : at + 1])
-    findings = [(finding.code, finding.field) for finding in whole.findings]
-    assert findings == [(finding.code, finding.field) for finding in single.findings]
-    return findings
+    """The codes found."""
+    return [(finding.code, finding.field) for finding in judged(*rows)]
 
 
 def switch(kind: int, cpu: int = 0) -> Batch:

@@ -6,8 +6,9 @@ import pytest
 
 from gdbext.arch.registers import MSR_GS_BASE, MSR_KERNEL_GS_BASE
 from gdbext.events.row import Batch
-from gdbext.rules.engine import Engine
-from tests.rules.rows import KERNEL_BASE, How, Kind, batch, context, entry, exit_, stamp
+from gdbext.rules.finding import Finding
+from tests.rules.judged import judged
+from tests.rules.rows import KERNEL_BASE, How, Kind, context, entry, exit_
 from tests.rules.test_gs import _event, swap
 
 OTHER = KERNEL_BASE + 0x1000
@@ -29,22 +30,15 @@ def writes(cpu: int, base: int, msr: int = MSR_GS_BASE) -> Batch:
 START = [writes(0, KERNEL_BASE), writes(1, OTHER), *crosses(0, KERNEL_BASE, 1), *crosses(1, OTHER, 2)]
 
 
-def judge(*rows: Batch) -> Engine:
-    """The engine after the rows, which finds the same however they are cut."""
-    every = stamp(batch(*START, *rows))
-    whole, single = Engine(), Engine()
-    whole.feed(every)
-    for at in range(len(every)):
-        single.feed(every[at : at + 1])
-    for engine in (whole, single):
-        assert [(f.code, f.event) for f in engine.findings] == [(f.code, f.event) for f in whole.findings]
-    return whole
+def found_behind_start(*rows: Batch) -> list[Finding]:
+    """What is found in the rows behind START."""
+    return judged(*START, *rows)
 
 
 @pytest.mark.parametrize("guilty", [0, 1])
 def test_the_write_that_brought_the_base_is_blamed(guilty: int) -> None:
     base = (KERNEL_BASE, OTHER)[1 - guilty]
-    (found,) = judge(writes(guilty, base), *crosses(guilty, base, 3), *crosses(1 - guilty, base, 4)).findings
+    (found,) = found_behind_start(writes(guilty, base), *crosses(guilty, base, 3), *crosses(1 - guilty, base, 4))
     assert (found.code, found.cpu, found.event) == ("CW205", guilty, len(START) + 1)
     assert found.pc == 0xFFFFFFFF80001999
     assert f"which is CPU {1 - guilty}'s" in found.cause
@@ -53,7 +47,7 @@ def test_the_write_that_brought_the_base_is_blamed(guilty: int) -> None:
 def test_the_first_of_several_writes_is_blamed() -> None:
     """The other CPU stands still meanwhile, as a virtual one may."""
     again = [*crosses(0, OTHER, 3), writes(0, KERNEL_BASE), *crosses(0, KERNEL_BASE, 1), writes(0, OTHER)]
-    (found,) = judge(writes(0, OTHER), *again, *crosses(0, OTHER, 3), *crosses(1, OTHER, 4)).findings
+    (found,) = found_behind_start(writes(0, OTHER), *again, *crosses(0, OTHER, 3), *crosses(1, OTHER, 4))
     assert found.event == len(START) + 1
 
 
@@ -64,12 +58,12 @@ def test_a_base_that_wanders_with_its_thread() -> None:
         *crosses(1, KERNEL_BASE, 4),
         *crosses(0, OTHER, 3),
     ]
-    assert judge(writes(1, KERNEL_BASE), *moved).findings == []
+    assert found_behind_start(writes(1, KERNEL_BASE), *moved) == []
 
 
 def test_a_thread_let_go_just_before_the_base_of_the_next_one_is_loaded() -> None:
     early = writes(1, KERNEL_BASE), *crosses(1, KERNEL_BASE, 4), writes(0, OTHER), *crosses(0, OTHER, 3)
-    assert judge(*early).findings == []
+    assert found_behind_start(*early) == []
 
 
 def starts(cpu: int, base: int, thread: int) -> list[Batch]:
@@ -84,7 +78,7 @@ def starts(cpu: int, base: int, thread: int) -> list[Batch]:
 
 def test_the_machine_dies_before_either_cpu_comes_back_from_user_mode() -> None:
     shared = [*starts(2, OTHER + 0x1000, 5), *starts(3, OTHER + 0x1000, 6), _event(Kind.DIED)]
-    found = judge(*shared).findings
+    found = found_behind_start(*shared)
     assert [(f.code, f.cpu, f.event) for f in found] == [
         ("CW205", 3, len(START) + 6),
         ("CW901", 0, len(START) + len(shared)),
@@ -93,7 +87,7 @@ def test_the_machine_dies_before_either_cpu_comes_back_from_user_mode() -> None:
 
 def test_the_machine_dies_of_something_else() -> None:
     own = [*starts(2, OTHER + 0x1000, 5), *starts(3, OTHER + 0x2000, 6), _event(Kind.DIED)]
-    assert [f.code for f in judge(*own).findings] == ["CW901"]
+    assert [f.code for f in found_behind_start(*own)] == ["CW901"]
 
 
 def test_another_kernel_s_base_may_be_anything_until_it_runs_user_code() -> None:
@@ -104,7 +98,7 @@ def test_another_kernel_s_base_may_be_anything_until_it_runs_user_code() -> None
 
     tables = _event(Kind.IDT, addr=0x1000, value=0xFFF, cpu=0), _event(Kind.IDT, addr=0x2000, value=0xFFF, cpu=0)
     before = crosses(0, KERNEL_BASE, 1)[:2]
-    assert judge(*before, *tables, faults(0), faults(0)).findings == []
-    assert [f.code for f in judge(*before, faults(0)).findings] == ["CW205"]
+    assert found_behind_start(*before, *tables, faults(0), faults(0)) == []
+    assert [f.code for f in found_behind_start(*before, faults(0))] == ["CW205"]
     again = *crosses(0, KERNEL_BASE, 1)[2:], *crosses(0, KERNEL_BASE, 3)[:2], faults(0)
-    assert [f.code for f in judge(*before, *tables, *again).findings] == ["CW205"]
+    assert [f.code for f in found_behind_start(*before, *tables, *again)] == ["CW205"]

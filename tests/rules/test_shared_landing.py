@@ -6,6 +6,7 @@ import pytest
 
 from gdbext.events.row import Batch
 from gdbext.rules.engine import Engine
+from tests.rules.judged import judged
 from tests.rules.rows import Flag, How, batch, context, entry, exit_, stamp
 
 ONE = 0xFFFF_8000_0010_0FD8
@@ -13,14 +14,8 @@ OTHER = 0xFFFF_8000_0020_0FD8
 
 
 def found(*rows: Batch) -> list[tuple[str, int]]:
-    """The codes found and their events, however the rows are cut into batches."""
-    every, whole, single = stamp(batch(*rows)), Engine(), Engine()
-    whole.feed(every)
-    for at in range(len(every)):
-        single.feed(every[at : at + 1])
-    codes = [(finding.code, finding.event) for finding in whole.findings]
-    assert codes == [(finding.code, finding.event) for finding in single.findings]
-    return codes
+    """The codes found and their events."""
+    return [(finding.code, finding.event) for finding in judged(*rows)]
 
 
 def comes(cpu: int, frame: int, thread: int = 0, **changes: int) -> Batch:

@@ -7,6 +7,7 @@ import pytest
 
 from gdbext.events.row import ROW, ROW_SIMD, Batch
 from gdbext.rules.engine import Engine
+from tests.rules.judged import judged
 from tests.rules.rows import Kind, batch, context, entry, exit_, stamp
 
 STACK = 0xFFFF_8000_0010_0F00
@@ -14,14 +15,8 @@ OTHER = 0xFFFF_8000_0020_0F00
 
 
 def found(*rows: Batch) -> list[tuple[str, int]]:
-    """The codes found and their events, however the rows are cut into batches."""
-    every, whole, single = stamp(batch(*rows)), Engine(), Engine()
-    whole.feed(every)
-    for at in range(len(every)):
-        single.feed(every[at : at + 1])
-    codes = [(finding.code, finding.event) for finding in whole.findings]
-    assert codes == [(finding.code, finding.event) for finding in single.findings]
-    return codes
+    """The codes found and their events."""
+    return [(finding.code, finding.event) for finding in judged(*rows)]
 
 
 def switch(kind: int, cpu: int, rsp: int = STACK) -> Batch:

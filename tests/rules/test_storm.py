@@ -6,22 +6,16 @@ from typing import Any
 
 from gdbext.arch.vectors import GP
 from gdbext.events.row import Batch
-from gdbext.rules.engine import Engine
 from gdbext.rules.storm import AGAIN, DEEPER
-from tests.rules.rows import How, batch, context, entry, exit_, stamp
+from tests.rules.judged import judged
+from tests.rules.rows import How, context, entry, exit_
 
 FRAME = 0xFFFF_8000_0010_0000
 
 
 def found(*rows: Batch) -> list[str]:
-    """The codes found, however the rows are cut into batches."""
-    every, whole, single = stamp(batch(*rows)), Engine(), Engine()
-    whole.feed(every)
-    for at in range(len(every)):
-        single.feed(every[at : at + 1])
-    codes = [finding.code for finding in whole.findings]
-    assert codes == [finding.code for finding in single.findings]
-    return codes
+    """The codes found."""
+    return [finding.code for finding in judged(*rows)]
 
 
 def fault(frame: int = FRAME, **changes: Any) -> Batch:

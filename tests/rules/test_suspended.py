@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from gdbext.events.row import ROW, Batch
-from gdbext.rules.engine import Engine
-from tests.rules.rows import How, Kind, batch, context, entry, exit_, stamp
+from tests.rules.judged import judged
+from tests.rules.rows import How, Kind, context, entry, exit_
 
 TOP = 0xFFFF_8000_0010_0000
 STACK = 0x3000
@@ -14,14 +14,8 @@ FRAME = TOP - 40
 
 
 def found(*rows: Batch) -> list[str]:
-    """The codes found, however the rows are cut into batches."""
-    every, whole, single = stamp(batch(*rows)), Engine(), Engine()
-    whole.feed(every)
-    for at in range(len(every)):
-        single.feed(every[at : at + 1])
-    codes = [finding.code for finding in whole.findings]
-    assert codes == [finding.code for finding in single.findings]
-    return codes
+    """The codes found."""
+    return [finding.code for finding in judged(*rows)]
 
 
 def enters(thread: int, frame: int) -> Batch:

@@ -8,22 +8,16 @@ import numpy as np
 import pytest
 
 from gdbext.events.row import ROW, Batch
-from gdbext.rules.engine import Engine
-from tests.rules.rows import KERNEL_RIP, Kind, batch, context, exit_, stamp
+from tests.rules.judged import judged
+from tests.rules.rows import KERNEL_RIP, Kind, context, exit_
 
 STACK = 0xFFFF_FFFF_8010_0F00
 BACK = KERNEL_RIP + 0x40
 
 
 def found(*rows: Batch) -> list[tuple[str, str | None, int]]:
-    """The codes found, their fields and events, however the rows are cut into batches."""
-    every, whole, single = stamp(batch(*rows)), Engine(), Engine()
-    whole.feed(every)
-    for at in range(len(every)):
-        single.feed(every[at : at + 1])
-    codes = [(finding.code, finding.field, finding.event) for finding in whole.findings]
-    assert codes == [(finding.code, finding.field, finding.event) for finding in single.findings]
-    return codes
+    """The codes found, their fields and events."""
+    return [(finding.code, finding.field, finding.event) for finding in judged(*rows)]
 
 
 def switch(kind: int, **fields: Any) -> Batch:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gdbext.events.row import Batch
-from gdbext.rules.engine import Engine
-from tests.rules.rows import Flag, How, Kind, batch, context, entry, exit_, stamp
+from tests.rules.judged import judged
+from tests.rules.rows import Flag, How, Kind, context, entry, exit_
 
 ONE = 0xFFFF_8000_0010_0FD8
 OTHER = 0xFFFF_8000_0020_0FD8
@@ -14,14 +14,8 @@ LEFT = ONE + 0x10_0000
 
 
 def found(*rows: Batch) -> list[tuple[str, int]]:
-    """The codes found and their events, however the rows are cut into batches."""
-    every, whole, single = stamp(batch(*rows)), Engine(), Engine()
-    whole.feed(every)
-    for at in range(len(every)):
-        single.feed(every[at : at + 1])
-    codes = [(finding.code, finding.event) for finding in whole.findings]
-    assert codes == [(finding.code, finding.event) for finding in single.findings]
-    return codes
+    """The codes found and their events."""
+    return [(finding.code, finding.event) for finding in judged(*rows)]
 
 
 def comes(cpu: int, frame: int, thread: int, **changes: int) -> Batch:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from gdbext.events.row import Batch
-from gdbext.rules.engine import Engine
 from gdbext.rules.unswapped_base import STEADY
-from tests.rules.rows import KERNEL_RIP, Kind, batch, context, entry, exit_, stamp
+from tests.rules.judged import judged
+from tests.rules.rows import KERNEL_RIP, Kind, context, entry, exit_
 
 BASES = (0xFFFF800000100000, 0xFFFF800000200000)
 
@@ -19,14 +19,8 @@ def ticks(cpu: int, base: int, times: int = STEADY) -> list[Batch]:
 
 
 def codes(*rows: Batch) -> list[str]:
-    """The codes found, however the rows are cut into batches."""
-    every, whole, single = stamp(batch(*rows)), Engine(), Engine()
-    whole.feed(every)
-    for at in range(len(every)):
-        single.feed(every[at : at + 1])
-    found = [finding.code for finding in whole.findings]
-    assert found == [finding.code for finding in single.findings]
-    return found
+    """The codes found."""
+    return [finding.code for finding in judged(*rows)]
 
 
 EACH = [*ticks(0, BASES[0]), *ticks(1, BASES[1])]
