@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from gdbext.arch import vectors
-from gdbext.events.columns import Columns, Indices, Rows
+from gdbext.events.columns import Columns, Indices, Rows, by_cpu
 from gdbext.events.row import Batch, Flag, Kind
 from gdbext.ledger.compare import Bools, agreement, is_call, is_user, keys, space
 from gdbext.rules.draft import Judged
@@ -51,20 +51,18 @@ class CallAgainJudge:
         if not len(positions):
             return []
         judged: list[Judged] = []
-        for at in np.sort(np.concatenate([self._sent(batch, its) for its in self._by_cpu(batch, positions)])).tolist():
+        cpus = by_cpu(batch.take(positions)).items()
+        sent = [self._sent(cpu, batch, positions[mine]) for cpu, (mine, _) in cpus]
+        for at in np.sort(np.concatenate(sent)).tolist():
             row = batch.row(at)
             last = self._history.last_crossing(int(row["cpu"][0]), int(row["seq"][0]))
             if len(last) and _interrupted(last, row)[0]:
                 judged += self._judge(row, int(keys(row)[0]), last)
         return judged
 
-    def _by_cpu(self, batch: Columns, positions: Indices) -> list[Indices]:
-        cpus = batch.at("cpu", positions)
-        return [positions[cpus == cpu] for cpu in np.unique(cpus)]
-
-    def _sent(self, batch: Columns, positions: Indices) -> Indices:
-        """Those of the exits at `positions`, of one CPU, that may come right from an interrupt of their thread."""
-        last = self._history.crossings_before(int(batch.at("cpu", positions[:1])[0]), positions)
+    def _sent(self, cpu: int, batch: Columns, positions: Indices) -> Indices:
+        """Those of the exits of `cpu` at `positions` that may come right from an interrupt of their thread."""
+        last = self._history.crossings_before(cpu, positions)
         known = np.maximum(last, 0)  # a place in any case: it is read before the answer is known not to matter
         return positions[(last < 0) | _interrupted(batch.take(known), batch.take(positions))]
 
