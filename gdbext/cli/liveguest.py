@@ -21,10 +21,12 @@ class LiveGuest:
         self._symbols = image.symbols if image is not None else None
 
     def read(self, address: int, length: int) -> bytes:
+        """`length` bytes of guest virtual memory at `address`; raises OSError where nobody can read all of them."""
         for reader in self._readers:
             with contextlib.suppress(OSError, CtxwatchError):
                 return reader(address, length)
         raise OSError(f"{address:#x} cannot be read")
 
     def symbol(self, address: int) -> str | None:
+        """What the image calls guest virtual `address`, or None."""
         return self._symbols.name(address) if self._symbols is not None else None

@@ -166,13 +166,16 @@ class Joined(Columns):
 
     @property
     def rows(self) -> Batch:
+        """All the rows, whole, copied together."""
         return concat((self._rows, self._back.rows))
 
     def row(self, position: int) -> Batch:
+        """One whole row, as a batch of one; `position` counts from the first row in front."""
         front = len(self._rows)
         return self._rows[position : position + 1] if position < front else self._back.row(position - front)
 
     def pick(self, index: Indices) -> Batch:
+        """A copy of the whole rows at `index`; meant for few, for each is taken alone."""
         return concat([self.row(at) for at in index.tolist()]) if len(index) else self._rows[:0]
 
     def last(self, count: int) -> Batch:

@@ -115,7 +115,7 @@ def discover() -> list[Command]:
 
 
 class Prefix(gdb.Command):  # type: ignore[misc]  # GDB's classes have no types
-    __doc__ = "Watch the contexts that the guest saves and resumes; see help ctx COMMAND."
+    """Watch the contexts that the guest saves and resumes; see help ctx COMMAND."""
 
     def __init__(self) -> None:
         super().__init__(PREFIX, gdb.COMMAND_USER, gdb.COMPLETE_COMMAND, True)

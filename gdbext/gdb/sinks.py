@@ -127,6 +127,7 @@ class EngineSink:
         self._resumed = Resumed()
 
     def put(self, row: Batch) -> bool:
+        """Take a batch of one; True if the guest is to halt: a finding of severity error was made."""
         self._rows.append(row)
         if self._halt:
             return self._resumed.needs_verdict(row) and self._judge()
@@ -135,12 +136,14 @@ class EngineSink:
         return False
 
     def settle(self) -> None:
+        """Judge what still waits, for the user is about to look."""
         self._judge()
 
     def fail(self, error: CtxwatchError) -> None:
         """The watch tells the user."""
 
     def close(self) -> None:
+        """Judge what still waits and end the recording, if there is one."""
         self._judge()
         self._judging.end_recording()
 
@@ -173,6 +176,7 @@ class StreamSink:
             raise CtxwatchError(f"nobody listens at {path}", error.strerror or str(error)) from error
 
     def put(self, row: Batch) -> bool:
+        """Send a batch of one; True if the reader has the guest stop. Raises CtxwatchError if it is gone."""
         waiting = self._wait and self._resumed.needs_verdict(row)
         if waiting:
             row["flags"] |= Flag.WAITING
@@ -183,14 +187,17 @@ class StreamSink:
             raise CtxwatchError("the reader of the stream is gone", str(error)) from error
 
     def settle(self) -> None:
+        """Serve the requests that have come; that the reader is gone shows at the next row."""
         with contextlib.suppress(OSError):
             self._serve(False)
 
     def fail(self, error: CtxwatchError) -> None:
+        """Send the reader `error`, unless it is gone."""
         with contextlib.suppress(OSError):  # the reader is gone
             self._socket.sendall(failure(error))
 
     def close(self) -> None:
+        """Close the socket; idempotent."""
         self._socket.close()
 
     def _serve(self, until_answered: bool) -> bool:

@@ -34,6 +34,7 @@ class Apart(Columns):
 
     @property
     def apart(self) -> bool:
+        """True: one register of all rows lies together, the registers of one row do not."""
         return True
 
     @property
@@ -43,15 +44,18 @@ class Apart(Columns):
 
     @property
     def dtype(self) -> np.dtype[np.void]:
+        """The type of the rows that are put together, by the columns that were recorded."""
         return self._dtype
 
     @property
     def rows(self) -> Batch:
+        """All the rows, whole; put together once and kept."""
         if not len(self._rows):
             self._rows = self.pick(np.arange(len(self)))
         return self._rows
 
     def row(self, position: int) -> Batch:
+        """One whole row, as a batch of one."""
         if len(self._rows):
             return self._rows[position : position + 1]
         own = int(np.searchsorted(self._starts, position, "right")) - 1
@@ -59,6 +63,7 @@ class Apart(Columns):
         return np.array([tuple(part[name][inside] for name in self.names)], self._dtype)
 
     def pick(self, index: Indices) -> Batch:
+        """A copy of the whole rows at `index`."""
         if len(self._rows):
             return pick(self._rows, index)
         picked = np.zeros(len(index), self._dtype)

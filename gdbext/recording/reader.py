@@ -30,19 +30,25 @@ two thousand events do."""
 
 
 class _File(Protocol):
+    """A recording's file, in whichever of the forms it may have."""
+
     header: Header
     simd: bool
     schema: pa.Schema
     flaw: str | None
     end: Mark | None
 
-    def units(self) -> Iterator[tuple[Columns, Mark]]: ...
+    def units(self) -> Iterator[tuple[Columns, Mark]]:
+        """Every batch of events with its mark, in order; then ``end`` or ``flaw`` is set."""
 
-    def index(self) -> list[Unit]: ...
+    def index(self) -> list[Unit]:
+        """Every batch's place and mark, in order."""
 
-    def batch(self, unit: Unit) -> Batch: ...
+    def batch(self, unit: Unit) -> Batch:
+        """The events of one unit of the index; raises RecordingError where they are damaged."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the file; idempotent."""
 
 
 class Recording:

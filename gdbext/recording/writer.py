@@ -193,6 +193,7 @@ class _Names:
         self._asked: set[int] = set()
 
     def of(self, rows: Batch) -> dict[int, str | None]:
+        """The names of guest virtual addresses in `rows` that were not asked for before."""
         places = np.unique(np.concatenate((rows["pc"], rows["rip"]))).tolist()
         names: dict[int, str | None] = {}
         for place in places:
@@ -276,6 +277,7 @@ class _Pieces:
         self._pieces: list[bytes] = []
 
     def write(self, data: bytes) -> int:
+        """Keep a copy of `data`; its length in bytes."""
         self._pieces.append(bytes(data))
         return len(data)
 
@@ -286,6 +288,7 @@ class _Pieces:
         """The end of the stream is not the end of the file."""
 
     def take(self) -> bytes:
+        """What was written since the last call."""
         taken, self._pieces = b"".join(self._pieces), []
         return taken
 
