@@ -15,7 +15,6 @@ class Gate:
     selector: int
     ist: int
     dpl: int
-    trap: bool
 
 
 def decode_idt(table: bytes, bits: int) -> list[Gate]:
@@ -37,7 +36,6 @@ def decode_idt(table: bytes, bits: int) -> list[Gate]:
                 selector=int.from_bytes(raw[2:4], "little"),
                 ist=raw[4] & 7 if bits == 64 else 0,
                 dpl=raw[5] >> 5 & 3,
-                trap=kind == 0xF,
             )
         )
     return gates

@@ -47,7 +47,8 @@ def skips_speculation_trap(code: Code, after: int, target: int) -> bool:
 
 
 def stack_source(insn: Insn) -> str:
-    """Where `insn` takes a new RSP from (see StackSwitch.source), or "" if it stays on its stack; ``control`` if it
+    """Where `insn` takes a new RSP from (``memory``, ``register``, or ``frame``: out of RBP, as a compiled function
+    does in its epilogue), or "" if it stays on its stack; ``control`` if it
     loads a control register into RSP, for want of another free register while page tables are switched."""
     name, operands = insn.name, insn.operands
     if not any(isinstance(o, Reg) and o.name == "rsp" for o in operands):

@@ -38,14 +38,13 @@ FAULTS: Final = frozenset(Kind) - {Kind.COMPILER, Kind.ELSEWHERE}
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One sentence about `fields`. ``slot``: the place the exit loads from (else where the entry stores), as the exit
-    path reaches it; None where no slot is concerned. ``word``: its index in words from the area's beginning.
+    """One sentence about `fields`. ``word``: the slot that the exit loads from (else where the entry stores), as index
+    in words from the area's beginning; None where no slot is concerned.
     ``by``: the instruction of the entry path that stores there last, None where none does."""
 
     kind: Kind
     fields: tuple[str, ...]
     text: str
-    slot: Place | None = None
     word: int | None = None
     by: int | None = None
 
@@ -188,7 +187,7 @@ class _Comparison:
                     f"{place.text(self.bits)}"
                 )
                 by = self.save.stored_by.get(place)
-                found.append(Statement(Kind.CLASH, (name, other), text, place, self._index(place), by))
+                found.append(Statement(Kind.CLASH, (name, other), text, self._index(place), by))
         return found
 
     def _exchanged(self) -> list[Statement]:
@@ -287,7 +286,7 @@ class _Comparison:
         if stored:
             text = f"{entry} stores {who} in {stored[0].text(self.bits)}; {leaving} {what}"
             by = self.save.stored_by.get(stored[0])
-            return [Statement(Kind.NOT_RESTORED, (name,), text, stored[0], self._index(stored[0]), by)]
+            return [Statement(Kind.NOT_RESTORED, (name,), text, self._index(stored[0]), by)]
         text = f"{entry} never stores {who}, and {leaving} {what}"
         return [Statement(Kind.LOST, (name,), text)]
 
@@ -303,7 +302,7 @@ class _Comparison:
     def _statement(self, kind: Kind, fields: tuple[str, ...], text: str, place: Place) -> Statement:
         inside = self._in_save(place)
         by = self.save.stored_by.get(inside) if inside is not None else None
-        return Statement(kind, fields, text, place, self._index(inside or place), by)
+        return Statement(kind, fields, text, self._index(inside or place), by)
 
     def _name(self, field: str) -> str:
         return register(field, self.bits)

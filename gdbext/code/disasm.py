@@ -112,7 +112,7 @@ class Insn:
 class Code:
     """The guest's code as seen through `read`, in `bits`-bit mode (32 or 64; 16 decodes too).
 
-    Pages and instructions are cached until :meth:`invalidate`.
+    Pages and instructions are read once.
     """
 
     def __init__(self, read: Read, bits: int) -> None:
@@ -128,12 +128,6 @@ class Code:
         self._holes: set[int] = set()
         """Addresses from which on nothing of their page can be read: to try costs a live guest a millisecond."""
         self._insns: dict[int, Insn | None] = {}
-
-    def invalidate(self) -> None:
-        """Forget all bytes and instructions: the guest's memory may have changed."""
-        self._pages.clear()
-        self._holes.clear()
-        self._insns.clear()
 
     def bytes_at(self, address: int, length: int) -> bytes:
         """Up to `length` bytes from `address`; fewer where memory is unmapped."""

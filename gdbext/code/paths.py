@@ -19,7 +19,6 @@ from gdbext.code.classify import (
     pushed_constant,
     shadows_interrupts,
     skips_speculation_trap,
-    stack_source,
     stores_stack_pointer,
     takes_stack_pointer,
 )
@@ -63,13 +62,12 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class Exit:
     """An instruction that resumes a context. ``how``: ``iret``, ``sysret`` or ``sysexit``; ``word``: operand size in
-    bytes (2, 4, 8; for sysret and sysexit 8 means to 64-bit code); ``depth``: calls between an entry and it;
-    ``to_itself``: an ``iret`` to the next instruction, used to serialise."""
+    bytes (2, 4, 8; for sysret and sysexit 8 means to 64-bit code); ``to_itself``: an ``iret`` to the next instruction,
+    used to serialise."""
 
     address: int
     how: str
     word: int
-    depth: int
     to_itself: bool
 
 
@@ -83,22 +81,11 @@ class MsrAccess:
 
 
 @dataclass(frozen=True, slots=True)
-class StackSwitch:
-    """An instruction that puts RSP on another stack. ``source``: ``memory``, ``register``, or ``frame`` where RSP
-    comes from RBP, which a compiled function does in its epilogue."""
-
-    address: int
-    source: str
-    depth: int
-
-
-@dataclass(frozen=True, slots=True)
 class Indirect:
-    """A jump or call whose target is not known from the bytes. ``table``: its address for a jump through one."""
+    """A jump or call whose target is not known from the bytes."""
 
     address: int
     call: bool
-    table: int | None
 
 
 @dataclass(slots=True)
@@ -109,32 +96,21 @@ class Reach:
     after it, but see skips_speculation_trap); ``calls``: call instruction → target; ``function_of``:
     instruction → start of the function through which it was first reached (tail jumps keep the caller's);
     ``depth_of``: function start → calls from an entry. ``shadows``: instructions that hold interrupts off for one
-    more. ``truncated``: a limit was reached, there is more. ``undecodable``: where a path ran into unmapped memory
-    or data.
+    more.
     """
 
-    bits: int
     entries: tuple[Entry, ...]
     exits: list[Exit] = field(default_factory=list)
     swapgs: list[int] = field(default_factory=list)
     msrs: list[MsrAccess] = field(default_factory=list)
-    cr3: list[int] = field(default_factory=list)
     lidt: list[int] = field(default_factory=list)
     shadows: list[int] = field(default_factory=list)
-    stack_switches: list[StackSwitch] = field(default_factory=list)
     switch_functions: list[SwitchFunction] = field(default_factory=list)
     indirect: list[Indirect] = field(default_factory=list)
-    undecodable: list[int] = field(default_factory=list)
-    truncated: bool = False
     successors: dict[int, tuple[int, ...]] = field(default_factory=dict)
     calls: dict[int, int] = field(default_factory=dict)
     function_of: dict[int, int] = field(default_factory=dict)
     depth_of: dict[int, int] = field(default_factory=dict)
-
-    @property
-    def instructions(self) -> int:
-        """How many instructions were seen."""
-        return len(self.successors)
 
     def depth(self, address: int) -> int:
         """Calls between an entry and the instruction at `address` (which was seen)."""
@@ -145,7 +121,7 @@ def explore(code: Code, entries: Iterable[int | Entry], limits: Limits | None = 
     """Follow `entries` within `limits`; what is fewest calls away from an entry is found first. Never raises for
     anything the guest's bytes may hold."""
     points = tuple(e if isinstance(e, Entry) else Entry(e) for e in entries)
-    return _Explorer(code, Reach(code.bits, points), limits or Limits()).run()
+    return _Explorer(code, Reach(points), limits or Limits()).run()
 
 
 _BASE_ACCESS: Final = frozenset({"rdfsbase", "rdgsbase", "wrfsbase", "wrgsbase"})
@@ -175,17 +151,13 @@ class _Explorer:
         while self.queue:
             depth, _, address, function = heapq.heappop(self.queue)
             if len(self.reach.successors) >= self.limits.instructions:
-                self.reach.truncated = True
                 break
             self._run(address, function, depth)
         self._finish()
         return self.reach
 
     def _push(self, depth: int, address: int, function: int) -> None:
-        if address in self.reach.successors:
-            return
-        if depth > self.limits.calls:
-            self.reach.truncated = True
+        if address in self.reach.successors or depth > self.limits.calls:
             return
         self.order += 1
         heapq.heappush(self.queue, (depth, self.order, address, function))
@@ -200,12 +172,11 @@ class _Explorer:
                 return
             insn = self.code.insn(address)
             if insn is None or (insn.raw == _ZEROES and past and past[-1].raw == _ZEROES):
-                reach.undecodable.append(address)
                 return
             reach.function_of[address] = function
             following = self._follow(insn, past, function, depth)
             reach.successors[address] = following
-            self._note(insn, past, depth)
+            self._note(insn, past)
             for target in following:
                 if target != insn.end:
                     self._push(depth, target, function)
@@ -242,26 +213,23 @@ class _Explorer:
     def _resolve(self, insn: Insn, past: list[Insn]) -> int | None:
         """The target of an indirect jump or call where a constant just loaded, or constant memory, gives it."""
         operand = insn.destination
-        target = table = None
+        target = None
         if isinstance(operand, Reg):
             target = constant_of(operand.name, past)
-        elif isinstance(operand, Mem) and not operand.segment and operand.size == self.code.word:
-            if operand.constant:
-                target = self.code.pointer_at(operand.disp)
-            elif operand.index and not operand.base:
-                table = operand.disp & ((1 << self.code.bits) - 1)
+        elif isinstance(operand, Mem) and operand.constant and not operand.segment and operand.size == self.code.word:
+            target = self.code.pointer_at(operand.disp)
         if target is None or self.code.insn(target) is None:
-            self.reach.indirect.append(Indirect(insn.address, insn.flow is Flow.CALL, table))
+            self.reach.indirect.append(Indirect(insn.address, insn.flow is Flow.CALL))
             return None
         return target
 
-    def _note(self, insn: Insn, past: list[Insn], depth: int) -> None:
+    def _note(self, insn: Insn, past: list[Insn]) -> None:
         """Put `insn` on the lists it belongs to."""
         reach, name = self.reach, insn.name
         if insn.flow is Flow.EXIT:
             how = "iret" if name.startswith("iret") else "sysret" if name.startswith("sysret") else "sysexit"
             to_itself = how == "iret" and pushed_constant(past, self.code.bits) == insn.end
-            reach.exits.append(Exit(insn.address, how, _WORDS[name], depth, to_itself))
+            reach.exits.append(Exit(insn.address, how, _WORDS[name], to_itself))
         elif name == "swapgs":
             reach.swapgs.append(insn.address)
         elif name in ("wrmsr", "rdmsr"):
@@ -272,14 +240,8 @@ class _Explorer:
             reach.lidt.append(insn.address)
         elif shadows_interrupts(insn):
             reach.shadows.append(insn.address)
-        elif name == "mov" and insn.op_str.startswith("cr3,"):
-            reach.cr3.append(insn.address)
-        elif "sp" in insn.op_str:
-            source = stack_source(insn)
-            if source and source != "control":
-                reach.stack_switches.append(StackSwitch(insn.address, source, depth))
-            if stores_stack_pointer(insn) or self._is_put_away(insn):
-                self.rsp_stores.append(insn.address)
+        elif "sp" in insn.op_str and (stores_stack_pointer(insn) or self._is_put_away(insn)):
+            self.rsp_stores.append(insn.address)
 
     def _is_put_away(self, insn: Insn) -> bool:
         """True if `insn` sets a register to RSP that is then stored in memory off the stack."""
@@ -306,8 +268,8 @@ class _Explorer:
             found = switch_after(self.code, reach, store, switch_entry(self.code, reach, store, function))
             if found:
                 reach.switch_functions.append(found)
-        for addresses in (reach.swapgs, reach.cr3, reach.lidt, reach.shadows, reach.undecodable):
+        for addresses in (reach.swapgs, reach.lidt, reach.shadows):
             addresses.sort()
-        for items in (reach.exits, reach.msrs, reach.stack_switches, reach.indirect):
+        for items in (reach.exits, reach.msrs, reach.indirect):
             items.sort(key=lambda item: item.address)
         reach.switch_functions.sort(key=lambda item: item.entry)

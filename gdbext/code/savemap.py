@@ -47,7 +47,6 @@ class SaveMap:
     origin: str
     stored: dict[str, tuple[Place, ...]]
     by_cpu: frozenset[Place]
-    kept: frozenset[str]
     written: dict[Place, Value]
     overwritten: dict[Place, str]
     needed: tuple[str, ...]
@@ -99,28 +98,17 @@ class SaveMap:
         area = self.area
         return area is not None and (area in STACKS or area == ("", self.rsp.atom) or area in self.called_on)
 
-    @property
-    def reached_by(self) -> str:
-        """How the area is reached, in words: ``[gs:[0x8]]`` for a pointer in the per-CPU block, ``the stack``."""
-        area = self.area
-        if area is None:
-            return "nowhere"
-        return "the stack" if area in STACKS else Place(*area, 0).text(self.bits)
-
 
 @dataclass(frozen=True, slots=True)
 class RestoreMap:
     """From where one path to an exit (or out of a thread switch) takes the context it resumes.
 
-    ``loaded``: field → place; ``untouched``: registers that hold what they held at `start`; ``other``: field → value
-    that is neither. ``start``: where the path begins, or one such place where several ways are alike; ``follows``:
-    the calls that return where such a path begins.  ``in_place``: an iret's frame is not built by this path, on
-    whichever stack, but popped from where it lay.
+    ``loaded``: field → place; ``untouched``: registers that hold what they held where the path begins; ``other``:
+    field → value that is neither. ``follows``: the calls that return where such a path begins.  ``in_place``: an iret's
+    frame is not built by this path, on whichever stack, but popped from where it lay.
     """
 
     exit: int
-    bits: int
-    start: int
     follows: frozenset[int]
     loaded: dict[str, Place]
     untouched: frozenset[str]
@@ -220,7 +208,6 @@ def _save_map(entry: Entry, path: Path) -> SaveMap:
         origin=state.origin,
         stored=stored,
         by_cpu=by_cpu,
-        kept=_kept(state),
         written=written,
         overwritten=state.overwritten,
         needed=tuple(dict.fromkeys(fields)),
@@ -242,10 +229,6 @@ def _stored(state: State) -> tuple[dict[str, tuple[Place, ...]], dict[Place, Val
         else:
             written[place] = value
     return {name: tuple(places) for name, places in stored.items()}, written
-
-
-def _kept(state: State) -> frozenset[str]:
-    return frozenset(name for name in general(state.bits) if state.regs[name].context == name)
 
 
 def _pointers(state: State) -> dict[str, Value]:
@@ -276,7 +259,7 @@ def restore_maps(code: Code, reach: Reach, leaving: Exit, graph: Graph | None = 
                 state.regs[name] = Value(Result(call, name))
         for path in walker.run(head, state, helpers=0):
             if path.end is End.STOP:
-                _merge(maps, _restore_map(path.state, leaving, head, follows))
+                _merge(maps, _restore_map(path.state, leaving, follows))
     return sorted(maps, key=lambda m: -len(m.loaded))
 
 
@@ -302,7 +285,7 @@ def _merge(maps: list[RestoreMap], found: RestoreMap) -> None:
     maps.append(found)
 
 
-def _restore_map(state: State, leaving: Exit, head: int, follows: frozenset[int]) -> RestoreMap:
+def _restore_map(state: State, leaving: Exit, follows: frozenset[int]) -> RestoreMap:
     values = {name: state.regs[name] for name in general(state.bits) if name != "rsp"}
     if leaving.how == "iret":
         for number, name in enumerate(FRAME_FIELDS):
@@ -317,15 +300,15 @@ def _restore_map(state: State, leaving: Exit, head: int, follows: frozenset[int]
         swapped = name == "gs_base" and state.regs[name] == Value(Start("kernel_gs_base"))
         if state.regs[name] != Value(Start(name)) and not swapped:
             values[name] = state.regs[name]
-    found = _taken(leaving.address, state.bits, head, follows, values)
+    found = _taken(leaving.address, follows, values)
     return replace(found, in_place=leaving.how == "iret" and values["rip"].place == state.stack_place(0))
 
 
-def _taken(exit_: int, bits: int, head: int, follows: frozenset[int], values: dict[str, Value]) -> RestoreMap:
+def _taken(exit_: int, follows: frozenset[int], values: dict[str, Value]) -> RestoreMap:
     loaded = {name: place for name, value in values.items() if (place := value.place) is not None}
     untouched = frozenset(name for name, value in values.items() if value == Value(Start(name)))
     other = {name: value for name, value in values.items() if name not in loaded and name not in untouched}
-    return RestoreMap(exit_, bits, head, follows, loaded, untouched, other)
+    return RestoreMap(exit_, follows, loaded, untouched, other)
 
 
 def switch_maps(code: Code, function: SwitchFunction) -> tuple[SaveMap, RestoreMap] | None:
@@ -348,7 +331,6 @@ def switch_maps(code: Code, function: SwitchFunction) -> tuple[SaveMap, RestoreM
         origin="",
         stored=stored,
         by_cpu=frozenset(),
-        kept=_kept(leaving.state),
         written=written,
         overwritten=leaving.state.overwritten,
         needed=fields,
@@ -373,7 +355,7 @@ def switch_maps(code: Code, function: SwitchFunction) -> tuple[SaveMap, RestoreM
     for name in ("fs_base", "simd"):
         if coming.state.regs[name] != Value(Start(name)):
             values[name] = coming.state.regs[name]
-    return save, _taken(coming.address, code.bits, load.end, frozenset({function.load}), values)
+    return save, _taken(coming.address, frozenset({function.load}), values)
 
 
 def _where_it_goes_on(code: Code, function: SwitchFunction, save: SaveMap) -> tuple[int, int] | tuple[()]:

@@ -20,12 +20,11 @@ class Flows(Protocol):
 class SwitchFunction:
     """A function that leaves one stack for another and returns on the new one (a thread switch).
 
-    ``entry``: its first instruction; ``store``: where RSP is put away; ``load``: where the other is taken;
+    ``entry``: its first instruction; ``load``: where the other stack's RSP is taken;
     ``ends``: the ``ret`` or the tail jump with which it ends.
     """
 
     entry: int
-    store: int
     load: int
     ends: tuple[int, ...]
 
@@ -68,7 +67,7 @@ def switch_after(code: Code, graph: Flows, store: int, function: int) -> SwitchF
             if (following, loaded) not in seen:
                 seen.add((following, loaded))
                 work.append((following, loaded))
-    return SwitchFunction(function, store, load, tuple(sorted(ends))) if ends else None
+    return SwitchFunction(function, load, tuple(sorted(ends))) if ends else None
 
 
 _NEAR: Final = 512

@@ -62,10 +62,6 @@ class Place:
     atom: Atom | None
     disp: int
 
-    def moved(self, offset: int) -> Place:
-        """The place `offset` bytes higher."""
-        return Place(self.segment, self.atom, self.disp + offset)
-
     def text(self, bits: int = 64) -> str:
         """``gs:[0x8]``, ``[rdi+0x88]``, ``[[gs:0x8]+0x88]``."""
         prefix = f"{self.segment}:" if self.segment else ""

@@ -11,10 +11,6 @@ class Parity:
     def __init__(self) -> None:
         self._kernel: dict[int, bool] = {}
 
-    def of(self, cpu: int) -> bool | None:
-        """True: kernel; False: user; None: not known yet."""
-        return self._kernel.get(cpu)
-
     def note(self, row: Batch) -> None:
         """Put the parity before `row` takes effect into its flags, then let it take effect."""
         cpu, kind = int(row["cpu"][0]), int(row["kind"][0])

@@ -15,7 +15,6 @@ import numpy as np
 
 from gdbext.arch import vectors
 from gdbext.arch.registers import GPR64
-from gdbext.code.compare import Kind as Fact
 from gdbext.code.compare import Statement, compare, pairs
 from gdbext.code.disasm import Code
 from gdbext.code.graph import Graph
@@ -56,16 +55,6 @@ class Learnt:
         """Bytes from the area's start to the end of its last slot (or of the FXSAVE image)."""
         end = max(self.slots.values(), default=0) + self.bits // 8
         return max(end, self.simd + FXSAVE) if self.simd is not None else end
-
-    @property
-    def never(self) -> dict[str, list[Entry]]:
-        """Registers that an exit loads or leaves changed although a path never stores them, with those paths."""
-        missing: dict[str, list[Entry]] = {}
-        for entry, statement in self.statements:
-            if statement.kind in (Fact.NEVER_STORED, Fact.LOST):
-                for name in statement.fields:
-                    missing.setdefault(name, []).append(entry)
-        return missing
 
     def profile_text(self, name: str) -> str:
         """The profile as TOML."""

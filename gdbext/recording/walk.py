@@ -24,7 +24,6 @@ from gdbext.recording.header import Header
 from gdbext.recording.mark import Unit
 from gdbext.recording.reader import Recording
 from gdbext.recording.replay import Replay
-from gdbext.rules.engine import Counts
 from gdbext.rules.finding import Finding
 from gdbext.rules.gslog import GsLog
 from gdbext.rules.parity import ParityCount
@@ -104,7 +103,7 @@ class Walk:
         self._at, self._row = 0, 0
         self._cpus: dict[int, int] = {}
         try:
-            self.findings, self.counts = self._survey(progress)
+            self.findings = self._survey(progress)
             self.flaw = self._recording.flaw
             """Why the recording ends before the run did, None for a whole one."""
             if not self._units:
@@ -294,7 +293,7 @@ class Walk:
 
     # Reading
 
-    def _survey(self, progress: Callable[[int], None] | None) -> tuple[list[Finding], Counts]:
+    def _survey(self, progress: Callable[[int], None] | None) -> list[Finding]:
         """Go through it once: find the findings, and note where each batch lies."""
         replay = Replay(self._recording)
         parity = ParityCount()
@@ -312,7 +311,7 @@ class Walk:
             events += len(rows)
             if progress is not None:
                 progress(events)
-        return replay.engine.findings, replay.engine.counts
+        return replay.engine.findings
 
     def _where(self) -> list[list[Unit]]:
         """The batches of the file that each unit is made of; what lies behind a flaw was not judged and is in none."""

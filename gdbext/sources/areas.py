@@ -109,11 +109,6 @@ class AreaWatcher:
         else:
             self._wait = None
 
-    @property
-    def areas(self) -> list[int]:
-        """Start addresses of the areas found so far."""
-        return list(self._areas)
-
     def look(self, batch: Batch) -> Batch:
         """Look for areas as the last entries of `batch` show them; return the rows that tell what is new.
 

@@ -262,7 +262,7 @@ def test_five_words_of_a_three_word_frame() -> None:
 
 
 def test_gates_worth_a_look() -> None:
-    gates = [Gate(v, 0x1000 + v, 8, 1 if v in (2, 8) else 0, 3 if v in (3, 128) else 0, False) for v in range(256)]
+    gates = [Gate(v, 0x1000 + v, 8, 1 if v in (2, 8) else 0, 3 if v in (3, 128) else 0) for v in range(256)]
     assert [gate.vector for gate in sample(gates)] == [0, 14, 32, 128]
 
 

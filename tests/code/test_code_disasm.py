@@ -112,16 +112,6 @@ def test_what_cannot_be_read_is_asked_for_once() -> None:
     assert asked == [(0x1000, PAGE), (0x1010, PAGE - 0x10), (0x1020, PAGE - 0x20)]
 
 
-def test_invalidate_reads_again() -> None:
-    memory = {"byte": b"\x90"}
-    code = Code(lambda address, length: memory["byte"] * length, 64)
-    assert shown(code, 0x1000) == "nop"
-    memory["byte"] = b"\xf4"
-    assert shown(code, 0x1000) == "nop"
-    code.invalidate()
-    assert shown(code, 0x1000) == "hlt"
-
-
 def test_constants() -> None:
     code = at(bytes.fromhex("b9820000c04831c0488d0500000000b001"))
     values = []

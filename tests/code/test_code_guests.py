@@ -85,8 +85,7 @@ def test_save_and_restore_paths(
     tmp_path: Path, style: str, defines: list[str], expected: list[tuple[Kind, tuple[str, ...], int | None]]
 ) -> None:
     kernel = Kernel(tmp_path, style, *defines)
-    assert not kernel.reach.truncated
-    assert not kernel.reach.undecodable
+    assert {at for following in kernel.reach.successors.values() for at in following} <= kernel.reach.successors.keys()
     assert [(s.kind, s.fields, s.word) for s in kernel.faults()] == expected
 
 

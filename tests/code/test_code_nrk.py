@@ -6,6 +6,7 @@ from typing import Any
 
 from gdbext.code.compare import Kind, compare
 from gdbext.code.paths import explore
+from gdbext.code.values import Loaded, Place
 
 # The save and restore paths that the nrk text prints, with the lines it leaves out: the stub's two pushes (its
 # "2*8(%rsp)" counts on them), the labels, the iretq.
@@ -83,7 +84,7 @@ def test_nrk_as_printed(assemble: Any) -> None:
 
     slots = {name: offset // 8 for name, offset in save.layout.items()}
     assert slots == {name: i for i, name in enumerate(NRK_ORDER)} | {"rip": 16, "fs_base": 19, "simd": 24}
-    assert save.reached_by == "[gs:[0x8]]"
+    assert save.area == ("", Loaded(Place("gs", None, 8), 8))
     assert save.never == ("cs", "rflags", "ss")
     assert restore.layout == save.layout | {"rflags": 17 * 8, "ss": 18 * 8, "cs": 19 * 8}
 

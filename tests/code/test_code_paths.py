@@ -28,25 +28,20 @@ def test_exits_swapgs_and_bases_of_an_interrupt_path(assemble: Any) -> None:
     handler:
         mov $0xc0000101, %ecx
     msr: wrmsr
-    cr3: mov %rax, %cr3
     base: wrfsbase %rax
     idt: lidt (%rdi)
     shadow: sti
         ret
     """)
     reach = explore(snippet.code, [snippet["entry"]])
-    assert [(e.address, e.how, e.word, e.depth, e.to_itself) for e in reach.exits] == [
-        (snippet["out"], "iret", 8, 0, False)
-    ]
+    assert [(e.address, e.how, e.word, e.to_itself) for e in reach.exits] == [(snippet["out"], "iret", 8, False)]
     assert reach.swapgs == [snippet["swap_in"], snippet["swap_out"]]
     assert [(m.address, m.name, m.msr) for m in reach.msrs] == [
         (snippet["msr"], "wrmsr", 0xC000_0101),
         (snippet["base"], "wrfsbase", None),
     ]
-    assert reach.cr3 == [snippet["cr3"]]
     assert reach.lidt == [snippet["idt"]]
     assert reach.shadows == [snippet["shadow"]]
-    assert not reach.truncated
     assert reach.depth(snippet["msr"]) == 1
 
 
@@ -54,20 +49,16 @@ def test_syscall_stack_switch_and_sysret(assemble: Any) -> None:
     snippet = assemble("""
     entry: swapgs
         mov %rsp, %gs:16
-    switch: mov %gs:8, %rsp
+        mov %gs:8, %rsp
         push %rax
         lea 8(%rsp), %rsp
         sub $8, %rsp
         pop %rax
-    back: mov %gs:16, %rsp
+        mov %gs:16, %rsp
         swapgs
     out: sysretq
     """)
     reach = explore(snippet.code, [Entry(snippet["entry"], Gateway.SYSCALL)])
-    assert [(s.address, s.source) for s in reach.stack_switches] == [
-        (snippet["switch"], "memory"),
-        (snippet["back"], "memory"),
-    ]
     assert [(e.address, e.how, e.word) for e in reach.exits] == [(snippet["out"], "sysret", 8)]
     assert reach.switch_functions == []
 
@@ -104,10 +95,7 @@ def test_what_cannot_be_followed_is_named(assemble: Any) -> None:
     """)
     reach = explore(snippet.code, [snippet["entry"]])
     assert reach.exits == []
-    assert [(i.address, i.call, i.table) for i in reach.indirect] == [
-        (snippet["one"], True, None),
-        (snippet["two"], False, snippet["table"]),
-    ]
+    assert [(i.address, i.call) for i in reach.indirect] == [(snippet["one"], True), (snippet["two"], False)]
 
 
 def test_serialising_iret_is_told_apart(assemble: Any) -> None:
@@ -134,7 +122,7 @@ def test_switch_function(assemble: Any) -> None:
     taskswitch: push %rbx
         push %rbp
         pushfq
-    store: mov %rsp, (%rdi)
+        mov %rsp, (%rdi)
     load: mov (%rsi), %rsp
         popfq
         pop %rbp
@@ -143,12 +131,7 @@ def test_switch_function(assemble: Any) -> None:
     """)
     reach = explore(snippet.code, [snippet["entry"]])
     (found,) = reach.switch_functions
-    assert (found.entry, found.store, found.load, found.ends) == (
-        snippet["taskswitch"],
-        snippet["store"],
-        snippet["load"],
-        (snippet["end"],),
-    )
+    assert (found.entry, found.load, found.ends) == (snippet["taskswitch"], snippet["load"], (snippet["end"],))
 
 
 def test_switch_that_ends_in_a_tail_jump(assemble: Any) -> None:
@@ -202,7 +185,6 @@ def test_borrowing_a_stack_is_no_switch(assemble: Any) -> None:
     """)
     reach = explore(snippet.code, [snippet["entry"]])
     assert reach.switch_functions == []
-    assert [s.source for s in reach.stack_switches] == ["register", "memory"]
 
 
 def test_ia32_paths(assemble: Any) -> None:
@@ -247,14 +229,12 @@ def test_near_is_found_before_far(assemble: Any) -> None:
     """)
     reach = explore(snippet.code, [snippet["entry"]], Limits(instructions=100, stretch=50))
     assert [e.address for e in reach.exits] == [snippet["out"]]
-    assert reach.truncated
-    assert reach.instructions <= 150
+    assert len(reach.successors) <= 150
 
 
 def test_zeroed_memory_is_not_code() -> None:
     reach = explore(Code(lambda address, length: bytes(length), 64), [0x1000])
-    assert reach.instructions == 1
-    assert reach.undecodable == [0x1002]
+    assert list(reach.successors) == [0x1000]
 
 
 @settings(deadline=None)
@@ -266,6 +246,6 @@ def test_random_bytes_never_raise_or_hang(data: bytes, bits: int) -> None:
         return data[address - 0x1000 : address - 0x1000 + length]
 
     reach = explore(Code(read, bits), [0x1000, 0x1010], Limits(instructions=2000))
-    assert reach.instructions <= 4000
+    assert len(reach.successors) <= 4000
     for address in reach.successors:
         assert 0x1000 <= address < 0x1000 + len(data)

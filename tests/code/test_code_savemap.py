@@ -13,6 +13,7 @@ from gdbext.code.compare import Kind, compare
 from gdbext.code.disasm import Code
 from gdbext.code.paths import Entry, Gateway, Limits, explore
 from gdbext.code.savemap import RestoreMap, SaveMap, restore_maps, save_maps, switch_maps
+from gdbext.code.values import STACKS, Loaded, Place
 
 SLOTS = (
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
@@ -55,7 +56,7 @@ def test_pt_regs_by_pushes(assemble: Any) -> None:
     in_words = {name: (offset - save.base) // 8 for name, offset in save.layout.items()}
     assert in_words == {name: i for i, name in enumerate((*PT_REGS, "error", "rip", "cs", "rflags", "rsp", "ss"))}
     assert save.never == ()
-    assert save.reached_by == "the stack"
+    assert save.area in STACKS
     assert restore.follows == {save.ended}
     assert restore.in_place
     assert compare(save, restore) == []
@@ -265,7 +266,7 @@ def test_syscall_into_an_area_and_sysret(assemble: Any) -> None:
     """)
     save, restore = snippet.maps(Entry(snippet["entry"], Gateway.SYSCALL))
     assert save.never == ()
-    assert save.reached_by == "[gs:[0x8]]"
+    assert save.area == ("", Loaded(Place("gs", None, 8), 8))
     assert restore.loaded["rip"].disp - restore.loaded["rflags"].disp == -8
     assert compare(save, restore) == []
 
@@ -410,7 +411,6 @@ def test_random_code_never_raises_or_hangs(parts: list[bytes], tail: bytes, bits
     restores = [found for leaving in reach.exits[:4] for found in restore_maps(code, reach, leaving)]
     for save in saves[:4]:
         assert save.layout is not None
-        assert save.reached_by
         for restore in restores[:4]:
             assert all(statement.text for statement in compare(save, restore))
     for function in reach.switch_functions:
