@@ -166,6 +166,8 @@ class AreaJudge:
         foreign = self._pushes.foreign(batch, turns, self._owners(batch["frame"][turns]), stores, owner)
         if self._writers is not None:
             foreign = ~_within(batch["pc"][stores], self._writers)
+        else:
+            foreign &= ~self._not_resumed(batch["addr"][stores] - owner)
         doubtful = foreign | self._doubtful(batch, stores, owner)
         found: list[tuple[int, Draft]] = []
         for at in np.flatnonzero(doubtful).tolist():
@@ -184,6 +186,18 @@ class AreaJudge:
         place = np.searchsorted(starts, addresses, "right") - 1
         inside = (place >= 0) & (addresses - starts[place] < sizes[place])
         return np.where(inside, starts[place], np.uint64(NOWHERE))
+
+    def _not_resumed(self, offsets: U64) -> Bools:
+        """True for each offset into an area at which nothing lies that a resume loads: the slot of an error code, in a
+        learnt area also words that are no slot. An exit path that runs on its save area may push there."""
+        layout = self._layout
+        if layout is None:
+            return np.zeros(len(offsets), bool)
+        places = {name: (at, at + layout.word - 1) for name, at in layout.slots.items()}
+        error = places.pop("error", None)
+        if self._learnt:
+            return ~_within(offsets, list(places.values()))
+        return _within(offsets, [error] if error else [])
 
     def _doubtful(self, batch: Columns, stores: Indices, owner: U64) -> Bools:
         """True for each store into a slot that its register may not hold; :func:`implausible` has the last word."""

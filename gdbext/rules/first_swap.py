@@ -1,7 +1,8 @@
 """CW203 before any CPU has been at CPL 3: the first ``swapgs`` of the machine, in a handler of kernel code.
 
 No count tells yet which base is active. What happens does: the kernel's base was there when the handler began, nothing
-was behind ``KERNEL_GS_BASE``, and the handler's own code faults in the lower half with nothing for a base.
+was behind ``KERNEL_GS_BASE``, and the handler's own code faults with nothing for a base: in the lower half, or (#GP) by
+what it read there for a pointer.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ ON_STACK: Final = 4096
 
 def judge(entry: Batch, swap: Batch, fault: Batch) -> Draft | None:
     """What three events in a row of one CPU, whose parity is unknown, show (each a batch of one)."""
-    if not (_from_kernel(entry) and _from_kernel(fault) and fault["vector"][0] == vectors.PF):
+    pointer = fault["vector"][0] == vectors.GP
+    if not (_from_kernel(entry) and _from_kernel(fault) and (pointer or fault["vector"][0] == vectors.PF)):
         return None
     kernels, others = int(entry["gs_base"][0]), int(entry["kernel_gs_base"][0])
     if not is_high_half(kernels) or is_high_half(others):
@@ -33,12 +35,13 @@ def judge(entry: Batch, swap: Batch, fault: Batch) -> Draft | None:
     rip, address = int(fault["rip"][0]), int(fault["cr2"][0])
     nested = 0 < int(entry["frame"][0]) - int(fault["rsp"][0]) <= ON_STACK
     near = abs(rip - int(swap["pc"][0])) <= NEXT_INSN
-    if not nested or near or not is_high_half(rip) or is_high_half(address):
+    if not nested or near or not is_high_half(rip) or (is_high_half(address) and not pointer):
         return None
+    what = "by what it read for a pointer" if pointer else f"{address:#x}"
     cause = (
         f"{vectors.name(int(entry['vector'][0]))} interrupted kernel code, and its handler swapped at "
         f"{int(swap['pc'][0]):#x}: the kernel's GS base went, {others:#x} came, and the handler faults at {rip:#x} "
-        f"({address:#x})"
+        f"({what})"
     )
     look = "which word the entry tests for the privilege level: CS, with or without error code"
     return Draft("CW203", cause, look, (Difference("gs_base", kernels, others),))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gdbext.arch.registers import MSR_FS_BASE
-from gdbext.events.row import ROW, Batch, Flag
+from gdbext.events.row import ROW, SLOT_NAMES, Batch, Flag
 from gdbext.profiles.profile import find
 from gdbext.rules.engine import Engine
 from gdbext.rules.finding import UNKNOWN_SLOT, Finding
@@ -74,6 +74,17 @@ def test_push_into_an_area_is_foreign() -> None:
     assert finding.writer is not None
     assert finding.writer.rip == KERNEL_RIP + 5
     assert judge(area(), store(0, 5)) == []
+
+
+def test_push_onto_what_no_resume_loads() -> None:
+    """A path that returns from its save area calls a function there: onto the error code, below RIP."""
+    offsets = {name: 16 + 8 * n for n, name in enumerate(COPIED)} | {"error": 8, "rax": 0}
+    learnt = [event(Kind.SLOT, addr=at, value=SLOT_NAMES.index(name), size=8) for name, at in offsets.items()]
+    assert judge(area(size=56), *learnt, push(8, 1), policy=Policy()) == []
+    assert [f.slot for f in judge(area(size=56), *learnt, push(16, 1), policy=Policy())] == ["slot rip"]
+    own = Policy(layout=Layout({"rip": 16, "error": 8}, 56))
+    assert judge(area(size=56), push(8, 1), policy=own) == []
+    assert len(judge(area(size=56), push(32, 1), policy=own)) == 1
 
 
 def test_writers_of_a_profile() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from gdbext.arch import vectors
 from gdbext.events.row import Batch
 from gdbext.rules.engine import Engine
 from tests.rules.rows import KERNEL_BASE, KERNEL_RIP, How, Kind, batch, context, entry, exit_, stamp
@@ -27,12 +28,18 @@ def swapped(**changes: Any) -> list[Batch]:
     swap = entry(ctx, pc=SWAP, rip=SWAP)
     swap["kind"], swap["how"], swap["vector"] = Kind.SWAPGS, 0, 0
     inside = ctx | {"gs_base": 0, "kernel_gs_base": KERNEL_BASE, "rip": SWAP + 0x40, "rsp": ctx["rsp"] - 200}
-    return [first, swap, entry(inside | changes, How.EXCEPTION, cr2=changes.get("cr2", 0x1AB90))]
+    what = {"cr2": changes.get("cr2", 0x1AB90), "vector": changes.get("vector", vectors.PF)}
+    return [first, swap, entry(inside | changes, How.EXCEPTION, **what)]
 
 
 @pytest.mark.parametrize("cut", [1, 2, 99])
 def test_the_first_swap_takes_the_kernel_s_base_from_its_own_code(cut: int) -> None:
     assert found(swapped(), cut) == [("CW203", "gs_base")]
+
+
+def test_memory_at_address_zero_is_no_base_either() -> None:
+    """What is read there is no pointer: #GP, CR2 as it was."""
+    assert found(swapped(vector=vectors.GP, cr2=KERNEL_BASE)) == [("CW203", "gs_base")]
 
 
 @pytest.mark.parametrize(
