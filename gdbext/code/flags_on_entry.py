@@ -8,7 +8,6 @@ DF being clear, string instructions obey it, and AC set lifts SMAP.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import Final
 
 from gdbext.arch.flags import AC, DF, NT, RF, TF, VM
@@ -26,18 +25,12 @@ _CLEARED_BY: Final = {DF: "cld", AC: "clac"}
 _STATES: Final = 2_000
 
 
-@dataclass(frozen=True, slots=True)
-class EntryFlags:
-    """``leaks``: flag bit → address of the first instruction (a call of compiled code, its jump through a table, or a
-    string instruction) that runs with the interrupted code's value of it; a flag that is cleared in time on every path
-    is absent."""
-
-    entry: int
-    leaks: dict[int, int]
-
-
-def flags_on_entry(code: Code, reach: Reach, entry: Entry, cleared: int | None = None, origin: str = "") -> EntryFlags:
-    """Follow every path from `entry` to its first call or string instruction.
+def flags_on_entry(
+    code: Code, reach: Reach, entry: Entry, cleared: int | None = None, origin: str = ""
+) -> dict[int, int]:
+    """Follow every path from `entry` to its first call or string instruction; return what leaks: flag bit → address of
+    the first instruction (a call of compiled code, its jump through a table, or a string instruction) that runs with
+    the interrupted code's value of it. A flag that is cleared in time on every path is absent.
 
     ``origin``: ``user`` or ``kernel``, the code that was interrupted; paths that a test of the saved CS keeps it from
     do not count.  ``cleared``: RFLAGS bits that are clear when the entry is reached; by default what an interrupt gate
@@ -76,7 +69,7 @@ def flags_on_entry(code: Code, reach: Reach, entry: Entry, cleared: int | None =
             if state not in seen:
                 seen.add(state)
                 work.append(state)
-    return EntryFlags(entry.address, leaks.found)
+    return leaks.found
 
 
 def is_string(insn: Insn) -> bool:

@@ -38,13 +38,11 @@ def column(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """``names`` in the order in which ``unpack`` yields them; ``size``: bytes of a whole reply; ``simd``: register
-    name → (offset, bytes) of the XMM and x87 registers."""
+    """``names`` in the order in which ``unpack`` yields them; ``size``: bytes of a whole reply."""
 
     names: tuple[str, ...]
     unpack: struct.Struct
     size: int
-    simd: dict[str, tuple[int, int]]
 
     def decode(self, raw: bytes) -> Registers:
         """The wanted registers in the raw bytes of a ``g`` reply, which must be ``size`` long."""
@@ -73,7 +71,6 @@ def build(registers: list[tuple[str, int]]) -> Layout:
     """The layout of `registers`: (name, bits) in the order of their numbers."""
     names: list[str] = []
     form = "<"
-    simd: dict[str, tuple[int, int]] = {}
     offset = 0
     for name, bits in registers:
         size = bits // 8
@@ -82,15 +79,13 @@ def build(registers: list[tuple[str, int]]) -> Layout:
             names.append(known)
             form += _CODES[size]
         else:
-            if name.startswith(("xmm", "st")):
-                simd[name] = (offset, size)
             form += f"{size}x"
         offset += size
     if not _NEEDED.issubset(names):
         raise CtxwatchError(
             "the target is not an x86", "its description lacks " + ", ".join(sorted(_NEEDED.difference(names)))
         )
-    return Layout(tuple(names), struct.Struct(form), offset, simd)
+    return Layout(tuple(names), struct.Struct(form), offset)
 
 
 def _registers(read: Callable[[str], str], annex: str, depth: int) -> list[tuple[str, int, int | None]]:

@@ -129,9 +129,8 @@ class Symbols:
 class Image:
     """A kernel file.
 
-    ``digest``: the file's SHA-256; ``bits``: 32 or 64; ``symbols``: empty for a stripped one; ``entry``: its entry
-    address; ``fixups``: Linux's exception table, None if it has none; ``packed``: the file is compressed, so that only
-    ctxwatch can read it.
+    ``digest``: the file's SHA-256; ``bits``: 32 or 64; ``symbols``: empty for a stripped one; ``fixups``: Linux's
+    exception table, None if it has none; ``packed``: the file is compressed, so that only ctxwatch can read it.
     """
 
     def __init__(self, path: Path, digest: str, elf: Any, packed: bool = False) -> None:
@@ -139,7 +138,6 @@ class Image:
         self.digest = digest
         self.packed = packed
         self.bits = int(elf.elfclass)
-        self.entry = int(elf.entry)
         self.symbols = Symbols(_symbols(elf))
         self.fixups = _fixups(elf)
         self._segments = [

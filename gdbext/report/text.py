@@ -14,10 +14,10 @@ from gdbext.events.held import NOT_CAPTURED
 from gdbext.report.context import ContextRow, Fields, contexts
 from gdbext.report.document import RunReport
 from gdbext.report.words import by, code_parts, compared, differing, elapsed, last_written, left
-from gdbext.rules.codes import ERROR
+from gdbext.rules.codes import ERROR, WARNING
 from gdbext.rules.finding import CodeLine, Finding
 
-_STYLES = {ERROR: "bold red", "warning": "bold yellow", "info": "bold cyan"}
+_STYLES = {ERROR: "bold red", WARNING: "bold yellow"}
 
 
 def render_finding(finding: Finding, full: bool = False) -> RenderableType:

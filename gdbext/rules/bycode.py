@@ -102,7 +102,7 @@ class CodeJudge:
             gateway = Gateway.SYSCALL if by_call else Gateway.INTERRUPT
             entry = Entry(handler, gateway, int(row["vector"][0]))
             reach = explore(code, [entry], Limits(instructions=2000, calls=2))
-            self._leaks[key] = flags_on_entry(code, reach, entry, fmask if by_call else None, origin).leaks
+            self._leaks[key] = flags_on_entry(code, reach, entry, fmask if by_call else None, origin)
         leaks = self._leaks[key]
         set_now = [bit for bit in leaks if bit & int(row["rflags"][0]) & JUDGED_FLAGS]
         if not set_now:

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from gdbext.errors import UsageError
 
-ERROR, WARNING, INFO = "error", "warning", "info"
+ERROR, WARNING = "error", "warning"
 
 
 class Code(NamedTuple):

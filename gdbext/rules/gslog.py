@@ -38,7 +38,6 @@ class Load:
     event: int
     pc: int
     how: str
-    value: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +177,8 @@ def _moves(rows: Columns) -> Bools:
 
 
 def _load(cpu: _Cpu, row: np.void) -> None:
-    value, how = int(row["value"]), "wrmsr"
-    if int(row["how"]) == How.WRBASE:
-        how = "wrgsbase"
-    base = Base(value, Load(int(row["seq"]), int(row["pc"]), how, value))
+    how = "wrgsbase" if int(row["how"]) == How.WRBASE else "wrmsr"
+    base = Base(int(row["value"]), Load(int(row["seq"]), int(row["pc"]), how))
     if int(row["addr"]) == MSR_GS_BASE:
         cpu.active = base
     else:

@@ -28,7 +28,7 @@ TAIL = """
 def leaks(snippet: Any, entry: Entry, cleared: int | None = None, origin: str = "") -> dict[int, str]:
     reach = explore(snippet.code, [entry])
     names = {address: name for name, address in snippet.symbols.items()}
-    return {bit: names[at] for bit, at in flags_on_entry(snippet.code, reach, entry, cleared, origin).leaks.items()}
+    return {bit: names[at] for bit, at in flags_on_entry(snippet.code, reach, entry, cleared, origin).items()}
 
 
 @pytest.mark.parametrize(

@@ -121,4 +121,4 @@ def test_direction_flag(tmp_path: Path) -> None:
     for defines, leaks in (([], False), (["BUG_DF_LEAK"], True)):
         kernel = Kernel(tmp_path / str(leaks), "nrk", *defines)
         timer = next(e for e in kernel.entries if e.vector == TIMER)
-        assert (DF in flags_on_entry(kernel.code, kernel.reach, timer).leaks) is leaks
+        assert (DF in flags_on_entry(kernel.code, kernel.reach, timer)) is leaks
