@@ -26,6 +26,10 @@ CALLEE_SAVED_64: Final = ("rbx", "rbp", "r12", "r13", "r14", "r15")
 CALLEE_SAVED_32: Final = ("rbx", "rbp", "rsi", "rdi")
 """System V i386 psABI, table 2.3 (column names of the event row)."""
 
+CALLER_SAVED_64: Final = ("rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11")
+CALLER_SAVED_32: Final = ("rcx", "rdx")
+"""What a function of these conventions may change besides RAX, its result."""
+
 MSR_STAR: Final = 0xC000_0081
 MSR_LSTAR: Final = 0xC000_0082
 MSR_CSTAR: Final = 0xC000_0083

@@ -141,7 +141,7 @@ class Engine:
     @property
     def findings(self) -> list[Finding]:
         """All findings so far, equal ones once with a count, in order of events; at one event the cause comes first."""
-        return self._in_order(self._found.values())
+        return self._in_order({id(finding): finding for finding in self._found.values()}.values())
 
     def feed(self, batch: Rows) -> list[Finding]:
         """Judge `batch` (in order of ``seq``); return the findings that are the first of their kind."""
@@ -205,6 +205,11 @@ class Engine:
             if known is None:
                 finding = self._found[kind] = self._finding(draft, row, entry)
                 extra = self._explainer.complete(finding)
+                told = self._explainer.told_before(finding)
+                if told is not None:
+                    self._found[kind] = told
+                    told.count += 1
+                    continue
                 new += [finding, *self._collect((more, row, entry) for more in extra)]
                 self._scenes.add(finding)
                 self._share_writer(finding)

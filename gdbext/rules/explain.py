@@ -9,13 +9,21 @@ import numpy as np
 
 from gdbext.arch import vectors
 from gdbext.arch.frames import FRAME_FIELDS, word_size
-from gdbext.arch.registers import GPR64, MSR_FS_BASE, MSR_GS_BASE, MSR_KERNEL_GS_BASE, MSR_NAMES
+from gdbext.arch.registers import (
+    CALLER_SAVED_32,
+    CALLER_SAVED_64,
+    GPR64,
+    MSR_FS_BASE,
+    MSR_GS_BASE,
+    MSR_KERNEL_GS_BASE,
+    MSR_NAMES,
+)
 from gdbext.code.compare import Kind as Fact
 from gdbext.code.compare import Statement
 from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import FIELD_BITS, agreement, is_call, is_user
 from gdbext.rules.areas import AreaJudge
-from gdbext.rules.codes import ERROR
+from gdbext.rules.codes import ERROR, WARNING
 from gdbext.rules.draft import Draft
 from gdbext.rules.finding import LOOK_AT_ALL, LOOK_AT_AREA, UNKNOWN_SLOT, UNSEEN, Finding
 from gdbext.rules.guest import GuestView
@@ -53,11 +61,14 @@ class Explainer:
         self._frames = frames
         self._paths = PathFacts(guest)
         self._tries: dict[tuple[object, ...], int] = {}
+        self._as_functions: dict[tuple[int, int], Finding] = {}
+        """The first findings, by handler and exit, about system calls that keep registers as a function does."""
 
     def could_say_more(self, finding: Finding, event: int) -> bool:
         """True if a finding that comes again at `event` may now have a last writer, which was not yet watched the first
         time."""
         concerned = finding.code in _CONTEXT_CODES or finding.code == "CW302"
+        concerned = concerned and (finding.handler, finding.pc) not in self._as_functions
         if finding.writer_seen or not concerned or not (self._areas.known(event) or self._frames.known(event)):
             return False
         tries = self._tries.get(finding.key(), 0)
@@ -68,8 +79,29 @@ class Explainer:
         """Add to the finding's cause, slot and writer; return what this shows besides it: of a warning, warnings."""
         extra = self._explain(finding)
         self._add_rest(finding)
+        if self._is_as_functions(finding):
+            finding.severity = WARNING
+            finding.cause += ". This path restores nothing of what a function may change: its callers may expect that"
+            finding.look_at += "; if this is the ABI, name the registers in a profile (syscall_returns)"
         finding.name_registers()
         return extra if finding.severity == ERROR else [replace(draft, severity=finding.severity) for draft in extra]
+
+    def told_before(self, finding: Finding) -> Finding | None:
+        """The finding that says of this path already what `finding` does, with other registers; None if none does."""
+        if finding.code != "CW106" or finding.severity == ERROR:
+            return None
+        first = self._as_functions.setdefault((finding.handler, finding.pc), finding)
+        return first if first is not finding else None
+
+    def _is_as_functions(self, finding: Finding) -> bool:
+        """True if a system call lost what a function may change alone, on a path that restores nothing of that."""
+        entry, row = finding.entry_row, finding.row
+        if finding.code != "CW106" or entry is None or row is None:
+            return False
+        scratch = {*(CALLER_SAVED_64 if row["mode"][0] == 64 else CALLER_SAVED_32)}
+        kept = scratch - {"rcx", "r11"} if row["mode"][0] == 64 else scratch
+        lost = {d.field for d in finding.differences}
+        return lost <= scratch and self._paths.restores_any(entry, row, kept) is False
 
     def _explain(self, finding: Finding) -> list[Draft]:
         entry, row = finding.entry_row, finding.row

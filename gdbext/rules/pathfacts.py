@@ -148,6 +148,13 @@ class PathFacts:
                 return int(leaving["frame"][0]) + own.disp - frame.disp
         return None
 
+    def restores_any(self, entry: Batch, leaving: Batch, fields: Collection[str]) -> bool | None:
+        """True if some way of the exit path loads one of `fields`; None if the exit path could not be followed."""
+        if not int(entry["pc"][0]):
+            return None
+        ways = self._restore(entry_of(entry), leaving)
+        return any(not restore.loaded.keys().isdisjoint(fields) for restore in ways) if ways else None
+
     def frame_in_place(self, entry: Batch, leaving: Batch) -> bool | None:
         """True if the exit pops the very frame the CPU pushed, False if code built it; None if that is not known."""
         if int(leaving["how"][0]) != How.IRET or entry["frame"][0] != leaving["frame"][0]:

@@ -214,3 +214,28 @@ def test_what_is_no_switch_of_this_thread() -> None:
     for row in pushed:
         row["stack"][0][1] = data
     assert found(*pushed) == []
+
+
+CALLED = "syscall_entry: push %rcx\n push %r11\n call body\n {} pop %r11\n pop %rcx\n leave: sysretq\n body: ret\n"
+KEEPS_NOTHING, KEEPS_RSI = "", "mov 16(%rsp), %rsi\n"
+
+
+@pytest.mark.parametrize(
+    ("restores", "lost", "expected"),
+    [
+        (KEEPS_NOTHING, ("rdx", "r8"), [("CW106", "warning", 2)]),
+        (KEEPS_NOTHING, ("rdx", "rbx"), [("CW106", "error", 1), ("CW106", "warning", 1)]),
+        (KEEPS_RSI, ("rdx", "r8"), [("CW106", "error", 1), ("CW106", "error", 1)]),
+    ],
+)
+def test_a_call_that_keeps_what_a_function_keeps(
+    restores: str, lost: tuple[str, ...], expected: list[tuple[str, str, int]], tmp_path: Path
+) -> None:
+    engine = Engine(guest=Bytes(CALLED.format(restores), tmp_path))
+    leaving = KERNEL_RIP + (13 if restores else 8) + 3
+    rows = []
+    for name in lost:
+        ctx = context()
+        rows += [entry(ctx, How.SYSCALL, pc=KERNEL_RIP), exit_(ctx | {name: 0x1234567}, How.SYSRET, pc=leaving)]
+    engine.feed(stamp(batch(*rows)))
+    assert sorted((f.code, f.severity, f.count) for f in engine.findings) == expected
