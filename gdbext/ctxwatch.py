@@ -50,7 +50,7 @@ def _load() -> None:
     if unset:
         os.environ[limit] = "1"
     try:
-        from gdbext.gdb.extension import register
+        from gdbext.gdb.register import register
     except ImportError as error:
         return fail(f"{error}; the packages in {', '.join(places)} do not fit the Python {version} in this GDB")
     finally:

@@ -13,19 +13,16 @@ from typing import TYPE_CHECKING, Any
 import gdb
 
 from gdbext.errors import CtxwatchError, EnvironmentUnusable, printable
-from gdbext.gdb import adapter, declare, safetext, text
-from gdbext.gdb.declare import Needs
-from gdbext.gdb.functions import register_functions
+from gdbext.gdb import adapter, safetext, text
 from gdbext.gdb.guest import GdbGuest, GdbNames
 from gdbext.gdb.interrupts import Interrupts
 from gdbext.gdb.judging import Judging
-from gdbext.gdb.mi import register_mi
+from gdbext.gdb.needs import Needs
 from gdbext.gdb.safety import PREFIX, Safety
 from gdbext.gdb.sinks import EngineSink, Sink, StoppedSource, StreamSink
 from gdbext.gdb.stops import Settling
 from gdbext.gdb.stores import StorePoints
 from gdbext.gdb.target import STOP_IT, Target, running
-from gdbext.gdb.tui import register_tui
 from gdbext.gdb.watch import Watch, asked_for
 from gdbext.gdb.watching import Watching
 from gdbext.gdb.windows import Windows
@@ -50,8 +47,8 @@ class Extension:
         self.areas: Areas | None = None
         self.walked: Walked | None = None
         """The recording that is open."""
-        self.windows = Windows(self, kernel_file)
-        self.safety = Safety(self, self.windows)
+        self.windows = Windows(lambda: self.watch, kernel_file)
+        self.safety = Safety(self.windows, lambda: self.watch, self.say)
         self._lines: list[str] = []
         self._posted = False
         self._runs = False
@@ -266,23 +263,3 @@ def has_probe(target: Target) -> bool:
     except EnvironmentUnusable:
         return False
     return True
-
-
-_registered: list[Extension] = []
-
-
-def register() -> None:
-    """Add the commands and functions to this GDB; a second call changes nothing."""
-    if _registered:
-        return
-    extension = Extension()
-    _registered.append(extension)
-    declare.Prefix()
-    for command in declare.discover():
-        declare.Adapter(command, extension)
-    register_functions(extension)
-    register_mi(extension)
-    extension.safety.connect_events()
-    extension.connect_events()
-    adapter.connect(extension.safety.delete_refused)
-    register_tui(extension)  # it shows what the events before it have brought about

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gdb
 
 from gdbext.code.windows import find
+from gdbext.gdb.extension import Extension
 from gdbext.gdb.target import Target
-
-if TYPE_CHECKING:
-    from gdbext.gdb.extension import Extension
 
 
 class ParityFunction(gdb.Function):  # type: ignore[misc]  # GDB's classes have no types

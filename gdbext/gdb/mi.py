@@ -7,17 +7,15 @@ such commands and goes without.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import gdb
 
 from gdbext.gdb import safetext, text
+from gdbext.gdb.extension import Extension
 from gdbext.gdb.functions import parity_name
 from gdbext.gdb.target import Target
 from gdbext.report.document import finding_document
-
-if TYPE_CHECKING:
-    from gdbext.gdb.extension import Extension
 
 Answer = dict[str, Any]
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import gdb
 
@@ -25,10 +25,8 @@ from gdbext.gdb.safeedges import Edge, Edges, own
 from gdbext.gdb.skip import Landing
 from gdbext.gdb.stops import Settling
 from gdbext.gdb.target import backwards, running
+from gdbext.gdb.watching import Watching
 from gdbext.gdb.windows import Place, Windows
-
-if TYPE_CHECKING:
-    from gdbext.gdb.extension import Extension
 
 PREFIX: Final = "ctxwatch: "
 """Before each line that :meth:`Extension.say` shows."""
@@ -39,15 +37,19 @@ _DPRINTF: Final = re.compile(r"^(\d+)\s+dprintf\s+\w+\s+[yn]\s+(0x[0-9a-f]+)", r
 
 class Safety:
     """``on``: the mode; ``irqs``: interrupts were let in while stepping; ``history``: (time, what) of each time it
-    was switched or overridden."""
+    was switched or overridden.
 
-    def __init__(self, extension: Extension, windows: Windows) -> None:
+    watch: gives the watch at hand, if there is one.  say: shows a line, from inside a stop, too.
+    """
+
+    def __init__(self, windows: Windows, watch: Callable[[], Watching | None], say: Callable[[str], None]) -> None:
         self.on = True
         self.irqs = False
         self.history: list[tuple[float, str]] = []
         self.hooks = safehooks.Hooks(self)
-        self._extension = extension
         self._windows = windows
+        self._watch = watch
+        self._say = say
         self._edges = Edges()
         self._overridden = False
         self._command = ""
@@ -62,7 +64,7 @@ class Safety:
         self._settling = Settling(self._stopped)
         self._rested = True
         """Whether the guest stood still for the user, who may have made a breakpoint that GDB tells nobody of."""
-        self._lead_out = LeadOut(windows, extension.say)
+        self._lead_out = LeadOut(windows, say)
         self._refused: list[gdb.Breakpoint] = []
         self._judged: set[int] = set()
         """Numbers of the user's breakpoints that were looked at, or made while the mode was off."""
@@ -113,7 +115,7 @@ class Safety:
     def note(self, what: str) -> None:
         """Put into the history, and into the recording that is made."""
         self.history.append((time.time(), what))
-        watch = self._extension.watch
+        watch = self._watch()
         if watch is not None and watch.judging is not None:
             with watch.held():
                 watch.judging.note(what)
@@ -189,7 +191,7 @@ class Safety:
         if self._rested and self.active:  # the machine interface makes dprintfs that no hook follows
             refused = self._delete_dprintfs()
             if refused is not None:
-                self._say(refused)
+                self._say_why(refused)
         self._rested = False
         self._windows.forget()
 
@@ -236,7 +238,7 @@ class Safety:
             self._post_lead_out()
         elif hit is None or place is None:
             if place is not None and place.window is not None and not self._overridden:
-                self._extension.say(safetext.stop(place))
+                self._say(safetext.stop(place))
         else:
             self._at_edge(hit, stood, place)
         self._ran, self._back = "", False
@@ -246,12 +248,12 @@ class Safety:
         window = (self._windows.back_edges() if self._back else self._windows.edges(True)).get(hit)
         if self._ran == "jump" and place.window is not None:  # nothing has run yet
             gdb.execute(f"set var $pc = {stood:#x}")
-            self._say(safetext.jump(hit, place.window, stood))
+            self._say_why(safetext.jump(hit, place.window, stood))
             self.look()
         elif window is not None and self._back:
-            self._extension.say(safetext.back_edge(hit, window))
+            self._say(safetext.back_edge(hit, window))
         elif window is not None:
-            self._extension.say(safetext.edge(hit, window, machine.code if machine is not None else None))
+            self._say(safetext.edge(hit, window, machine.code if machine is not None else None))
 
     def look(self) -> Place | None:
         """Where the guest stands, with calls allowed or not as it must be there."""
@@ -285,7 +287,7 @@ class Safety:
         self._tell_refused()
         calling, self._calling = self._calling, None
         if calling is not None and self.active:
-            self._say(safetext.call(calling))
+            self._say_why(safetext.call(calling))
 
     def _on_breakpoint(self, breakpoint: gdb.Breakpoint) -> None:
         """Somebody made a breakpoint. It must not be deleted in here: others still look at it."""
@@ -345,12 +347,12 @@ class Safety:
         """Delete them; they were made by something that no hook follows."""
         refused = self.delete_refused()
         if refused is not None:
-            self._say(refused)
+            self._say_why(refused)
 
-    def _say(self, refused: safetext.Refused) -> None:
+    def _say_why(self, refused: safetext.Refused) -> None:
         columns = safetext.columns()
         for line in refused.whole(columns and columns - len(PREFIX)).splitlines():
-            self._extension.say(line)
+            self._say(line)
 
     def _on_exit(self, event: Any) -> None:
         self._edges.disarm()

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import gdb
 
 from gdbext.code.windows import Stretch, Window
 from gdbext.errors import CtxwatchError, printable
 from gdbext.gdb import text
+from gdbext.gdb.extension import Extension
 from gdbext.gdb.functions import parity_name
 from gdbext.gdb.guest import named, symbol
 from gdbext.gdb.stops import commands_follow
 from gdbext.gdb.target import Target, running
 from gdbext.gdb.windows import Place
-
-if TYPE_CHECKING:
-    from gdbext.gdb.extension import Extension
 
 NAME: Final = "ctx"
 LAYOUTS: Final = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import gdb
 
@@ -21,9 +21,7 @@ from gdbext.gdb.machine import Machine
 from gdbext.gdb.survey import Survey
 from gdbext.gdb.target import Target
 from gdbext.gdb.watch import Watch
-
-if TYPE_CHECKING:
-    from gdbext.gdb.extension import Extension
+from gdbext.gdb.watching import Watching
 
 _EXCEPTIONS: Final = 32
 """Vectors below it are the CPU's own (Intel SDM vol. 3A, 6.2); a step meets them with interrupts held back too."""
@@ -45,11 +43,11 @@ class Place:
 class Windows:
     """The windows of the guest that GDB is connected to.
 
-    kernel: gives the image of the kernel, if GDB was given one.
+    watch: gives the watch at hand, if there is one.  kernel: gives the image of the kernel, if GDB was given one.
     """
 
-    def __init__(self, extension: Extension, kernel: Callable[[], Path | None]) -> None:
-        self._extension = extension
+    def __init__(self, watch: Callable[[], Watching | None], kernel: Callable[[], Path | None]) -> None:
+        self._watch = watch
         self._kernel = kernel
         self._survey: Survey | None = None
         self._fresh = False
@@ -61,7 +59,7 @@ class Windows:
     def machine(self) -> Machine | None:
         """What is known of the guest's entries now; None without a guest, or while it has no interrupt table. The
         guest must stand still."""
-        watch = self._extension.watch
+        watch = self._watch()
         if isinstance(watch, Watch):
             return watch.machine if watch.armed else None
         connection = getattr(gdb.selected_inferior(), "connection", None)
@@ -100,13 +98,13 @@ class Windows:
         return machine.reach.calls if machine is not None and machine.reach is not None else {}
 
     def _known(self) -> Machine | None:
-        watch, survey = self._extension.watch, self._survey
+        watch, survey = self._watch(), self._survey
         return watch.machine if isinstance(watch, Watch) else survey.machine if survey is not None else None
 
     def parity(self, pc: int) -> bool | None:
         """Which GS base is active on the selected vCPU, which stands at `pc`, by count: True the kernel's, None if it
         was not counted. A watch counts a ``swapgs`` when it is about to run: of one at `pc` nothing is said."""
-        watch, machine = self._extension.watch, self.machine()
+        watch, machine = self._watch(), self.machine()
         if watch is None or (machine is not None and pc in (machine.reach.swapgs if machine.reach else ())):
             return None
         with watch.held():

@@ -9,12 +9,12 @@ import shlex
 import textwrap
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
 
 from gdbext.errors import UsageError
 
-if TYPE_CHECKING:
-    from gdbext.repl.session import Session
+Session = TypeVar("Session")
+"""What commands act on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def number(text: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class Command(Generic[Session]):
     """One command of the REPL itself.
 
     ``summary``: one line; ``text``: the long help; ``example``: lines a reader can type; ``run`` gets the session and
@@ -108,11 +108,11 @@ def _wrapped(text: str) -> Iterator[str]:
         yield ""
 
 
-def discover(package: str) -> dict[str, Command]:
+def discover(package: str) -> dict[str, Command[Any]]:
     """Every ``COMMAND`` in the modules of `package`, by name and by alias."""
     root = importlib.import_module(package)
     modules = (importlib.import_module(f"{package}.{module.name}") for module in pkgutil.iter_modules(root.__path__))
-    found: dict[str, Command] = {}
+    found: dict[str, Command[Any]] = {}
     for module in modules:
         for name in (module.COMMAND.name, *module.COMMAND.aliases):
             assert name not in found, f"two commands are called {name}"

@@ -40,14 +40,14 @@ class Session:
         self.config = config or Config()
         self.live = Live(screen, start, ask)
         self.recorded: Recorded | None = None
-        self.commands = declare.discover(COMMANDS)
+        self.commands: dict[str, declare.Command[Session]] = declare.discover(COMMANDS)
         self.leaving = False
         self.reading = ""
         """Which recording is being opened, and how far, as a clause."""
         self._given_up: threading.Event | None = None
         self._again = ""
 
-    def command(self, line: str) -> tuple[declare.Command, str] | None:
+    def command(self, line: str) -> tuple[declare.Command[Session], str] | None:
         """The command of ours that `line` is, with what follows its name."""
         name, _, words = line.strip().partition(" ")
         if self.recorded is not None and name == "ctx":  # nobody else has such commands now

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from gdbext.repl.declare import Command
 
@@ -76,7 +76,7 @@ def index() -> str:
     return "\n".join(["help TOPIC:", *lines, "help COMMAND is for any command, of the REPL and of GDB."])
 
 
-def page(name: str, commands: Mapping[str, Command]) -> str:
+def page(name: str, commands: Mapping[str, Command[Any]]) -> str:
     """The topic's text and the commands that belong to it."""
     own = {command.name: command for command in commands.values() if name in ("commands", command.topic)}
     paragraphs = textwrap.wrap(" ".join(textwrap.dedent(TOPICS[name].text).split()), 78)

@@ -9,7 +9,8 @@ import gdb
 
 from gdbext.code.listing import listing
 from gdbext.code.windows import Reason, Window, find
-from gdbext.gdb.extension import Extension, _registered
+from gdbext.gdb.extension import Extension
+from gdbext.gdb.register import registered
 
 BACK = 3
 """Instructions between a place in front of a window and the window's edge."""
@@ -28,7 +29,7 @@ class Reach(gdb.Breakpoint):  # type: ignore[misc]  # GDB has no types
 
 
 def extension() -> Extension:
-    return _registered[0]
+    return registered[0]
 
 
 def symbol(name: str) -> int:

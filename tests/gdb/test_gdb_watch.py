@@ -211,8 +211,8 @@ def test_sourcing_again_while_watching_changes_nothing(boot: Boot) -> None:
 def test_a_stop_costs_less_than_ten_milliseconds(boot: Boot) -> None:
     live = boot("clean-nrk")
     sample = (
-        "python import time; from gdbext.gdb.extension import _registered; "
-        "print('sample', time.monotonic(), _registered[0].watch.stops)"
+        "python import time; from gdbext.gdb.register import registered; "
+        "print('sample', time.monotonic(), registered[0].watch.stops)"
     )
     stretches = [c for ticks in range(50, 350, 50) for c in (f"tbreak tick if ticks >= {ticks}", "continue", sample)]
     text = run_gdb(*live.connect, "ctx watch", *stretches, timeout=120)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,13 @@ def test_layer(path: Path) -> None:
             continue
         assert own in RANK, f"{path}:{line}: {own} is outside the layers and imports {module}"
         assert RANK[names[1]] < RANK[own], f"{path}:{line}: {own} may not import {module}"
+
+
+def test_no_modules_import_one_another() -> None:
+    """Not for types alone, and not inside functions either; a circle is named by the error."""
+    modules = {".".join(("gdbext", *path.relative_to(ROOT).with_suffix("").parts)): path for path in sources()}
+    needs = {name: {other for other, _ in imported(path) if other in modules} for name, path in modules.items()}
+    TopologicalSorter(needs).prepare()
 
 
 def test_every_package_has_a_rank() -> None:

@@ -26,8 +26,8 @@ BEARABLE = 0.5
 """Seconds of GDB's own time that a step may take."""
 _TELL = """python
 import json
-from gdbext.gdb.extension import _registered
-machine = _registered[0].windows.machine()
+from gdbext.gdb.register import registered
+machine = registered[0].windows.machine()
 facts = {"handlers": {v: h.address for h in machine.tables.handlers() for v in h.vectors},
          "windows": [{"reason": w.reason.value, "opened_by": w.opened_by, "landings": w.landings, "exits": w.exits,
                       "stretches": [(s.start, s.end) for s in w.stretches]} for w in machine.windows]}

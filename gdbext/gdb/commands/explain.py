@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 import gdb
 
 from gdbext.gdb.declare import Command, argument
+from gdbext.gdb.extension import Extension
 from gdbext.report import pages
 from gdbext.rules.codes import CODES
-
-if TYPE_CHECKING:
-    from gdbext.gdb.extension import Extension
 
 
 def run(extension: Extension, args: argparse.Namespace) -> None:

@@ -7,19 +7,16 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import gdb
 
 from gdbext.errors import CtxwatchError
 from gdbext.gdb import text
 from gdbext.gdb.declare import Command, argument
+from gdbext.gdb.extension import Extension
 from gdbext.report import outfile
 from gdbext.report.document import finding_document
 from gdbext.rules.finding import Finding
-
-if TYPE_CHECKING:
-    from gdbext.gdb.extension import Extension
 
 
 def run(extension: Extension, args: argparse.Namespace) -> None:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 import gdb
 
 from gdbext.errors import CtxwatchError, UsageError
 from gdbext.gdb.declare import Command, argument
+from gdbext.gdb.extension import Extension
 from gdbext.gdb.guest import named
 from gdbext.gdb.target import Target, cpu_of, running
 from gdbext.report.refusal import these
 from gdbext.rules import gslog
 from gdbext.rules.gslog import Base, GsState
 from gdbext.rules.parity import UNKNOWN, USER
-
-if TYPE_CHECKING:
-    from gdbext.gdb.extension import Extension
 
 
 def run(extension: Extension, args: argparse.Namespace) -> None:

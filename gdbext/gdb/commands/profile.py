@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import gdb
 
 from gdbext.errors import printable
 from gdbext.gdb.declare import Command, argument
-
-if TYPE_CHECKING:
-    from gdbext.gdb.extension import Extension
+from gdbext.gdb.extension import Extension
 
 
 def run(extension: Extension, args: argparse.Namespace) -> None:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import gdb
 
 from gdbext.errors import CtxwatchError, UsageError
-from gdbext.gdb.declare import Command, Needs, argument
+from gdbext.gdb.declare import Command, argument
+from gdbext.gdb.extension import Extension
+from gdbext.gdb.needs import Needs
 from gdbext.report import outfile
 from gdbext.report.document import QemuFacts
 
 if TYPE_CHECKING:
-    from gdbext.gdb.extension import Extension
     from gdbext.gdb.watching import Watching
 
 

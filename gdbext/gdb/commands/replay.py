@@ -13,10 +13,10 @@ import gdb
 from gdbext.errors import CtxwatchError, UsageError
 from gdbext.gdb import text
 from gdbext.gdb.declare import Command, argument
+from gdbext.gdb.extension import Extension
 from gdbext.gdb.threads import unsignalled
 
 if TYPE_CHECKING:
-    from gdbext.gdb.extension import Extension
     from gdbext.report.walked import Walked
 
 _MOVES: Final = ("goto", "next-finding", "prev-finding", "next-event", "prev")

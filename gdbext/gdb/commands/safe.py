@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
-from typing import TYPE_CHECKING
 
 import gdb
 
 from gdbext.errors import CtxwatchError, UsageError
 from gdbext.gdb import stepflags
-from gdbext.gdb.declare import Command, Needs, argument
+from gdbext.gdb.declare import Command, argument
+from gdbext.gdb.extension import Extension
+from gdbext.gdb.needs import Needs
 from gdbext.gdb.target import running
-
-if TYPE_CHECKING:
-    from gdbext.gdb.extension import Extension
 
 
 def run(extension: Extension, args: argparse.Namespace) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 import gdb
 
 from gdbext.code.listing import text
-from gdbext.gdb.declare import Command, Needs
+from gdbext.gdb.declare import Command
+from gdbext.gdb.extension import Extension
 from gdbext.gdb.guest import named
+from gdbext.gdb.needs import Needs
 from gdbext.gdb.skip import skip
-
-if TYPE_CHECKING:
-    from gdbext.gdb.extension import Extension
 
 
 def run(extension: Extension, args: argparse.Namespace) -> None:

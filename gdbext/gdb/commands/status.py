@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 import gdb
 
 from gdbext.gdb import safetext
 from gdbext.gdb.declare import Command
+from gdbext.gdb.extension import Extension
 from gdbext.gdb.functions import parity_name
 from gdbext.gdb.guest import named
 from gdbext.gdb.target import running
-
-if TYPE_CHECKING:
-    from gdbext.gdb.extension import Extension
 
 
 def run(extension: Extension, args: argparse.Namespace) -> None:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import gdb
 
 from gdbext.errors import CtxwatchError, UsageError
-from gdbext.gdb.declare import Command, Needs, argument
+from gdbext.gdb.declare import Command, argument
+from gdbext.gdb.extension import Extension
+from gdbext.gdb.needs import Needs
 
 if TYPE_CHECKING:
     from gdbext.gdb.areas import Areas
-    from gdbext.gdb.extension import Extension
     from gdbext.gdb.target import Target
     from gdbext.profiles.profile import Profile
 

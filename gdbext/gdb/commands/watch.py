@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 import gdb
 
 from gdbext.errors import UsageError
-from gdbext.gdb.declare import Command, Needs, argument
+from gdbext.gdb.declare import Command, argument
+from gdbext.gdb.extension import Extension
+from gdbext.gdb.needs import Needs
 from gdbext.rules import codes
-
-if TYPE_CHECKING:
-    from gdbext.gdb.extension import Extension
 
 
 def run(extension: Extension, args: argparse.Namespace) -> None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import gdb
 
 from gdbext.code.windows import Reason
 from gdbext.errors import CtxwatchError, UsageError
 from gdbext.gdb import safetext
-from gdbext.gdb.declare import Command, Needs, argument
-
-if TYPE_CHECKING:
-    from gdbext.gdb.extension import Extension
+from gdbext.gdb.declare import Command, argument
+from gdbext.gdb.extension import Extension
+from gdbext.gdb.needs import Needs
 
 _BRIEF: Final = 8
 """Instructions shown of each window in a list of several."""
