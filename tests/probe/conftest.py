@@ -56,6 +56,16 @@ def probe() -> ProbeBuild:
         pytest.skip(str(error))
 
 
+def built(name: str, directory: Path, bits: int, *defines: str) -> Path:
+    """Build guest/`name`.S; QEMU's multiboot loader wants an ELF32 file for either width."""
+    elf, kernel = directory / name, directory / f"{name}.elf"
+    flags = ["-nostdlib", "-static", "-no-pie", "-Wl,-Ttext=0x100000,--build-id=none,-N,-z,noexecstack"]
+    words: list[str | Path] = ["cc", "-m64", f"-DBITS={bits}", *defines, *flags, "-o", elf]
+    subprocess.run([*words, HERE / "guest" / f"{name}.S"], check=True)
+    subprocess.run(["objcopy", "-O", "elf32-i386", elf, kernel], check=True)
+    return kernel
+
+
 @dataclass
 class Watched:
     """A guest under the probe. ``rows``: all that was read so far."""

@@ -10,8 +10,7 @@ import pytest
 from gdbext.events.row import Kind
 from gdbext.rules.engine import Engine
 
-from .conftest import Watched
-from .test_guests import built
+from .conftest import Watched, built
 
 pytestmark = pytest.mark.guest
 
