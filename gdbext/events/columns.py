@@ -33,11 +33,12 @@ Indices = npt.NDArray[np.intp]
 class Columns:
     """Columns of `rows`, made when first asked for."""
 
-    __slots__ = ("_made", "_rows")
+    __slots__ = ("_made", "_rows", "_shared")
 
     def __init__(self, rows: Batch) -> None:
         self._rows = rows
         self._made: dict[str, Array] = {}
+        self._shared: dict[str, _Known] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -78,6 +79,13 @@ class Columns:
         """The columns of the rows at `index` (positions in this object)."""
         return _Taken(self, index)
 
+    def shared(self, name: str, chosen: Callable[[Columns], Array]) -> Columns:
+        """The columns of the rows that `chosen` marks, shared by all who ask by this name."""
+        known = self._shared.get(name)
+        if known is None:
+            known = self._shared[name] = _Known(np.flatnonzero(chosen(self)), {}, {})
+        return _Shared(self, known) if len(known.places) < len(self) else self
+
     @property
     def dtype(self) -> np.dtype[np.void]:
         """The rows' type."""
@@ -105,6 +113,8 @@ class Columns:
         return np.ascontiguousarray(_column(self._rows, name))
 
     def _gather(self, name: str, index: Indices) -> Array:
+        if name == GPRS:
+            return _gprs(self._rows, index)
         taken: Array = _column(self._rows, name)[index]
         return taken
 
@@ -150,6 +160,27 @@ class _Taken(Columns):
 
     def _gather(self, name: str, index: Indices) -> Array:
         return self._parent.at(name, self._index.take(index))
+
+
+class _Known(NamedTuple):
+    """What is known of rows that are shared, without the columns they are taken from: each would hold the other."""
+
+    places: Indices
+    made: dict[str, Array]
+    shared: dict[str, _Known]
+
+
+class _Shared(_Taken):
+    """Some rows of another's that many ask for: what is derived is made of these alone."""
+
+    __slots__ = ()
+
+    def __init__(self, parent: Columns, known: _Known) -> None:
+        super().__init__(parent, known.places)
+        self._made, self._shared = known.made, known.shared
+
+    def derived(self, name: str, make: Callable[[Columns], Array]) -> Array:
+        return self.memo(name, lambda: make(self))
 
 
 class Joined(Columns):
@@ -205,6 +236,14 @@ def _column(rows: Batch, name: str) -> Array:
     return np.ndarray((len(rows), 16), "<u8", rows, _FIRST_GPR, (rows.strides[0], 8))
 
 
+def _gprs(rows: Batch, index: Indices) -> Array:
+    """The general registers of the rows at `index`, as (n, 16): copied as bytes, four times faster than as numbers."""
+    if not len(rows):
+        return np.zeros((0, 16), "<u8")
+    blocks = np.ndarray(len(rows), "V128", rows, _FIRST_GPR, rows.strides)
+    return blocks[index].view("<u8").reshape(-1, 16)
+
+
 class Groups(NamedTuple):
     """Equal values of a column. distinct: ascending.  first: where each comes first.  which: for each row the group it
     is in.  counts: rows in each group."""
@@ -250,6 +289,15 @@ def together(values: Array) -> Indices:
     if ((beside <= ends) & (beside != 0)).any():  # two groups may have been mixed
         return np.argsort(values, kind="stable")
     return order
+
+
+def among(values: Array, ordered: Array) -> npt.NDArray[np.bool_]:
+    """Where each of `values` is one of the `ordered` ones, which ascend."""
+    if not len(ordered):
+        return np.zeros(values.shape, bool)
+    places = np.searchsorted(ordered, values)
+    found: npt.NDArray[np.bool_] = ordered[np.minimum(places, len(ordered) - 1)] == values
+    return found
 
 
 def any_of(values: Array, few: Collection[int]) -> npt.NDArray[np.bool_]:

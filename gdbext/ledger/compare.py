@@ -17,8 +17,8 @@ import numpy.typing as npt
 from gdbext.arch import flags as rf
 from gdbext.arch.addresses import CR3_TABLE_32, CR3_TABLES
 from gdbext.arch.registers import GPR64
-from gdbext.events.columns import SPREAD, Columns, Rows
-from gdbext.events.row import NOT_READ, Flag, How
+from gdbext.events.columns import SPREAD, Columns, Rows, any_of
+from gdbext.events.row import NOT_READ, Flag, How, Kind
 
 U64 = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.uint32]
@@ -38,6 +38,44 @@ FEW_BYTES: Final = 64
 """No two stacks lie as close: an RSP off by no more is the same stack's, wrong by a few words."""
 LOW_BITS: Final = 0xFF
 """The general registers that 32-bit code has: RAX to RDI."""
+
+
+def contexts(batch: Columns) -> Columns:
+    """The entries and exits of a batch: its events that interrupt a context or resume one. Most rules ask for them."""
+    return batch.shared("contexts", _are_contexts)
+
+
+def _are_contexts(batch: Rows) -> Bools:
+    kind = batch["kind"]
+    found: Bools = (kind == Kind.ENTRY) | (kind == Kind.EXIT)
+    return found
+
+
+def resuming(rows: Columns) -> Columns:
+    """Of the contexts `rows` those whose frame could be read, and that are not resumed behind a serialising iret."""
+    return rows.shared("resuming", lambda rows: (rows["flags"] & (Flag.UNREADABLE | Flag.SELF)) == 0)
+
+
+def crosses(batch: Columns) -> Bools:
+    """True for entries from user code, and exits to it."""
+    return batch.derived("crosses", _crosses)
+
+
+def _crosses(batch: Columns) -> Bools:
+    return of_contexts(batch, is_user(contexts(batch)))
+
+
+def of_contexts(batch: Columns, chosen: Bools) -> Bools:
+    """True in `batch` for those of its contexts that are `chosen`."""
+    found = _are_contexts(batch)
+    found[found] = chosen
+    return found
+
+
+def writes(batch: Columns, *registers: int) -> Columns:
+    """The events in which one of these MSRs, or base registers, is written."""
+    rows = batch.shared("writes", lambda rows: rows["kind"] == Kind.BASE)
+    return rows.take(np.flatnonzero(any_of(rows["addr"], registers)))
 
 
 def gprs(batch: Rows) -> U64:

@@ -1,4 +1,4 @@
-"""The events of a batch that did not pair, each with all that it is looked up by.
+"""The events of a batch that did not pair and are looked at one by one, each with all that it is looked up by.
 
 All of it is made by column: a look at a single row through NumPy costs as much as ten look-ups in a dictionary.
 """
@@ -122,7 +122,10 @@ def is_beside(at: U64, frames: U64) -> Bools:
 
 def leftover(batch: Columns, rest: Indices, spanning: Spanning) -> Iterator[Left]:
     """The entries and exits at `rest` of a batch, which did not pair, in order."""
+    if not len(rest):
+        return
     rows, whole = batch.take(rest), batch.pick(rest)
+    found_by = traits(rows)
     popped, tables = rows["stack"], page_tables(rows)
     newest = spanning.newest_of_threads(rest, threads(rows))
     some = newest >= 0
@@ -134,7 +137,7 @@ def leftover(batch: Columns, rest: Indices, spanning: Spanning) -> Iterator[Left
         (whole[at : at + 1] for at in range(len(whole))),
         *(rows[name].tolist() for name in ("kind", "how", "flags", "rip")),
         is_user(rows).tolist(),
-        traits(rows),
+        (found_by.of(slice(at, at + 1)) for at in range(len(whole))),
         mixed(rows["rip"], rsp, tables).tolist(),
         _below(rows),
         (waits[end - one : end] for end, one in zip(upto.tolist(), some.tolist(), strict=True)),

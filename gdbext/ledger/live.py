@@ -47,7 +47,7 @@ class Live:
         """Those of the same address space, FS base and half (user or kernel code)."""
         return _merged(
             self._pending.thread(self._left.traits),
-            self._batch.pick(self._spans.of_thread(self._left.position, self._left.traits.thread)),
+            self._batch.pick(self._spans.of_thread(self._left.position, int(self._left.traits.thread[0]))),
         )
 
     @cached_property

@@ -15,7 +15,7 @@ import numpy as np
 from gdbext.arch import vectors
 from gdbext.events.columns import Columns, Indices, Rows, by_cpu
 from gdbext.events.row import Batch, Flag, Kind
-from gdbext.ledger.compare import Bools, agreement, is_call, is_user, keys, space
+from gdbext.ledger.compare import Bools, agreement, contexts, is_call, is_user, keys, space
 from gdbext.rules.draft import Judged
 from gdbext.rules.history import History
 from gdbext.rules.stale import lost_save
@@ -44,27 +44,28 @@ class CallAgainJudge:
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the exits to user code of a batch in order of ``seq``."""
-        flags = batch["flags"]
-        left = (batch["kind"] == Kind.EXIT) & ((flags & (Flag.IDENTICAL | Flag.SELF | Flag.UNREADABLE)) == 0)
-        positions = np.flatnonzero(left & is_user(batch))
-        positions = positions[batch.at("match", positions) == 0]
+        rows = contexts(batch)
+        left = (rows["kind"] == Kind.EXIT) & ((rows["flags"] & (Flag.IDENTICAL | Flag.SELF | Flag.UNREADABLE)) == 0)
+        positions = np.flatnonzero(left & is_user(rows))
+        positions = positions[rows.at("match", positions) == 0]
         if not len(positions):
             return []
         judged: list[Judged] = []
-        cpus = by_cpu(batch.take(positions)).items()
-        sent = [self._sent(cpu, batch, positions[mine]) for cpu, (mine, _) in cpus]
+        cpus = by_cpu(rows.take(positions)).items()
+        sent = [self._sent(cpu, rows, positions[mine]) for cpu, (mine, _) in cpus]
         for at in np.sort(np.concatenate(sent)).tolist():
-            row = batch.row(at)
+            row = rows.row(at)
             last = self._history.last_crossing(int(row["cpu"][0]), int(row["seq"][0]))
             if len(last) and _interrupted(last, row)[0]:
                 judged += self._judge(row, int(keys(row)[0]), last)
         return judged
 
-    def _sent(self, cpu: int, batch: Columns, positions: Indices) -> Indices:
-        """Those of the exits of `cpu` at `positions` that may come right from an interrupt of their thread."""
+    def _sent(self, cpu: int, rows: Columns, positions: Indices) -> Indices:
+        """Those of the exits of `cpu` at `positions` of the contexts `rows` that may come right from an interrupt of
+        their thread."""
         last = self._history.crossings_before(cpu, positions)
         known = np.maximum(last, 0)  # a place in any case: it is read before the answer is known not to matter
-        return positions[(last < 0) | _interrupted(batch.take(known), batch.take(positions))]
+        return positions[(last < 0) | _interrupted(rows.take(known), rows.take(positions))]
 
     def _judge(self, row: Batch, key: int, last: Batch) -> list[Judged]:
         """Judge an exit that comes right from `last`, where its thread was interrupted."""

@@ -19,7 +19,7 @@ from gdbext.code.operands import Mem
 from gdbext.code.paths import Entry, Gateway, Limits, explore
 from gdbext.events.columns import SPREAD, Columns, Indices, any_of
 from gdbext.events.row import Batch, Flag, How, Kind
-from gdbext.ledger.compare import U64, is_user
+from gdbext.ledger.compare import U64, contexts, is_user, writes
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 from gdbext.rules.guest import GuestView
@@ -49,20 +49,19 @@ class CodeJudge:
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the entries of a batch."""
-        kind = batch["kind"]
-        fmask = batch.take(np.flatnonzero((kind == Kind.BASE) & (batch["addr"] == MSR_FMASK)))
-        entries = (kind == Kind.ENTRY) & ((batch["flags"] & Flag.UNREADABLE) == 0)
+        fmask, rows = writes(batch, MSR_FMASK), contexts(batch)
+        entries = (rows["kind"] == Kind.ENTRY) & ((rows["flags"] & Flag.UNREADABLE) == 0)
         judged: list[Judged] = []
-        own_flags = batch["addr"] != 0  # a task's, which its TSS holds
-        doubtful = batch.pick(np.flatnonzero(entries & ~own_flags & ((batch["rflags"] & JUDGED_FLAGS) != 0)))
+        own_flags = rows["addr"] != 0  # a task's, which its TSS holds
+        doubtful = rows.pick(np.flatnonzero(entries & ~own_flags & ((rows["rflags"] & JUDGED_FLAGS) != 0)))
         for at in range(len(doubtful)):
             row = doubtful[at : at + 1]
             known = fmask["value"][fmask["seq"] < row["seq"][0]]
             draft = self._flags(row, int(known[-1]) if len(known) else self._fmask)
             if draft is not None:
                 judged.append((draft, row, None))
-        nested = entries & ~is_user(batch) & (batch["mode"] == 64) & ((batch["flags"] & Flag.IST) == 0)
-        judged += self._red_zones(batch.take(np.flatnonzero(nested)))
+        nested = entries & ~is_user(rows) & (rows["mode"] == 64) & ((rows["flags"] & Flag.IST) == 0)
+        judged += self._red_zones(rows.take(np.flatnonzero(nested)))
         if len(fmask):
             self._fmask = int(fmask["value"][-1])
         return judged

@@ -14,7 +14,7 @@ import numpy as np
 
 from gdbext.events.columns import Array, Columns, any_of
 from gdbext.events.row import Flag, Kind
-from gdbext.ledger.compare import U64, Bools, is_user, page_tables, space
+from gdbext.ledger.compare import U64, Bools, contexts, is_user, page_tables, space
 
 CAPACITY: Final = 1024
 """Interrupted kernel contexts remembered; beyond it the oldest is forgotten."""
@@ -35,8 +35,8 @@ class CommonMemory:
 
     def feed(self, batch: Columns) -> None:
         """Take a batch in order of ``seq``."""
-        framed = np.flatnonzero(_of_kernel(batch))
-        rows = batch.take(framed)
+        rows = contexts(batch)
+        rows = rows.take(np.flatnonzero(_of_kernel(rows)))
         rows = rows.take(np.flatnonzero(~any_of(_parts(rows), self._since)))
         if not len(rows):
             return
@@ -66,12 +66,12 @@ class CommonMemory:
                 self._since.setdefault(part, event)
 
 
-def _of_kernel(batch: Columns) -> Bools:
+def _of_kernel(rows: Columns) -> Bools:
     """True for entries from kernel code, and exits that resume some bit for bit."""
-    flags = batch["flags"]
-    resumed = (batch["kind"] == Kind.EXIT) & (flags & Flag.IDENTICAL != 0)
-    chosen = (resumed | (batch["kind"] == Kind.ENTRY)) & (batch["frame"] != 0)
-    of_kernel: Bools = chosen & ~is_user(batch) & (flags & Flag.UNREADABLE == 0)
+    flags = rows["flags"]
+    resumed = (rows["kind"] == Kind.EXIT) & (flags & Flag.IDENTICAL != 0)
+    chosen = (resumed | (rows["kind"] == Kind.ENTRY)) & (rows["frame"] != 0)
+    of_kernel: Bools = chosen & ~is_user(rows) & (flags & Flag.UNREADABLE == 0)
     return of_kernel
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from gdbext.arch.registers import MSR_GS_BASE
 from gdbext.events.columns import Columns
 from gdbext.events.row import Kind
-from gdbext.ledger.compare import is_user
+from gdbext.ledger.compare import crosses
 
 _NEVER: Final = 1 << 64
 
@@ -37,7 +37,7 @@ class CpuBases:
         swaps = np.flatnonzero(kind == Kind.SWAPGS)
         if len(swaps):
             self._swapped = int(seq[swaps[0]])
-        crossing = ((kind == Kind.ENTRY) | (kind == Kind.EXIT)) & is_user(batch)
+        crossing = crosses(batch)
         cpus = batch["cpu"]
         first: dict[int, int] = {}
         for cpu in set(np.unique(cpus[crossing]).tolist()) - self._ran_user:

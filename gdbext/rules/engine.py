@@ -11,7 +11,7 @@ import numpy as np
 from gdbext.events.columns import Columns, Rows
 from gdbext.events.heap import keep_freed_memory
 from gdbext.events.row import Batch, Flag, Kind
-from gdbext.ledger.compare import is_call, is_user
+from gdbext.ledger.compare import contexts, is_call, is_user
 from gdbext.rules import codes as code_table
 from gdbext.rules import death, no_context
 from gdbext.rules.again import CallAgainJudge
@@ -189,12 +189,13 @@ class Engine:
         return self._resume.pending()
 
     def _count(self, batch: Columns) -> None:
-        kind = batch["kind"]
-        entry = kind == Kind.ENTRY
-        self.counts.entries += int(np.count_nonzero(entry))
-        self.counts.exits += int(np.count_nonzero(kind == Kind.EXIT))
-        self.counts.syscalls += int(np.count_nonzero(entry & is_call(batch)))
-        self.counts.swapgs += int(np.count_nonzero(kind == Kind.SWAPGS))
+        rows = contexts(batch)
+        entry = rows["kind"] == Kind.ENTRY
+        entries = int(np.count_nonzero(entry))
+        self.counts.entries += entries
+        self.counts.exits += len(rows) - entries
+        self.counts.syscalls += int(np.count_nonzero(entry & is_call(rows)))
+        self.counts.swapgs += int(np.count_nonzero(batch["kind"] == Kind.SWAPGS))
 
     def _collect(self, judged: Iterable[Judged]) -> list[Finding]:
         """The findings that `judged` makes for the first time; those known are counted."""

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from gdbext.events.columns import Columns
+from gdbext.events.columns import Columns, Rows
 from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import BIT, Bools, Law, by_call, differences, is_user, mask_of, mixed
 from gdbext.ledger.leftover import Left
@@ -72,13 +72,12 @@ class FastCalls:
         return [numbers[at] for at in np.flatnonzero(fits)[::-1]]
 
     def forget_restarted(self, left: Left, pending: Pending) -> None:
-        """Where the entry `left` is such a call, the call that the ``int n`` behind it made is over."""
-        if left.flags & Flag.LINEAR32 and left.how in (How.SYSENTER, How.SYSCALL):
-            numbers = pending.at_stack(left.traits)
-            rows = pending.rows(numbers)
-            behind = (rows["how"] == How.SOFT) & ((rows["rip"] - left.row["rip"][0]) & PAGE_OFFSET == INT_BYTES)
-            for at in np.flatnonzero(behind):
-                pending.take(numbers[at])
+        """The entry `left` is such a call: the call that the ``int n`` behind it made is over."""
+        numbers = pending.at_stack(left.traits)
+        rows = pending.rows(numbers)
+        behind = (rows["how"] == How.SOFT) & ((rows["rip"] - left.row["rip"][0]) & PAGE_OFFSET == INT_BYTES)
+        for at in np.flatnonzero(behind):
+            pending.take(numbers[at])
 
     def landed(self) -> None:
         """An exit was seen to return behind the ``int n``."""
@@ -91,7 +90,7 @@ class FastCalls:
         return _STUB_POPS if self._stub else _EXIT_TAKES
 
 
-def is_fast(entries: Batch) -> Bools:
+def is_fast(entries: Rows) -> Bools:
     """True where the entry is such a call."""
     fast: Bools = by_call(entries) & ((entries["flags"] & Flag.LINEAR32) != 0)
     return fast

@@ -18,7 +18,7 @@ from gdbext.arch import vectors
 from gdbext.arch.registers import MSR_GS_BASE
 from gdbext.events.columns import Array, Columns, Joined, any_of, by_cpu
 from gdbext.events.row import Batch, Flag, How, Kind
-from gdbext.ledger.compare import Bools, is_user, mixed
+from gdbext.ledger.compare import Bools, crosses, is_user, mixed
 from gdbext.rules import first_swap
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
@@ -37,7 +37,7 @@ MAY_HIT_WINDOW: Final = (vectors.NMI, vectors.DB, vectors.MC, vectors.DF)
 class _Line:
     """The events of one CPU in order, with the carried ones in front (``fresh`` is False for these).
 
-    user, entry, exit, swap: what each event is.  from_user: entries from user code.
+    entry, exit, swap: what each event is.  user: entries from user code, and exits to it.  from_user: the entries.
     """
 
     __slots__ = ("entry", "exit", "fresh", "from_user", "parity", "rows", "swap", "user")
@@ -47,7 +47,7 @@ class _Line:
         self.parity = np.concatenate((old_parity, parity))
         self.fresh = np.arange(len(self.rows)) >= len(old)
         kind = self.rows["kind"]
-        self.user = np.concatenate((is_user(old), is_user(rows)))
+        self.user = np.concatenate((crosses(Columns(old)), crosses(rows)))
         self.entry, self.exit, self.swap = kind == Kind.ENTRY, kind == Kind.EXIT, kind == Kind.SWAPGS
         self.from_user = self.entry & self.user
 
@@ -102,11 +102,11 @@ class GsJudge:
         if not len(relevant):
             return []
         parity = self._count.count(relevant)
-        kind, user = relevant["kind"], is_user(relevant)
-        for at in np.flatnonzero((kind == Kind.EXIT) & user & (parity == UNKNOWN)).tolist():
+        kind, crosses_now = relevant["kind"], crosses(relevant)
+        for at in np.flatnonzero((kind == Kind.EXIT) & crosses_now & (parity == UNKNOWN)).tolist():
             self.first_exits.setdefault(int(relevant["cpu"][at]), relevant.row(at).copy())
-        crossing = ((kind == Kind.ENTRY) | (kind == Kind.EXIT)) & user & (parity == USER)
-        nested = (kind == Kind.ENTRY) & ~user & (parity == KERNEL)
+        crossing = crosses_now & (parity == USER)
+        nested = (kind == Kind.ENTRY) & ~crosses_now & (parity == KERNEL)
         self.kernel_bases = [
             (relevant, np.flatnonzero(crossing), "kernel_gs_base"),
             (relevant, np.flatnonzero(nested), "gs_base"),
@@ -319,7 +319,8 @@ def _note_first(known: dict[int, int], places: Array, seqs: Array) -> None:
 def _relevant(batch: Columns) -> Bools:
     kind = batch["kind"]
     chosen = (kind == Kind.ENTRY) | (kind == Kind.EXIT) | (kind == Kind.SWAPGS) | (kind == Kind.GS_ACCESS)
-    chosen |= (kind == Kind.BASE) & (batch["addr"] == MSR_GS_BASE)
+    base = np.flatnonzero(kind == Kind.BASE)
+    chosen[base] = batch.at("addr", base) == MSR_GS_BASE
     relevant: Bools = chosen & ((batch["flags"] & (Flag.SELF | Flag.UNREADABLE)) == 0)
     return relevant
 

@@ -9,7 +9,7 @@ import numpy as np
 from gdbext.arch.addresses import CR3_COPIES, CR3_TABLE_32, CR3_TABLES
 from gdbext.events.columns import NO_ROWS, Columns, Indices, Rows, any_of
 from gdbext.events.row import ROW, Batch, Kind, concat, pick, words
-from gdbext.ledger.compare import U64, Bools, is_call, is_user, keys, space
+from gdbext.ledger.compare import U64, Bools, contexts, is_call, is_user, keys, space
 
 CAPACITY: Final = 2048
 _NOWHERE: Final = np.empty(0, np.intp)
@@ -19,42 +19,34 @@ SWITCHES: Final = (*TURNS, Kind.CR3)
 """A CPU turns to another stack, or loads page tables."""
 
 
-def _loads_tables(batch: Rows) -> Bools:
-    """True where a CPU loads page tables, but for the other copy of its own, as page-table isolation does at each
-    entry and exit."""
-    found: Bools = batch["kind"] == Kind.CR3
-    places = np.flatnonzero(found)
-    tables = np.where(batch["mode"].take(places) == 64, np.uint64(CR3_TABLES), np.uint64(CR3_TABLE_32))
-    found[places] = (batch["value"].take(places) ^ batch["cr3"].take(places)) & tables != CR3_COPIES
-    return found
-
-
 class _Trail:
-    """Of each vCPU the events of one sort: their places in the batch at hand, and the last one before it."""
+    """Of each vCPU the events of one sort: their places among some rows of the batch at hand, and the last one before
+    it."""
 
     def __init__(self) -> None:
         self._places: dict[int, Indices] = {}
         self._before: dict[int, Batch] = {}
         self._now = Columns(NO_ROWS)
 
-    def begin(self, batch: Columns, of_sort: Bools) -> None:
-        """`batch` is about to be judged; its events of the sort are those `of_sort`."""
+    def begin(self, rows: Columns, of_sort: Bools) -> None:
+        """A batch is about to be judged; its events of the sort are those of `rows` that are `of_sort`."""
         for cpu, places in self._places.items():
             self._before[cpu] = self._now.row(int(places[-1])).copy()
-        self._now = batch
+        self._now = rows
         places = np.flatnonzero(of_sort)
-        cpus = batch["cpu"].take(places)
+        cpus = rows["cpu"].take(places)
         self._places = {cpu: places[cpus == cpu] for cpu in np.flatnonzero(np.bincount(cpus)).tolist()}
 
-    def last(self, cpu: int, upto: int) -> Batch:
-        """The last in front of the place `upto` of the batch at hand, however long ago (a batch of one, or empty)."""
+    def last(self, cpu: int, before: int) -> Batch:
+        """The last before event `before`, however long ago (a batch of one, or empty)."""
         places = self._places.get(cpu, _NOWHERE)
+        upto = np.searchsorted(self._now["seq"], before)
         found = places[: np.searchsorted(places, upto)][-1:].tolist()
         return self._now.row(found[0]) if found else self._before.get(cpu, NO_ROWS)
 
     def places_before(self, cpu: int, upto: Indices) -> Indices:
-        """For each of the places `upto` of the batch at hand that of the last event in front of it; -1: there is none
-        in the batch."""
+        """For each of the places `upto` among these rows that of the last event in front of it; -1: there is none in
+        the batch."""
         places = self._places.get(cpu, _NOWHERE)
         found: Indices = np.concatenate(([-1], places))[np.searchsorted(places, upto)]
         return found
@@ -80,11 +72,11 @@ class History:
         while sum(map(len, self._recent[1:])) >= CAPACITY:
             del self._recent[0]
         self._now = batch
-        kind = batch["kind"]
-        turns = any_of(kind, TURNS)
-        self._switches.begin(batch, self.switches(batch))
-        self._turns.begin(batch, turns)
-        self._crossings.begin(batch, ((kind == Kind.ENTRY) | (kind == Kind.EXIT)) & is_user(batch))
+        rows = batch.take(np.flatnonzero(any_of(batch["kind"], SWITCHES)))
+        self._switches.begin(rows, self.switches(rows))
+        self._turns.begin(rows, any_of(rows["kind"], TURNS))
+        rows = contexts(batch)
+        self._crossings.begin(rows, is_user(rows))
 
     def before(self, seq: int) -> Batch:
         """The rows with an event number below `seq`, oldest first, CAPACITY at most."""
@@ -108,28 +100,32 @@ class History:
 
     def last_switch(self, cpu: int, before: int) -> int:
         """The event in which vCPU `cpu` last switched threads or page tables before event `before`; 0: in none."""
-        found = self._switches.last(cpu, self._judged(before))
+        found = self._switches.last(cpu, before)
         return int(found["seq"][0]) if len(found) else 0
 
     def last_turn(self, cpu: int, before: int) -> int:
         """The event in which vCPU `cpu` last turned to another stack before event `before`; 0: in none."""
-        found = self._turns.last(cpu, self._judged(before))
+        found = self._turns.last(cpu, before)
         return int(found["seq"][0]) if len(found) else 0
 
     def last_crossing(self, cpu: int, before: int) -> Batch:
         """The last entry from user code, or exit to it, of vCPU `cpu` before event `before` (a batch of one, or
         empty)."""
-        return self._crossings.last(cpu, self._judged(before))
+        return self._crossings.last(cpu, before)
 
     def crossings_before(self, cpu: int, places: Indices) -> Indices:
-        """For each of the `places` in the batch at hand that of the last such event of the vCPU in front of it; -1:
-        none is in the batch."""
+        """For each of the `places` among the contexts of the batch at hand that of the last such event of the vCPU in
+        front of it; -1: none is in the batch."""
         return self._crossings.places_before(cpu, places)
 
     @staticmethod
     def switches(rows: Rows) -> Bools:
-        """Which of `rows` are switches of threads or page tables."""
-        found: Bools = any_of(rows["kind"], TURNS) | _loads_tables(rows)
+        """Which of `rows` are switches of threads or page tables, but for the loads of the other copy of their own, as
+        page-table isolation does at each entry and exit."""
+        found: Bools = any_of(rows["kind"], SWITCHES)
+        loads = np.flatnonzero(rows["kind"] == Kind.CR3)
+        tables = np.where(rows["mode"].take(loads) == 64, np.uint64(CR3_TABLES), np.uint64(CR3_TABLE_32))
+        found[loads] = (rows["value"].take(loads) ^ rows["cr3"].take(loads)) & tables != CR3_COPIES
         return found
 
     def entries_between(self, after: int, upto: int) -> int:

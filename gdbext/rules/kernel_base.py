@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from gdbext.arch.addresses import CR3_TABLES, is_canonical, is_high_half
 from gdbext.arch.registers import MSR_GS_BASE, MSR_KERNEL_GS_BASE
-from gdbext.events.columns import SPREAD, Columns, Groups, any_of, by_cpu, grouped
+from gdbext.events.columns import SPREAD, Columns, Groups, by_cpu, grouped
 from gdbext.events.row import ROW, Batch, Flag, How, Kind
-from gdbext.ledger.compare import Bools, is_user
+from gdbext.ledger.compare import Bools, crosses, is_user, writes
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 from gdbext.rules.gs import GsJudge
@@ -59,8 +59,7 @@ class KernelBaseJudge:
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the events of the batch that the GS rules have just seen."""
-        writes = batch.take(np.flatnonzero(batch["kind"] == Kind.BASE))
-        writes = writes.take(np.flatnonzero(any_of(writes["addr"], (MSR_GS_BASE, MSR_KERNEL_GS_BASE))))
+        written = writes(batch, MSR_GS_BASE, MSR_KERNEL_GS_BASE)
         rows, triples = self._crossings()
         loads = batch.take(np.flatnonzero(batch["kind"] == Kind.IDT))
         if len(loads) or self._replaced:
@@ -70,12 +69,12 @@ class KernelBaseJudge:
         unique = triples[:, groups.first].T
         judged: list[Judged] = []
         if self._is_shared(unique):
-            judged += self._in_order(writes, rows, triples)
+            judged += self._in_order(written, rows, triples)
         else:
             came_first = rows.pick(groups.first)
             for at in np.argsort(groups.first):
                 judged += self._see(unique[at], int(groups.counts[at]), came_first[at : at + 1])
-            self._remember(writes, rows, triples)
+            self._remember(written, rows, triples)
         died = np.flatnonzero(batch["kind"] == Kind.DIED)[:1]
         return judged + self._at_death(int(batch["seq"][died[0]])) if len(died) else judged
 
@@ -120,14 +119,14 @@ class KernelBaseJudge:
         pairs |= {(cpu, base) for cpu, seen in self._seen.items() for base in seen}
         return len({base for _, base in pairs}) < len(pairs)
 
-    def _in_order(self, writes: Columns, rows: Columns, triples: Triples) -> list[Judged]:
+    def _in_order(self, written: Columns, rows: Columns, triples: Triples) -> list[Judged]:
         """Judge event by event."""
         judged: list[Judged] = []
-        events = [(int(seq), True, at) for at, seq in enumerate(writes["seq"])]
+        events = [(int(seq), True, at) for at, seq in enumerate(written["seq"])]
         events += [(int(seq), False, at) for at, seq in enumerate(rows["seq"])]
         for _, write, at in sorted(events):
             if write:
-                self._shared.wrote(writes.row(at))
+                self._shared.wrote(written.row(at))
                 continue
             cpu, base = int(triples[0, at]), int(triples[1, at])
             shared = self._shared.sighted(cpu, base)
@@ -136,13 +135,13 @@ class KernelBaseJudge:
             judged += self._see(triples[:, at], 1, rows.row(at))
         return judged
 
-    def _remember(self, writes: Columns, rows: Columns, triples: Triples) -> None:
+    def _remember(self, written: Columns, rows: Columns, triples: Triples) -> None:
         """The last write of each base, and the last sight of one, on each CPU."""
         for msr in (MSR_GS_BASE, MSR_KERNEL_GS_BASE):
-            its = writes.take(np.flatnonzero(writes["addr"] == msr))
+            its = written.take(np.flatnonzero(written["addr"] == msr))
             for at in _last_by_cpu(its).values():
                 self._shared.wrote(its.row(at))
-        ends = {cpu: int(writes["seq"][at]) for cpu, at in _last_by_cpu(writes).items()}
+        ends = {cpu: int(written["seq"][at]) for cpu, at in _last_by_cpu(written).items()}
         for cpu, at in _last_by_cpu(rows).items():
             if int(rows["seq"][at]) > ends.get(cpu, 0):
                 self._shared.sighted(cpu, int(triples[1, at]))
@@ -243,7 +242,7 @@ def _unswapped(first: Batch, base: int, why: str) -> Draft:
 def _page_tables(rows: Columns) -> npt.NDArray[np.uint64]:
     """The page tables that user code was interrupted under, 0 where it was not. (Page-table isolation gives a thread
     two; at its entries it is always the same one.)"""
-    entered = (rows["kind"] == Kind.ENTRY) & is_user(rows)
+    entered = (rows["kind"] == Kind.ENTRY) & crosses(rows)
     tables: npt.NDArray[np.uint64] = np.where(entered, rows["cr3"] & np.uint64(CR3_TABLES), np.uint64(0))
     return tables
 

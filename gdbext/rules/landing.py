@@ -19,7 +19,7 @@ import numpy as np
 
 from gdbext.events.columns import Array, Columns, Indices, by_cpu, grouped
 from gdbext.events.row import Batch, Flag, Kind
-from gdbext.ledger.compare import Bools, is_user, mixed, space
+from gdbext.ledger.compare import Bools, contexts, is_user, mixed, space
 from gdbext.rules.codes import ERROR
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
@@ -70,13 +70,15 @@ class LandingJudge:
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the entries from user mode that pushed a frame; IST stacks belong to nobody."""
-        landings = np.flatnonzero(_landings(batch))
-        judged = self._judge(batch, landings) if len(landings) else []
-        self._runs |= _last_left(batch)
+        rows = contexts(batch)
+        landings = np.flatnonzero(_landings(rows))
+        judged = self._judge(rows, landings) if len(landings) else []
+        self._runs |= _last_left(rows)
         return judged
 
-    def _judge(self, batch: Columns, landings: Indices) -> list[Judged]:
-        rows = batch.take(landings)
+    def _judge(self, every: Columns, landings: Indices) -> list[Judged]:
+        """Judge those at `landings` among the contexts `every`."""
+        rows = every.take(landings)
         judged: list[Judged] = []
         spaces, bases, frames, cpus = space(rows), rows["fs_base"], rows["frame"], rows["cpu"]
         for at in self._unsettled(spaces, bases, frames, cpus):
@@ -92,7 +94,7 @@ class LandingJudge:
                 self._settle(thread, frame)
             else:
                 found = (_wrong_stack(thread, owner, own.frame, frame, len(self._stacks)), rows.row(at).copy(), None)
-                if owner[0] != thread[0] and owner in self._running(batch.take(np.arange(landings[at])), cpu):
+                if owner[0] != thread[0] and owner in self._running(every.take(np.arange(landings[at])), cpu):
                     judged.append(found)
                 else:
                     self._suspect(owner, _Suspected(thread, frame, int(rows["seq"][at]), found))
@@ -136,7 +138,7 @@ class LandingJudge:
         return explained
 
     def _running(self, before: Columns, cpu: int) -> list[Thread | None]:
-        """The threads whose user code runs on other CPUs than `cpu` behind the events `before` of this batch."""
+        """The threads whose user code runs on other CPUs than `cpu` behind the contexts `before` of this batch."""
         runs = self._runs | _last_left(before)
         return [thread for other, thread in runs.items() if other != cpu]
 
@@ -189,10 +191,8 @@ def look(cpus: int) -> str:
     return _LOOK if cpus < 2 else _LOOK_CPUS
 
 
-def _last_left(batch: Columns) -> dict[int, Thread | None]:
-    """By CPU the thread that its last event returned to, None if that was no return to user code."""
-    kind = batch["kind"]
-    rows = batch.take(np.flatnonzero((kind == Kind.ENTRY) | (kind == Kind.EXIT)))
+def _last_left(rows: Columns) -> dict[int, Thread | None]:
+    """By CPU the thread that the last of its contexts `rows` returned to, None if that was no return to user code."""
     left: dict[int, Thread | None] = {}
     for cpu, (_, its) in by_cpu(rows).items():
         last = its.take(np.array([len(its) - 1]))
@@ -201,9 +201,9 @@ def _last_left(batch: Columns) -> dict[int, Thread | None]:
     return left
 
 
-def _landings(batch: Columns) -> Bools:
-    chosen = (batch["kind"] == Kind.ENTRY) & is_user(batch) & (batch["frame"] != 0)
-    landings: Bools = chosen & ((batch["flags"] & (Flag.IST | Flag.UNREADABLE)) == 0)
+def _landings(rows: Columns) -> Bools:
+    chosen = (rows["kind"] == Kind.ENTRY) & is_user(rows) & (rows["frame"] != 0)
+    landings: Bools = chosen & ((rows["flags"] & (Flag.IST | Flag.UNREADABLE)) == 0)
     return landings
 
 

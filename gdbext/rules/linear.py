@@ -9,7 +9,7 @@ import numpy as np
 
 from gdbext.events.columns import Columns
 from gdbext.events.row import Kind
-from gdbext.ledger.compare import Bools
+from gdbext.ledger.compare import Bools, contexts
 
 NARROW, WIDE = 48, 57
 
@@ -24,11 +24,12 @@ class LinearWidth:
         """Take a batch in order of ``seq``."""
         if self._wide_since is not None:
             return
-        high = batch["frame"].view(np.int64) >> (NARROW - 1)
-        beyond = (batch["kind"] == Kind.ENTRY) & (batch["mode"] == 64) & (high != 0) & (high != -1)
+        rows = contexts(batch)
+        high = rows["frame"].view(np.int64) >> (NARROW - 1)
+        beyond = (rows["kind"] == Kind.ENTRY) & (rows["mode"] == 64) & (high != 0) & (high != -1)
         shown = np.flatnonzero(beyond)
         if len(shown):
-            self._wide_since = int(batch["seq"][shown[0]])
+            self._wide_since = int(rows["seq"][shown[0]])
 
     def noncanonical(self, batch: Columns) -> Bools:
         """True where a 64-bit row's RIP is not canonical."""

@@ -15,7 +15,7 @@ from gdbext.rules.history import History
 
 
 def may_end_one(batch: Columns, places: Indices, history: History) -> Bools:
-    """False for those events at `places` of the batch at hand that :func:`moving_call` knows no call for."""
+    """False for those at `places` among the contexts `batch` at hand that :func:`moving_call` knows no call for."""
     rows = batch.take(places)
     may: Bools = (rows["kind"] == Kind.EXIT) & is_user(rows)
     exits = np.flatnonzero(may)

@@ -21,6 +21,7 @@ from gdbext.arch import flags as rf
 from gdbext.arch.frames import CS_WORD, RFLAGS_WORD, RIP_WORD, SS_WORD
 from gdbext.events.columns import Columns, any_of
 from gdbext.events.row import STACK_WORDS, Batch, Flag, How, Kind
+from gdbext.ledger.compare import contexts
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 
@@ -50,6 +51,7 @@ class NoContextJudge:
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the irets of a batch that found no equal context."""
+        batch = contexts(batch)
         kind, flags, how = batch["kind"], batch["flags"], batch["how"]
         pushed = (kind == Kind.ENTRY) & (how != How.SYSCALL) & (how != How.SYSENTER) & (flags & Flag.UNREADABLE == 0)
         entries = np.flatnonzero(pushed & (batch["rflags"] & rf.VM == 0))

@@ -20,7 +20,7 @@ from gdbext.arch.vectors import DF, GP, PF
 from gdbext.code.disasm import Code, Flow
 from gdbext.events.columns import Columns, any_of
 from gdbext.events.row import Batch, Flag, Kind
-from gdbext.ledger.compare import U64, Bools, is_user
+from gdbext.ledger.compare import U64, Bools, contexts, is_user
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 from gdbext.rules.guest import GuestView
@@ -48,12 +48,12 @@ class NowhereJudge:
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the page faults and double faults of a batch."""
-        vector, missing = batch["vector"], batch["cr2"]
-        faults = (batch["kind"] == Kind.ENTRY) & any_of(vector, (PF, DF, GP)) & ~is_user(batch)
-        at = np.flatnonzero(faults & ((batch["flags"] & Flag.UNREADABLE) == 0))
+        rows = contexts(batch)
+        faults = (rows["kind"] == Kind.ENTRY) & any_of(rows["vector"], (PF, DF, GP)) & ~is_user(rows)
+        at = np.flatnonzero(faults & ((rows["flags"] & Flag.UNREADABLE) == 0))
         if not len(at):
             return []
-        rows = batch.take(at)
+        rows = rows.take(at)
         vector, missing, rip, rsp = rows["vector"], rows["cr2"], rows["rip"], rows["rsp"]
         code = (vector == PF) & (rip == missing) & _nowhere(rows, rip)
         stack = (vector == DF) & (rsp - missing - np.uint64(1) < np.uint64(PUSHED)) & _nowhere(rows, rsp)

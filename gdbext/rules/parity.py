@@ -15,7 +15,7 @@ import numpy.typing as npt
 from gdbext.arch.registers import MSR_GS_BASE
 from gdbext.events.columns import Columns, by_cpu
 from gdbext.events.row import Kind
-from gdbext.ledger.compare import Bools, is_user
+from gdbext.ledger.compare import Bools, crosses
 
 UNKNOWN, USER, KERNEL = -1, 0, 1
 
@@ -33,9 +33,10 @@ class ParityCount:
     def count(self, batch: Columns) -> Parity:
         """The parity before each row takes effect: USER, KERNEL, or UNKNOWN before a CPU's first sight of CPL 3."""
         parity = np.full(len(batch), UNKNOWN, np.int8)
-        synced = sync_points(batch)
+        synced = crosses(batch)  # behind these the user's base is active by definition
         swaps = batch["kind"] == Kind.SWAPGS
-        writes = (batch["kind"] == Kind.BASE) & (batch["addr"] == MSR_GS_BASE)
+        writes = batch["kind"] == Kind.BASE
+        writes[writes] = batch.at("addr", np.flatnonzero(writes)) == MSR_GS_BASE
         for cpu, (mine, rows) in by_cpu(batch).items():
             parity[mine] = self._one_cpu(cpu, synced[mine], swaps[mine])
             if self._written.get(cpu) or writes[mine].any():
@@ -43,8 +44,7 @@ class ParityCount:
                 begins = writes[mine] & _is_kernels(rows) & (parity[mine] == USER)
                 parity[mine] = self._with_written(cpu, parity[mine], begins, ends)
             # An entry from user code finds the user's base whatever the count says: the exit before it was wrong.
-        from_user = (batch["kind"] == Kind.ENTRY) & is_user(batch)
-        parity[from_user] = USER
+        parity[synced & (batch["kind"] == Kind.ENTRY)] = USER
         return parity
 
     def after(self, cpu: int) -> int:
@@ -80,10 +80,3 @@ def _is_kernels(rows: Columns) -> Bools:
     value = rows["value"]
     found: Bools = (value == rows["kernel_gs_base"]) | (value >> np.uint64(63) == 1)
     return found
-
-
-def sync_points(batch: Columns) -> Bools:
-    """Rows after which the user's base is active by definition: entries from and exits to CPL 3."""
-    kind = batch["kind"]
-    points: Bools = ((kind == Kind.ENTRY) | (kind == Kind.EXIT)) & is_user(batch)
-    return points

@@ -11,19 +11,19 @@ from collections.abc import Iterator
 import numpy as np
 
 from gdbext.arch import vectors
-from gdbext.events.columns import Columns, Indices
+from gdbext.events.columns import Array, Columns, Indices
 from gdbext.events.row import Batch, Flag, How, Kind, concat
 from gdbext.ledger import compare
 from gdbext.ledger.beginnings import begin_alone
-from gdbext.ledger.compare import BIT, agreement, differences, few_words_apart, is_call, is_user, space
+from gdbext.ledger.compare import BIT, agreement, contexts, differences, few_words_apart, is_call, is_user, space
 from gdbext.ledger.leftover import Left, Spanning, leftover
 from gdbext.ledger.live import Live
 from gdbext.ledger.pairing import pair
-from gdbext.ledger.pending import ALIKE, Pending
+from gdbext.ledger.pending import ALIKE, Pending, Where, traits
 from gdbext.rules import emulation, returns, stale, verdicts
 from gdbext.rules.cpu_base import CpuBases
 from gdbext.rules.draft import Draft, Judged
-from gdbext.rules.fastcalls import FastCalls
+from gdbext.rules.fastcalls import FastCalls, is_fast
 from gdbext.rules.frames import judge_moved, judge_unbalanced, judge_unreadable, unbalanced_by
 from gdbext.rules.history import History
 from gdbext.rules.kernel_frames import KernelFrames
@@ -36,6 +36,24 @@ from gdbext.rules.verdicts import STRONG_TELLING
 
 MANY = 32
 """Exits from which on it is quicker to compare all with all that waits than to look at each."""
+
+
+class _Entered:
+    """The entries at `places` of a batch, which nothing in it resumes: they wait from then on."""
+
+    def __init__(self, batch: Columns, places: Indices) -> None:
+        self.rows = batch.take(places)
+        self._whole = batch.pick(places)
+        self._places = places
+        self._traits = traits(self.rows)
+        self._done = 0
+
+    def wait(self, pending: Pending, before: int) -> None:
+        """Have those wait that come in front of the place `before` of the batch."""
+        these = slice(self._done, int(np.searchsorted(self._places, before)))
+        if these.start < these.stop:
+            pending.add(self._whole[these], self._traits.of(these))
+        self._done = these.stop
 
 
 class ResumeJudge:
@@ -61,10 +79,11 @@ class ResumeJudge:
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge a batch; its rows are in order of ``seq``."""
+        self._cpu_bases.feed(batch)
+        batch = contexts(batch)
         suspicious = returns.suspicious(batch, self._policy, self._width)
         pairs = self._fast.pair(batch, pair(batch, self._law, suspicious), self._law, suspicious)
         self._redirects.begin(batch)
-        self._cpu_bases.feed(batch)
         self.identical += len(pairs.exits)
         self.unmatched += int(np.count_nonzero((batch["kind"] == Kind.EXIT) & (batch["flags"] & Flag.SELF != 0)))
         judged: list[Judged] = []
@@ -73,13 +92,16 @@ class ResumeJudge:
         spanning = Spanning(batch, pairs)
         self._lost = pairs.lost
         moves = may_end_one(batch, pairs.rest, self._history)
-        looked_at = ~self._beginnings(batch, pairs.rest, spanning, moves | suspicious[pairs.rest])
+        rest = batch.take(pairs.rest)
+        waits = (rest["kind"] == Kind.ENTRY) & (rest["flags"] & Flag.UNREADABLE == 0)
+        entered = _Entered(batch, pairs.rest[waits])
+        alone = self._beginnings(rest, entered, spanning, moves | suspicious[pairs.rest])
+        looked_at = np.flatnonzero(~alone & ((rest["kind"] == Kind.EXIT) | (waits & is_fast(rest))))
         left_over = leftover(batch, pairs.rest[looked_at], spanning)
         for left, may_move in zip(left_over, moves[looked_at].tolist(), strict=True):
+            entered.wait(self._pending, left.position)
             if left.kind == Kind.ENTRY:
-                if not left.flags & Flag.UNREADABLE:
-                    self._fast.forget_restarted(left, self._pending)
-                    self._pending.add(left.row, left.traits)
+                self._fast.forget_restarted(left, self._pending)
                 continue
             live = Live(left, self._pending, batch, spanning)
             if left.flags & Flag.UNREADABLE:
@@ -87,19 +109,22 @@ class ResumeJudge:
                 judged += [(unreadable[0], left.row, unreadable[1])] if unreadable else []
                 continue
             judged += self._judge_exit(left, live, bool(suspicious[left.position]), may_move)
+        entered.wait(self._pending, len(batch))
         return judged
 
-    def _beginnings(self, batch: Columns, rest: Indices, spanning: Spanning, doubtful: compare.Bools) -> compare.Bools:
-        """True for those events at `rest`, unless `doubtful`, that are exits to new contexts where others began before.
+    def _beginnings(
+        self, rows: Columns, entered: _Entered, spanning: Spanning, doubtful: compare.Bools
+    ) -> compare.Bools:
+        """True for those of the events `rows`, unless `doubtful`, that are exits to new contexts where others began
+        before.
 
         Looking at each would find the same; most of what is left over of a healthy guest is of this kind.
         """
-        rows = batch.take(rest)
-        alone = np.zeros(len(rest), bool)
+        alone = np.zeros(len(rows), bool)
         exits = np.flatnonzero((rows["kind"] == Kind.EXIT) & ~doubtful & self._redirects.begin_at(rows["rip"]))
         if len(exits) < MANY:
             return alone
-        waiting = self._pending.columns(), rows.take(np.flatnonzero(rows["kind"] == Kind.ENTRY)), spanning.rows
+        waiting = self._pending.where(), Where.of(entered.rows), Where.of(spanning.rows)
         alone[exits] = begin_alone(rows.take(exits), waiting)
         for rip in rows["rip"][alone].tolist():
             self._redirects.began(rip)
@@ -157,7 +182,7 @@ class ResumeJudge:
             self._cpu_bases.owns(int(one["cpu"][0]), int(one["gs_base"][0]), int(one["seq"][0])) for one in (entry, row)
         )
 
-    def _take_exact(self, left: Left, key: int) -> tuple[Batch | None, int]:
+    def _take_exact(self, left: Left, key: Array | int) -> tuple[Batch | None, int]:
         """The pending entry with this RIP, RSP and address space that differs least (newest first), consumed.
 
         None where the exit begins a thread on a stack that another one, of which other registers wait, still uses.
@@ -171,7 +196,7 @@ class ResumeJudge:
         self._pending.take(number)
         return entry, mask
 
-    def _exact(self, left: Left, key: int) -> tuple[int, Batch, int] | None:
+    def _exact(self, left: Left, key: Array | int) -> tuple[int, Batch, int] | None:
         """The number of that entry among the pending ones, its row and what differs, if there is one.
 
         A call of 32-bit code may return beside its RIP (:mod:`gdbext.rules.fastcalls`).
@@ -252,8 +277,12 @@ class ResumeJudge:
     def _on_another_stack(self, left: Left, live: Live) -> tuple[Batch, int] | None:
         if not left.user:
             return None
-        found = call_on_another_stack(left.row, live.newest, self._history, self._fast, self._law)
-        return None if found and self._redirects.replaced(left.row, live.newest) else found
+        call, base = live.newest, left.row["gs_base"]
+        found = call_on_another_stack(left.row, call, self._history, self._fast, self._law)
+        if found is None and len(call) and call["gs_base"][0] != base[0]:  # threads that have one FS base in common
+            call = live.thread[live.thread["gs_base"] == base][-1:]
+            found = call_on_another_stack(left.row, call, self._history, self._fast, self._law)
+        return None if found and self._redirects.replaced(left.row, call) else found
 
     def _owner_of_rsp(self, row: Batch, live: Live) -> Batch | None:
         """The last system call of another address space that was made with the RSP resumed here (a batch of one).

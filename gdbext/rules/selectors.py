@@ -16,7 +16,7 @@ from gdbext.arch import vectors
 from gdbext.arch.registers import MSR_STAR
 from gdbext.events.columns import Columns, Rows, any_of, by_cpu
 from gdbext.events.row import Batch, Flag, How, Kind, concat
-from gdbext.ledger.compare import Bools, is_user
+from gdbext.ledger.compare import Bools, contexts, is_user, resuming
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 
@@ -42,9 +42,7 @@ class SelectorJudge:
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge a batch in order of ``seq``."""
-        kind = batch["kind"]
-        chosen = ((kind == Kind.ENTRY) | (kind == Kind.EXIT)) & ((batch["flags"] & (Flag.UNREADABLE | Flag.SELF)) == 0)
-        rows = batch.take(np.flatnonzero(chosen))
+        rows = resuming(contexts(batch))
         judged: list[Judged] = []
         if not len(rows):
             return judged

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from gdbext.events.columns import Array, Columns, Indices, by_cpu, together
 from gdbext.events.row import Batch, Flag, Kind
-from gdbext.ledger.compare import is_user, mixed
+from gdbext.ledger.compare import contexts, is_user, mixed
 from gdbext.rules.common_memory import CommonMemory
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
@@ -33,8 +33,7 @@ class SharedLandingJudge:
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the entries from user code of a batch in order of ``seq``; one CPU alone shares with nobody."""
-        kind = batch["kind"]
-        rows = batch.take(np.flatnonzero((kind == Kind.ENTRY) | (kind == Kind.EXIT)))
+        rows = contexts(batch)
         if not len(rows):
             return []
         since = self._since(rows)

@@ -15,7 +15,7 @@ import numpy as np
 from gdbext.arch import vectors
 from gdbext.events.columns import Columns, by_cpu
 from gdbext.events.row import Batch, Kind
-from gdbext.ledger.compare import gprs, is_user
+from gdbext.ledger.compare import Bools, contexts, crosses, gprs
 from gdbext.rules.codes import ERROR
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.history import TURNS
@@ -66,25 +66,23 @@ class StormJudge:
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the faults of kernel code in a batch in order of ``seq``."""
-        kind = batch["kind"]
-        faults = _IS_FAULT[batch["vector"]] & (kind == Kind.ENTRY) & ~is_user(batch)
-        if not self._rows and not faults.any():
+        if not self._rows and not _faults(contexts(batch)).any():
             return []
-        positions = np.flatnonzero(_COUNTS[kind])
+        rows = batch.take(np.flatnonzero(_COUNTS[batch["kind"]]))
+        faults = _faults(rows)
         judged: list[Judged] = []
-        for cpu, (mine, _) in by_cpu(batch.take(positions)).items():
-            places = positions[mine]
-            is_fault = faults[places]
+        for cpu, (mine, its) in by_cpu(rows).items():
+            is_fault = faults[mine]
             if cpu not in self._rows and not (is_fault[1:] & is_fault[:-1]).any():
                 if is_fault[-1]:
-                    self._add(cpu, batch.row(int(places[-1])))
+                    self._add(cpu, its.row(len(its) - 1))
                 continue
             if not is_fault[0]:
                 self._rows.pop(cpu, None)
             for at in np.flatnonzero(is_fault).tolist() if cpu not in self._told else ():
                 if at and not is_fault[at - 1]:
                     self._rows.pop(cpu, None)
-                judged += self._add(cpu, batch.row(int(places[at])))
+                judged += self._add(cpu, its.row(at))
             if not is_fault[-1]:
                 self._rows.pop(cpu, None)
         return judged
@@ -101,6 +99,12 @@ class StormJudge:
         self._told.add(cpu)
         del self._rows[cpu]
         return [(_draft(faults, row), row.copy(), None)]
+
+
+def _faults(rows: Columns) -> Bools:
+    """True for the faults of kernel code."""
+    faults: Bools = _IS_FAULT[rows["vector"]] & (rows["kind"] == Kind.ENTRY) & ~crosses(rows)
+    return faults
 
 
 def _draft(faults: _Row, row: Batch) -> Draft:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from gdbext.arch.addresses import MASK64
 from gdbext.events.columns import Array, Columns, Indices, by_cpu, grouped
 from gdbext.events.row import Batch, Flag, How, Kind
-from gdbext.ledger.compare import Bools, is_user
+from gdbext.ledger.compare import Bools, crosses
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 from gdbext.rules.landing import look
@@ -136,7 +136,7 @@ class SuspendedStackJudge:
         """The same for one CPU, given for each row as if it were a SWITCH_OUT; where frames have shown it; where user
         code was entered just before; and where the frame is that this pushed, if it is left behind, else 0."""
         before = self._cpus.get(cpu, _Running())
-        kind, user, stack = rows["kind"], is_user(rows), rows["rsp"]
+        kind, user, stack = rows["kind"], crosses(rows), rows["rsp"]
         entered = (kind == Kind.ENTRY) & user
         resumed = np.where((kind == Kind.EXIT) & ~user, stack, np.uint64(0))
         landed = entered & (rows["frame"] != 0) & ((rows["flags"] & Flag.IST) == 0)
@@ -165,7 +165,7 @@ class SuspendedStackJudge:
         chosen = np.zeros(len(rows), bool)
         switches = np.flatnonzero((kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN))
         chosen[switches] = np.isin(rows["rsp"][switches], bottoms)
-        lands = np.flatnonzero((kind == Kind.ENTRY) & is_user(rows) & ((rows["flags"] & Flag.IST) == 0))
+        lands = np.flatnonzero((kind == Kind.ENTRY) & crosses(rows) & ((rows["flags"] & Flag.IST) == 0))
         frames, _, which, _ = grouped(rows["frame"][lands])
         inside = _within(frames, waits + left)
         chosen[lands] = inside[which]

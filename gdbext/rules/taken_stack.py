@@ -14,7 +14,7 @@ import numpy as np
 
 from gdbext.events.columns import Columns, Indices, Joined, any_of, by_cpu, together
 from gdbext.events.row import ROW, Batch, Flag, How, Kind, concat
-from gdbext.ledger.compare import Bools, is_user, mixed, space
+from gdbext.ledger.compare import Bools, contexts, is_user, mixed, of_contexts, space
 from gdbext.rules.common_memory import CommonMemory
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
@@ -43,13 +43,15 @@ class TakenStackJudge:
         self._learn(batch)
         if self._here.dtype != batch.dtype:
             self._here = np.zeros(0, batch.dtype)
-        rows = Joined(self._here, batch.take(np.flatnonzero(_shows(batch, self._ist) | _ends(batch))))
+        shows = of_contexts(batch, _shows(contexts(batch), self._ist))
+        rows = Joined(self._here, batch.take(np.flatnonzero(shows | _ends(batch))))
         return self._judge(rows) if self._switched and len(rows) > len(self._here) else []
 
     def _learn(self, batch: Columns) -> None:
-        entries = (batch["kind"] == Kind.ENTRY) & (batch["flags"] & Flag.IST != 0)
+        rows = contexts(batch)
+        entries = (rows["kind"] == Kind.ENTRY) & (rows["flags"] & Flag.IST != 0)
         if entries.any() and len(self._ist) < CAPACITY:
-            self._ist |= set(np.unique(batch["frame"][entries]).tolist())
+            self._ist |= set(np.unique(rows["frame"][entries]).tolist())
         switches = np.flatnonzero(batch["kind"] == Kind.SWITCH_IN)
         cpus, first = np.unique(batch["cpu"][switches], return_index=True)
         for cpu, event in zip(cpus.tolist(), batch["seq"][switches[first]].tolist(), strict=True):
@@ -57,15 +59,15 @@ class TakenStackJudge:
 
     def _judge(self, rows: Columns) -> list[Judged]:
         """Judge those of `rows` behind the ones that were carried over."""
-        shows = _shows(rows, self._ist)
         until, here = np.full(len(rows), len(rows)), np.zeros(len(rows), bool)
         cpus = by_cpu(rows)
         for mine, _ in cpus.values():
             until[mine[:-1]] = mine[1:]
             here[mine[-1]] = True
-        pairs = self._pairs(rows, np.flatnonzero(shows), until, here) if len(cpus) > 1 else []
+        pairs = self._pairs(rows, np.flatnonzero(_shows(rows, self._ist)), until, here) if len(cpus) > 1 else []
         judged = [item for one, other in pairs for item in self._tell(rows.row(one), rows.row(other))]
-        kept = np.flatnonzero(here & shows)
+        last = np.flatnonzero(here)
+        kept = last[_shows(rows.take(last), self._ist)]
         self._here = concat([self._here[:0], *(rows.row(at).copy() for at in kept.tolist())])
         return judged
 

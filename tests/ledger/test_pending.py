@@ -34,7 +34,7 @@ def test_what_is_found_by_trait_is_what_a_look_at_all_finds(steps: list[tuple[in
             continue
         seed, rip, rsp, call, frame = step
         row = entry(context(seed, rip=rip, rsp=rsp), How.SYSCALL if call else How.INTERRUPT, frame=frame)
-        found_by = traits(Columns(row))[0]
+        found_by = traits(Columns(row))
         pending.add(row, found_by)
         everything = pending.all()
         assert len(everything) <= CAPACITY
