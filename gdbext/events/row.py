@@ -62,13 +62,15 @@ class How:
     SYSEXIT = 18
     TASK = 19  # a hardware task switch: by iret with NT set, or a far jump or call to a TSS; also of switch-out/-in
     FAR = 20  # a far return to what was interrupted; value = 1: nothing has loaded flags since the entry
+    NEAR = 21  # popf and ret to what was interrupted
     # base writes
     WRMSR = 32
     WRBASE = 33  # wrfsbase/wrgsbase
 
     NAMES: Final = {
         0: "unknown", 1: "interrupt", 2: "exception", 3: "nmi", 4: "int n", 5: "syscall", 6: "sysenter",
-        16: "iret", 17: "sysret", 18: "sysexit", 19: "task switch", 20: "far return", 32: "wrmsr", 33: "wrbase",
+        16: "iret", 17: "sysret", 18: "sysexit", 19: "task switch", 20: "far return",
+        21: "return", 32: "wrmsr", 33: "wrbase",
     }  # fmt: skip
 
     @classmethod

@@ -41,6 +41,7 @@ typedef enum {
     OP_OUT,       /* reg: rdx, or imm: the port */
     OP_FAR_RETURN, /* size: bytes of a popped word, imm: bytes dropped behind them */
     OP_LOAD_FLAGS, /* popf, sahf. size: bytes popped, 0: sahf */
+    OP_FLAGS_RET,  /* popf right in front of a near return. imm: bytes dropped behind the return address */
 } op_kind;
 
 enum { NO_REG = 0xff };
@@ -375,6 +376,12 @@ static inline int far_return_ahead(const uint8_t *bytes, size_t length, unsigned
         at += 1u + rex;
     }
     return -1;
+}
+
+/* How many bytes the near return that `bytes` begin with drops behind the return address; -1: it is none. */
+static inline int near_return(const uint8_t *bytes, size_t length)
+{
+    return length && bytes[0] == 0xc3 ? 0 : length > 2 && bytes[0] == 0xc2 ? bytes[1] | bytes[2] << 8 : -1;
 }
 
 /* Does the instruction push the constant `value`? */

@@ -1,6 +1,7 @@
 /*
- * Far returns that resume what was interrupted: kernel code may go back to kernel code by popf and lret, which pop what
- * iret would, in another order. Nothing but the ledger tells them from any other far return: somebody waits there.
+ * Returns that resume what was interrupted: kernel code may go back to kernel code by popf and lret, which pop what
+ * iret would, in another order, or by popf and ret. Nothing but the ledger tells them from any other return: somebody
+ * waits there. Of a near return, which any function may end with, the registers have to tell it, too.
  *
  * RFLAGS as they are live lack the arithmetic flags. Known are those that a popf right before has popped, and known is
  * that there was none, nor sahf, since the handler was entered: from the first such exit on they are counted.
@@ -81,5 +82,51 @@ static void on_far_return(unsigned index, void *userdata)
     emit_exit(v, row);
     if (first) {
         flush_translations();
+    }
+}
+
+/* Somebody waits where a near return goes to. No function gives back what was in RAX, RCX and RDX; few of the other
+ * registers may differ, too, if this resumes him. */
+static bool near_resumes(ctx_row *row)
+{
+    enum { RAX, RCX, RDX, GENERAL = 16, MOST_LOST = 2 };
+    unsigned lost = 0, scratch = 0;
+
+    pthread_mutex_lock(&ledger_lock);
+    uint16_t place = *ledger_find(row->rip, row->rsp, 0);
+    if (place != LEDGER_NONE) {
+        for (unsigned n = 0; n < GENERAL; n++) {
+            bool differs = ledger[place].gpr[n] != (&row->rax)[n];
+            lost += differs;
+            scratch += differs && n <= RDX;
+        }
+        row->ss = row->mode == 64 ? ledger[place].ss : row->ss;
+    }
+    pthread_mutex_unlock(&ledger_lock);
+    return place != LEDGER_NONE && lost <= MOST_LOST && scratch < 2;
+}
+
+/* A popf right in front of a near return: it is the exit, if both resume somebody. */
+static void on_popf_ret(unsigned index, void *userdata)
+{
+    const site *s = userdata;
+    vcpu *v = vcpu_of(index);
+    uint64_t rsp = vcpu_reg(v, REG_RSP), at = s->bits == 64 ? rsp : vcpu_stack(v, rsp), w[2];
+
+    if (vcpu_words(v, at, s->insn.size, 2, w) != 2 || !ledger_waits(w[1], at + 2u * s->insn.size + (uint64_t)s->insn.imm)) {
+        return;
+    }
+    ctx_row *row = begin(v, CTX_KIND_EXIT, CTX_HOW_NEAR, s->pc, s->bits);
+    fill_context(v, row);
+    row->cs = (uint16_t)vcpu_reg(v, REG_CS);
+    row->cpl = row->cs & 3;
+    row->ss = (uint16_t)vcpu_reg(v, REG_SS);
+    row->size = s->insn.size;
+    row->rip = w[1];
+    row->rsp = at + 2u * s->insn.size + (uint64_t)s->insn.imm;
+    row->rflags = (w[0] & POPF_LOADS) | RFLAGS_ONE;
+    row->flags |= s->bits == 32 ? CTX_FLAG_LINEAR32 : 0;
+    if (near_resumes(row)) {
+        emit_exit(v, row);
     }
 }

@@ -115,6 +115,7 @@ static void instrument(block *b, struct qemu_plugin_insn *at, site *s)
     case OP_IRET: call_at(at, on_iret, s); break;
     case OP_FAR_RETURN: call_at(at, on_far_return, s); break;
     case OP_LOAD_FLAGS: call_at(at, on_popf, s); break;
+    case OP_FLAGS_RET: call_at(at, on_popf_ret, s); break;
     case OP_LTR: call_at(at, on_ltr, s); break;
     case OP_LLDT: call_at(at, on_lldt, s); break;
     case OP_FAR_JUMP: case OP_FAR_CALL: call_at(at, on_far, s); break;
@@ -196,8 +197,8 @@ static bool count_self(const block *b, struct qemu_plugin_insn *at, bool cs_read
 
 static vcpu *translator(void);
 
-/* Is `i`, at the end of a block, a popf from which nothing but pops leads to a far return? Once such returns were seen to
- * resume contexts, what loads flags is counted. */
+/* Is `i`, at the end of a block, a popf from which nothing but pops leads to a far return, or right in front of a near
+ * one? Once far returns were seen to resume contexts, what loads flags is counted. */
 static bool note_flag_load(struct qemu_plugin_insn *at, uint64_t behind, unsigned bits, insn *i)
 {
     enum { AHEAD = 16 };
@@ -208,6 +209,10 @@ static bool note_flag_load(struct qemu_plugin_insn *at, uint64_t behind, unsigne
         qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(at, QEMU_PLUGIN_INLINE_ADD_U64, entry, 1);
     }
     const uint8_t *bytes = i->size ? vcpu_memory(translator(), behind, length) : NULL;
+    if (bytes && i->size == bits / 8 && (i->imm = near_return(bytes, length)) >= 0) {
+        i->kind = OP_FLAGS_RET;
+        return true;
+    }
     i->imm = bytes ? far_return_ahead(bytes, length, bits, &i->reg) : -1;
     return i->imm >= 0;
 }

@@ -34,6 +34,7 @@ _EXITS: Final = {
     How.SYSEXIT: "sysexit",
     How.TASK: "task switch",
     How.FAR: "far return",
+    How.NEAR: "ret behind popf",
 }
 
 

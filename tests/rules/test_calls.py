@@ -119,6 +119,17 @@ def test_a_caller_that_returns_on_the_stack_of_another_call(over: bool) -> None:
     assert codes(rows) == [("CW107", "rsp")]
 
 
+def test_a_caller_is_told_from_one_of_its_fs_base_by_gs() -> None:
+    """32-bit code has its process's data behind FS, its thread's behind GS; another's call is newer."""
+    ctx = context(gs_base=0x610300)
+    other = context(2, gs_base=0x610700, fs_base=ctx["fs_base"])
+    waits = entry(other, How.SYSCALL)
+    rows = batch(switch(), entry(ctx, How.SYSCALL), switch(Kind.SWITCH_OUT), waits, switch(Kind.SWITCH_OUT), switch())
+    rows = stamp(batch(rows, exit_(ctx | {"rsp": other["rsp"]}, How.SYSRET)))
+    rows["match"][len(rows) - 2] = 3
+    assert codes(rows) == [("CW107", "rsp")]
+
+
 @pytest.mark.parametrize("leaving", [How.SYSEXIT, How.IRET])
 def test_a_sysexit_returns_to_its_stack_behind_the_int(leaving: int) -> None:
     narrow: dict[str, Any] = {"mode": 32, "flags": Flag.LINEAR32}
