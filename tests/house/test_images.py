@@ -76,13 +76,13 @@ def test_per_cpu_offsets_do_not_move() -> None:
     assert symbols.name(0x1F010 + 0x1200_0000) is None
 
 
-@given(st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(1, 64)), max_size=20), st.integers(0, (1 << 64) - 1))
+@given(st.lists(st.tuples(st.integers(0, 999), st.integers(1, 64)), max_size=20), st.integers(0, 1100))
 def test_a_name_is_always_of_a_symbol_that_reaches(ranges: list[tuple[int, int]], address: int) -> None:
     symbols = Symbols([Symbol(start, start + size, f"s{start}") for start, size in ranges])
     name = symbols.name(address)
-    if name is not None:
-        start = int(name.split("+")[0][1:])
-        assert any(s == start and s <= address < s + size for s, size in ranges)
+    named = name.split("+")[0] if name is not None else None
+    assert named in {None, *(f"s{start}" for start, size in ranges if start <= address < start + size)}
+    assert name is not None or address not in dict(ranges)
 
 
 def test_a_bundled_kernel(kernel: Image) -> None:

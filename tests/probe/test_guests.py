@@ -317,11 +317,8 @@ def test_simd_state(watch: Watch, guest: Kernel) -> None:
     assert (user["simd"]["fctrl"] != 0).all()
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "how"),
-    [("swapgs-missing", Kind.GS_ACCESS, None), ("callee-lost", Kind.SWITCH_IN, None)],
-)
-def test_what_the_probe_alone_sees(watch: Watch, guest: Kernel, name: str, kind: int, how: int | None) -> None:
+@pytest.mark.parametrize(("name", "kind"), [("swapgs-missing", Kind.GS_ACCESS), ("callee-lost", Kind.SWITCH_IN)])
+def test_what_the_probe_alone_sees(watch: Watch, guest: Kernel, name: str, kind: int) -> None:
     watched = watch("-kernel", str(guest(name)))
     watched.machine.cont()
     watched.run(lambda: len(watched.parts) > 0 and (watched.rows["kind"] == kind).any(), 20)

@@ -234,6 +234,7 @@ def test_slices_nest_on_each_track(
     for event in trace(tmp_path / "t"):
         if event["ph"] == "X":
             tracks.setdefault(event["tid"], []).append((event["ts"], event["ts"] + event["dur"]))
+    assert tracks
     for spans in tracks.values():
         stack: list[float] = []
         for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
