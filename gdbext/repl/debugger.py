@@ -102,6 +102,7 @@ class Gdb:
         await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, self._process.stdout)
         self._reader = asyncio.create_task(self._read(reader))
         said: list[str] = []
+        why = ""
         record, self._record = self._record, lambda record: said.append(record.text)
         try:
             await self.ask("-gdb-set mi-async on")

@@ -317,17 +317,22 @@ async def test_hostile_names_of_a_kernel_do_nothing(tmp_path: Path, monkeypatch:
         await repl.until("Reading symbols", r"evil\033[2Jname")
 
 
-NO_PYTHON = r"""#!/bin/sh
+REFUSES = r"""#!/bin/sh
 while read -r line; do
   case $line in
-    *python*) echo "${line%%-*}^error,msg=\"Scripting in the \\\"Python\\\" language is not supported.\"" ;;
+    *WORD*) echo "${line%%-*}^error,msg=\"WHY\"" ;;
     *) echo "${line%%-*}^done" ;;
   esac
 done
 """
+NO_PYTHON = REFUSES.replace("WORD", "python").replace(
+    "WHY", r"Scripting in the \\\"Python\\\" language is not supported."
+)
+TOO_OLD = REFUSES.replace("WORD", "mi-async").replace("WHY", "Undefined set command.")
 FAKES = {
     "silent": ("#!/bin/sh\nexit 3\n", "GDB does not start: it ended with status 3"),
     "no python": (NO_PYTHON, "this GDB has no Python"),
+    "too old": (TOO_OLD, "GDB cannot load the extension: Undefined set command."),
 }
 
 
