@@ -48,7 +48,6 @@ class Step:
     None where that is not known; ``pc``: guest virtual address of the instruction."""
 
     event: int
-    cpu: int
     time: int | None
     what: str
     pc: int

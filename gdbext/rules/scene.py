@@ -115,7 +115,7 @@ class Scenes:
         time = int(seen["time"][0]) - int(entry["time"][0]) if known else None
         stale = " (not on this save)" if write.event < int(entry["seq"][0]) else ""
         what = f"last write of {finding.slot or 'the slot'}{stale}"
-        return [Step(write.event, write.cpu, time, what, write.pc, self._guest.symbol(write.pc))]
+        return [Step(write.event, time, what, write.pc, self._guest.symbol(write.pc))]
 
     def _write(self, finding: Finding, entry: Batch) -> Write | None:
         if finding.writer is None or not finding.differences or not self._areas.known(finding.event):
@@ -126,7 +126,7 @@ class Scenes:
     def _step(self, row: Batch, entry: Batch, what: str) -> Step:
         pc = int(row["pc"][0])
         time = int(row["time"][0]) - int(entry["time"][0])
-        return Step(int(row["seq"][0]), int(row["cpu"][0]), time, what, pc, self._guest.symbol(pc))
+        return Step(int(row["seq"][0]), time, what, pc, self._guest.symbol(pc))
 
     # Code
 

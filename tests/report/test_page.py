@@ -110,7 +110,7 @@ def test_a_finding_with_everything_in_it() -> None:
         look_at=evil, thread=evil, slot=evil, writer=Writer(0x3000, evil, 4, 1, evil), pc_symbol=evil, handler=0x4000,
         entry=3, match="thread", differences=(Difference("frame", 1, 2),),
         table=(("rip", 1, 2, "rsp"), ("rax", 7, 7, None), (evil, None, 3, evil)),
-        steps=(Step(3, 1, 0, evil, 0x10, evil), Step(5, 1, 2500, "iret resumes it", 0x20, None)),
+        steps=(Step(3, 0, evil, 0x10, evil), Step(5, 2500, "iret resumes it", 0x20, None)),
         guilty_code=(CodeLine(0x1FFE, "push rax"), CodeLine(0x2000, evil)),
         interrupted_code=(CodeLine(0xFFFFFFFF80001000, "nop"),),
     )  # fmt: skip
