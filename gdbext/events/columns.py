@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gdbext.arch.registers import GPR64
 from gdbext.events.row import ROW, Batch, concat, pick
 
-FEW = 8
+FEW = 4
 """Of so many rows one that is asked for does not make the whole column worth copying."""
 MANY = 16
 """Values from which on sorting them is quicker than comparing with each."""
@@ -113,10 +114,8 @@ class Columns:
         return np.ascontiguousarray(_column(self._rows, name))
 
     def _gather(self, name: str, index: Indices) -> Array:
-        if name == GPRS:
-            return _gprs(self._rows, index)
-        taken: Array = _column(self._rows, name)[index]
-        return taken
+        column = _column(self._rows, name)
+        return column[index] if column.ndim == 1 else _blocks(self._rows, name, index)
 
 
 class _Taken(Columns):
@@ -236,42 +235,40 @@ def _column(rows: Batch, name: str) -> Array:
     return np.ndarray((len(rows), 16), "<u8", rows, _FIRST_GPR, (rows.strides[0], 8))
 
 
-def _gprs(rows: Batch, index: Indices) -> Array:
-    """The general registers of the rows at `index`, as (n, 16): copied as bytes, four times faster than as numbers."""
-    if not len(rows):
-        return np.zeros((0, 16), "<u8")
-    blocks = np.ndarray(len(rows), "V128", rows, _FIRST_GPR, rows.strides)
-    return blocks[index].view("<u8").reshape(-1, 16)
+def _blocks(rows: Batch, name: str, index: Indices) -> Array:
+    """Some rows of a column of several values a row, copied as bytes: twice as fast as value by value."""
+    column, fields = _column(rows, name), rows.dtype.fields
+    if not len(index) or fields is None:
+        return column[:0]
+    first = fields[GPR64[0] if name == GPRS else name][1]
+    blocks = np.ndarray(len(rows), f"V{column[0].nbytes}", rows, first, rows.strides)
+    return blocks[index].view(column.dtype).reshape(len(index), -1)
 
 
 class Groups(NamedTuple):
-    """Equal values of a column. distinct: ascending.  first: where each comes first.  which: for each row the group it
-    is in.  counts: rows in each group."""
+    """Equal values of a column. distinct: ascending.  first, last: where each comes first, and last.  which: for each
+    row the group it is in.  counts: rows in each group."""
 
     distinct: Array
     first: Indices
+    last: Indices
     which: Indices
     counts: Indices
 
-    @property
-    def last(self) -> Indices:
-        """Where each comes last."""
-        return _last(self.which, len(self.distinct))
-
 
 def grouped(values: Array) -> Groups:
-    """The groups of equal `values`; meant for few distinct ones, where it is faster than sorting them all."""
-    distinct = np.unique(values)
-    which = np.searchsorted(distinct, values)
-    first = len(values) - 1 - _last(which[::-1], len(distinct))
-    return Groups(distinct, first, which, np.bincount(which, minlength=len(distinct)))
-
-
-def _last(which: Indices, groups: int) -> Indices:
-    """The last position of each group."""
-    last = np.zeros(groups, np.intp)
-    last[which] = np.arange(len(which))  # the one assigned last stays
-    return last
+    """The groups of equal `values` (64 bits each)."""
+    order = together(values)
+    beside = values.take(order)
+    begins = np.flatnonzero(np.concatenate(([len(values) > 0], beside[1:] != beside[:-1])))
+    ends = np.append(begins[1:], len(values))[: len(begins)]
+    ascending = np.argsort(beside[begins])
+    numbers = np.empty(len(begins), np.intp)
+    numbers[ascending] = np.arange(len(begins))
+    which = np.empty(len(values), np.intp)
+    which[order] = np.repeat(numbers, ends - begins)
+    begins, ends = begins[ascending], ends[ascending]
+    return Groups(beside[begins], order[begins], order[ends - 1], which, ends - begins)
 
 
 def together(values: Array) -> Indices:

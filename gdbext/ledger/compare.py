@@ -56,6 +56,18 @@ def resuming(rows: Columns) -> Columns:
     return rows.shared("resuming", lambda rows: (rows["flags"] & (Flag.UNREADABLE | Flag.SELF)) == 0)
 
 
+def turns(batch: Columns) -> Columns:
+    """The events at which a CPU turns to another stack, but by the hardware's task switches."""
+    return batch.shared("turns", _are_turns)
+
+
+def _are_turns(batch: Columns) -> Bools:
+    kind = batch["kind"]
+    found: Bools = (kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN)
+    found[found] = batch.at("how", np.flatnonzero(found)) != How.TASK
+    return found
+
+
 def crosses(batch: Columns) -> Bools:
     """True for entries from user code, and exits to it."""
     return batch.derived("crosses", _crosses)
@@ -171,8 +183,11 @@ def differences(entries: Rows, exits: Rows, law: Law) -> Mask:
     entries, exits = _columns(entries), _columns(exits)
     mask = changed_registers(entries, exits)
     mask[is_call(entries)] &= np.uint32(~law.call_returns & 0xFFFF_FFFF)
-    mask[_small(exits)] &= np.uint32(LOW_BITS)
+    small = _small(exits)
+    mask[small] &= np.uint32(LOW_BITS)
     for name, had_to in _HAD_TO_COME_BACK.items():
+        if had_to is _lost_small_selector and not small.any():
+            continue
         at = np.flatnonzero(entries[name] != exits[name])
         if len(at):
             mask[at[had_to(name, entries.take(at), exits.take(at))]] |= BIT[name]

@@ -13,7 +13,7 @@ import numpy as np
 
 from gdbext.arch.addresses import MASK64
 from gdbext.arch.frames import word_size
-from gdbext.events.columns import SPREAD, Array, Columns
+from gdbext.events.columns import SPREAD, Array, Columns, Indices
 from gdbext.events.row import ROW, Batch, Flag, pick, words
 from gdbext.ledger.compare import U64, Bools, gprs, is_call, is_user, keys, mixed, space
 
@@ -56,7 +56,7 @@ class Traits(NamedTuple):
     rsp: Array
     call: Array
 
-    def of(self, which: slice) -> Traits:
+    def of(self, which: slice | Indices) -> Traits:
         """The traits of some of them."""
         return Traits(*(column[which] for column in self))
 
@@ -131,7 +131,7 @@ class Pending:
 
     def find(self, key: Array | int) -> list[int]:
         """Numbers of the contexts with this key, newest first."""
-        return self._in_order(self._traits.key == key)[::-1]
+        return self._in_order(np.flatnonzero(self._traits.key == key))[::-1]
 
     def rows(self, numbers: Sequence[int]) -> Batch:
         """The rows of these numbers."""
@@ -143,7 +143,7 @@ class Pending:
 
     def all(self) -> Batch:
         """Every pending row, oldest first."""
-        return self.rows(self._in_order(self._waits))
+        return self.rows(self._in_order(np.flatnonzero(self._waits)))
 
     def where(self) -> Where:
         """Where each of them waits, in any order."""
@@ -152,46 +152,48 @@ class Pending:
 
     def thread(self, found_by: Traits) -> Batch:
         """The contexts of the same thread, as far as registers tell, oldest first."""
-        return self.rows(self._in_order(self._traits.thread == found_by.thread))
+        return self.rows(self._in_order(np.flatnonzero(self._traits.thread == found_by.thread)))
 
     def newest(self, found_by: Traits) -> Batch:
         """The last of them (a batch of one, or empty)."""
-        return self.rows(self._in_order(self._traits.thread == found_by.thread)[-1:])
+        return self.rows(self._in_order(np.flatnonzero(self._traits.thread == found_by.thread))[-1:])
 
     def calls_at(self, rip: int) -> Batch:
         """The system calls that return to `rip`, oldest first."""
-        return self.rows(self._in_order(self._traits.call & (self._traits.rip == rip)))
+        return self.rows(self._in_order(np.flatnonzero(self._traits.call & (self._traits.rip == rip))))
 
     def on_rsp(self, rsp: int) -> Batch:
         """The contexts with this RSP, oldest first."""
-        return self.rows(self._in_order(self._traits.rsp == rsp))
+        return self.rows(self._in_order(np.flatnonzero(self._traits.rsp == rsp)))
 
     def at_stack(self, found_by: Traits) -> list[int]:
         """Numbers of those of its thread, if they are 32-bit code, that have the same RSP, too, oldest first."""
-        return self._in_order((self._traits.stack == found_by.stack) & (found_by.stack != 0))
+        return self._in_order(np.flatnonzero((self._traits.stack == found_by.stack) & (found_by.stack != 0)))
 
     def near(self, found_by: Traits) -> Batch:
         """The contexts of its CPU and mode whose frame lies within REACH_BYTES of this one's, words away, but not at
         it, oldest first."""
-        known, reach = self._traits, np.uint64(REACH_BYTES - 1)
+        reach, word = np.uint64(REACH_BYTES - 1), np.uint64(word_size(int(found_by.mode[0])))
+        slots = np.flatnonzero(self._traits.frame - found_by.frame + reach <= 2 * reach)
+        known = self._traits.of(slots)
         away = known.frame - found_by.frame
-        near = (away + reach <= 2 * reach) & (away != 0) & (known.frame != 0)
+        near = (away != 0) & (away % word == 0) & (known.frame != 0)
         near &= (known.cpu == found_by.cpu) & (known.mode == found_by.mode)
-        near &= away % np.uint64(word_size(int(found_by.mode[0]))) == 0
-        return self.rows(self._in_order(near))
+        return self.rows(self._in_order(slots[near]))
 
     def at_place(self, found_by: Traits) -> list[int]:
         """Numbers of the kernel's contexts with the frame and the RSP of this one, on whatever CPU, newest first."""
-        return self._in_order((self._traits.place == found_by.place) & (found_by.place != 0))[::-1]
+        return self._in_order(np.flatnonzero((self._traits.place == found_by.place) & (found_by.place != 0)))[::-1]
 
     def alike(self, registers: U64, found_by: Traits) -> Batch:
         """The contexts that differ from these sixteen `registers` in UNLIKE of them at most, oldest first."""
-        rows = self.rows(self._in_order((self._traits.registers == found_by.registers).any(axis=1)))
+        first, second, third = (self._traits.registers == found_by.registers).T
+        rows = self.rows(self._in_order(np.flatnonzero(first | second | third)))
         return pick(rows, are_alike(gprs(rows), registers))
 
-    def _in_order(self, some: Bools) -> list[int]:
-        """The numbers of those that wait in `some` of the slots, oldest first."""
-        numbers: list[int] = np.sort(self._numbers[some & self._waits]).tolist()
+    def _in_order(self, slots: Indices) -> list[int]:
+        """The numbers of those that wait in `slots`, oldest first."""
+        numbers: list[int] = np.sort(self._numbers[slots[self._waits[slots]]]).tolist()
         return numbers
 
     def _begin(self, dtype: np.dtype[np.void], like: Traits) -> None:

@@ -89,6 +89,9 @@ class Apart(Columns):
     def _gather(self, name: str, index: Indices) -> Array:
         if name == GPRS:
             return np.stack([self.at(register, index) for register in GPR64]).T
+        if len(self._parts) == 1:
+            alone: Array = self._parts[0][name].take(index, axis=0)
+            return alone
         like = _column(self._parts[0], name, np.zeros(0, np.intp))
         taken = np.empty((len(index), *like.shape[1:]), like.dtype)
         for part, where, inside in self._by_part(index):

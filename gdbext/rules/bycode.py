@@ -52,8 +52,8 @@ class CodeJudge:
         fmask, rows = writes(batch, MSR_FMASK), contexts(batch)
         entries = (rows["kind"] == Kind.ENTRY) & ((rows["flags"] & Flag.UNREADABLE) == 0)
         judged: list[Judged] = []
-        own_flags = rows["addr"] != 0  # a task's, which its TSS holds
-        doubtful = rows.pick(np.flatnonzero(entries & ~own_flags & ((rows["rflags"] & JUDGED_FLAGS) != 0)))
+        odd = np.flatnonzero(entries & ((rows["rflags"] & JUDGED_FLAGS) != 0))
+        doubtful = rows.pick(odd[rows.at("addr", odd) == 0])  # a task has flags of its own, which its TSS holds
         for at in range(len(doubtful)):
             row = doubtful[at : at + 1]
             known = fmask["value"][fmask["seq"] < row["seq"][0]]
@@ -76,8 +76,9 @@ class CodeJudge:
         distinct, first = np.unique(places[unknown], return_index=True)
         guilty: list[int] = []
         spotless: list[int] = []
+        new = rows.pick(unknown[first])
         for at in np.argsort(first).tolist():
-            uses = self._red_zone(rows.row(int(unknown[first[at]])))
+            uses = self._red_zone(new[at : at + 1])
             (spotless if uses is None else guilty).append(distinct[at])
         clean = np.array(spotless, np.uint64)
         self._spotless[_slots(clean)] = clean

@@ -13,7 +13,7 @@ import numpy as np
 from gdbext.arch import vectors
 from gdbext.events.columns import Columns
 from gdbext.events.row import Batch, How
-from gdbext.ledger.compare import is_user
+from gdbext.ledger.compare import contexts, is_user
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 from gdbext.rules.history import History
@@ -29,8 +29,8 @@ class FarReturnJudge:
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the far returns of a batch."""
-        far = np.flatnonzero(batch["how"] == How.FAR)
-        rows = (batch.row(at) for at in far.tolist())
+        every = contexts(batch)
+        rows = (every.row(at) for at in np.flatnonzero(every["how"] == How.FAR).tolist())
         return [judged for row in rows if row["value"][0] == 1 and not is_user(row)[0] for judged in self._judge(row)]
 
     def _judge(self, row: Batch) -> list[Judged]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from gdbext.arch import vectors
 from gdbext.arch.registers import MSR_GS_BASE
-from gdbext.events.columns import Array, Columns, Joined, any_of, by_cpu
+from gdbext.events.columns import NO_ROWS, Array, Columns, Joined, any_of, by_cpu
 from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import Bools, crosses, is_user, mixed
 from gdbext.rules import first_swap
@@ -71,8 +71,10 @@ class GsJudge:
         self._swaps_since: int | None = None
         self._swaps_until: int | None = None
         """The event from which on the swaps are known to serve something else than a base of the kernel's own."""
-        self.kernel_bases: list[tuple[Columns, npt.NDArray[np.intp], str]] = []
-        """Of the last batch: events, positions, and the column in which the kernel's base stands there by count."""
+        self.based = Columns(NO_ROWS)
+        """Events of the last batch at which the kernel's base stands, by count, in KERNEL_GS_BASE or in GS base."""
+        self.waits: Bools = np.zeros(0, bool)
+        """At which of them it waits in KERNEL_GS_BASE."""
         self.first_exits: dict[int, Batch] = {}
         """By CPU, its first return to user mode where no count led up to it: whether it should have swapped shows only
         in the bases that user code was then seen with."""
@@ -98,7 +100,7 @@ class GsJudge:
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge a batch in order of ``seq``."""
         relevant = batch.take(np.flatnonzero(_relevant(batch)))
-        self.kernel_bases = []
+        self.based, self.waits = relevant.take(np.zeros(0, np.intp)), np.zeros(0, bool)
         if not len(relevant):
             return []
         parity = self._count.count(relevant)
@@ -107,10 +109,8 @@ class GsJudge:
             self.first_exits.setdefault(int(relevant["cpu"][at]), relevant.row(at).copy())
         crossing = crosses_now & (parity == USER)
         nested = (kind == Kind.ENTRY) & ~crosses_now & (parity == KERNEL)
-        self.kernel_bases = [
-            (relevant, np.flatnonzero(crossing), "kernel_gs_base"),
-            (relevant, np.flatnonzero(nested), "gs_base"),
-        ]
+        known = np.flatnonzero(crossing | nested)
+        self.based, self.waits = relevant.take(known), crossing[known]
         lines = {cpu: self._line(cpu, rows, parity[mine]) for cpu, (mine, rows) in by_cpu(relevant).items()}
         for line in lines.values():  # of all CPUs first: what one shows holds for the others from then on
             rounds = np.flatnonzero(line.exit & line.user & _behind(line.from_user) & line.fresh)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from gdbext.arch.addresses import CR3_TABLES, is_canonical, is_high_half
 from gdbext.arch.registers import MSR_GS_BASE, MSR_KERNEL_GS_BASE
 from gdbext.events.columns import SPREAD, Columns, Groups, by_cpu, grouped
-from gdbext.events.row import ROW, Batch, Flag, How, Kind
+from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import Bools, crosses, is_user, writes
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
@@ -71,30 +71,21 @@ class KernelBaseJudge:
         if self._is_shared(unique):
             judged += self._in_order(written, rows, triples)
         else:
-            came_first = rows.pick(groups.first)
-            for at in np.argsort(groups.first):
-                judged += self._see(unique[at], int(groups.counts[at]), came_first[at : at + 1])
+            for at in np.argsort(groups.first).tolist():
+                judged += self._see(unique[at], int(groups.counts[at]), rows, int(groups.first[at]))
             self._remember(written, rows, triples)
         died = np.flatnonzero(batch["kind"] == Kind.DIED)[:1]
         return judged + self._at_death(int(batch["seq"][died[0]])) if len(died) else judged
 
     def _crossings(self) -> tuple[Columns, Triples]:
         """The events at which a CPU's kernel base is known, in order."""
-        swaps = self._gs.swaps_since is not None
-        parts, positions = [np.zeros((3, 0), np.uint64)], [np.zeros(0, np.intp)]
-        rows = Columns(np.zeros(0, ROW))
-        for rows, index, column in self._gs.kernel_bases if swaps else ():
-            missing = Flag.NO_KERNEL_GS if column == "kernel_gs_base" else Flag.NO_BASES
-            part = rows.take(index)
-            fit = self._gs.swaps_at(part["seq"]) & ((part["flags"] & missing) == 0) & (part["mode"] == 64)
-            if not fit.all():
-                index = index[fit]
-                part = rows.take(index)
-            parts.append(np.stack((part["cpu"].astype(np.uint64), part[column], _page_tables(part))))
-            positions.append(index)
-        at_rows = np.concatenate(positions)
-        order = np.argsort(at_rows, kind="stable")
-        return rows.take(at_rows[order]), np.concatenate(parts, axis=1).take(order, axis=1)
+        rows, waits = self._gs.based, self._gs.waits
+        missing = rows["flags"] & np.where(waits, np.uint16(Flag.NO_KERNEL_GS), np.uint16(Flag.NO_BASES))
+        fit = self._gs.swaps_at(rows["seq"]) & (missing == 0) & (rows["mode"] == 64)
+        if not fit.all():
+            rows, waits = rows.take(np.flatnonzero(fit)), waits[fit]
+        base = np.where(waits, rows["kernel_gs_base"], rows["gs_base"])
+        return rows, np.stack((rows["cpu"].astype(np.uint64), base, _page_tables(rows)))
 
     def _of_known_kernels(self, loads: Columns, rows: Columns) -> Bools:
         """False for those of the crossings `rows` of the batch that are of a kernel of which nothing is known: its CPU
@@ -132,7 +123,7 @@ class KernelBaseJudge:
             shared = self._shared.sighted(cpu, base)
             if shared is not None:
                 judged += self._tell(*shared, base)
-            judged += self._see(triples[:, at], 1, rows.row(at))
+            judged += self._see(triples[:, at], 1, rows, at)
         return judged
 
     def _remember(self, written: Columns, rows: Columns, triples: Triples) -> None:
@@ -166,18 +157,19 @@ class KernelBaseJudge:
                 judged += self._tell(guilty, owner, write, base)
         return judged
 
-    def _see(self, triple: Triples, count: int, row: Batch) -> list[Judged]:
+    def _see(self, triple: Triples, count: int, rows: Columns, at: int) -> list[Judged]:
+        """Judge what is seen `count` times, first in the row at `at`."""
         cpu, base, cr3 = (int(value) for value in triple)
         sighting = self._seen.setdefault(cpu, {}).setdefault(base, _Sighting())
         new = sighting.count == 0
         sighting.count += count
         if cr3 and len(sighting.spaces) < 2:
             sighting.spaces.add(cr3)
-        judged = self._judge_new(cpu, base, row) if new else []
+        judged = self._judge_new(cpu, base, rows.row(at)) if new else []
         owner = self._owner(cpu, base)
         if owner is not None:
             brought = self._shared.brought(cpu, base)
-            judged += self._tell(cpu, owner, row if brought is None else brought, base)
+            judged += self._tell(cpu, owner, rows.row(at) if brought is None else brought, base)
         return judged
 
     def _tell(self, cpu: int, owner: int, row: Batch, base: int) -> list[Judged]:

@@ -150,7 +150,8 @@ class LandingJudge:
     def _unsettled(self, spaces: Array, bases: Array, frames: Array, cpus: Array) -> list[int]:
         """Positions that need a look; the rest, of settled threads that land where they always do, is counted."""
         key = mixed(spaces, bases, cpus.astype(np.uint64))
-        _, first, which, counts = grouped(key)
+        groups = grouped(key)
+        first, which = groups.first, groups.which
         strays = np.zeros(len(first), bool)
         strays[which[frames != frames[first][which]]] = True
         settled = np.zeros(len(first), bool)
@@ -162,7 +163,7 @@ class LandingJudge:
             if not strays[group]:
                 settled[group] = True
                 self._note_stack(int(cpus[at]), own.frame)
-                own.count += int(counts[group])
+                own.count += int(groups.counts[group])
         positions: list[int] = np.flatnonzero(~settled[which]).tolist()
         return positions
 

@@ -7,7 +7,7 @@ import numpy as np
 from gdbext.arch import vectors
 from gdbext.events.columns import Columns
 from gdbext.events.row import Batch, Flag, Kind
-from gdbext.ledger.compare import is_user
+from gdbext.ledger.compare import contexts, is_user
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 from gdbext.rules.policy import Policy
@@ -37,13 +37,14 @@ class NestingJudge:
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge a batch in order of ``seq``; only NMIs, IST entries and the exits behind them are looked at."""
-        kind = batch["kind"]
-        special = (kind == Kind.ENTRY) & (((batch["flags"] & Flag.IST) != 0) | (batch["vector"] == vectors.NMI))
+        rows = contexts(batch)
+        kind = rows["kind"]
+        special = (kind == Kind.ENTRY) & (((rows["flags"] & Flag.IST) != 0) | (rows["vector"] == vectors.NMI))
         if not special.any() and not any(self._live.values()):
             return []
         judged: list[Judged] = []
         for index in np.flatnonzero(special | (kind == Kind.EXIT)):
-            row = batch.row(int(index))
+            row = rows.row(int(index))
             cpu = int(row["cpu"][0])
             live = self._live.setdefault(cpu, [])
             if special[index]:

@@ -33,25 +33,31 @@ class ParityCount:
     def count(self, batch: Columns) -> Parity:
         """The parity before each row takes effect: USER, KERNEL, or UNKNOWN before a CPU's first sight of CPL 3."""
         parity = np.full(len(batch), UNKNOWN, np.int8)
-        synced = crosses(batch)  # behind these the user's base is active by definition
-        swaps = batch["kind"] == Kind.SWAPGS
-        writes = batch["kind"] == Kind.BASE
-        writes[writes] = batch.at("addr", np.flatnonzero(writes)) == MSR_GS_BASE
         for cpu, (mine, rows) in by_cpu(batch).items():
-            parity[mine] = self._one_cpu(cpu, synced[mine], swaps[mine])
-            if self._written.get(cpu) or writes[mine].any():
-                ends = synced[mine] | swaps[mine] | writes[mine]
-                begins = writes[mine] & _is_kernels(rows) & (parity[mine] == USER)
-                parity[mine] = self._with_written(cpu, parity[mine], begins, ends)
-            # An entry from user code finds the user's base whatever the count says: the exit before it was wrong.
-        parity[synced & (batch["kind"] == Kind.ENTRY)] = USER
+            parity[mine] = self._of_cpu(cpu, rows)
+        # An entry from user code finds the user's base whatever the count says: the exit before it was wrong.
+        parity[crosses(batch) & (batch["kind"] == Kind.ENTRY)] = USER
         return parity
 
     def after(self, cpu: int) -> int:
         """The parity of `cpu` after its last event."""
         return self._after.get(cpu, UNKNOWN)
 
-    def _one_cpu(self, cpu: int, synced: Bools, swaps: Bools) -> Parity:
+    def _of_cpu(self, cpu: int, rows: Columns) -> Parity:
+        """The parity before each of the `rows` of one CPU."""
+        kind = rows["kind"]
+        synced, swaps = crosses(rows), kind == Kind.SWAPGS  # behind a crossing the user's base is active by definition
+        parity = self._counted(cpu, synced, swaps)
+        writes = np.flatnonzero(kind == Kind.BASE)
+        writes = writes[rows.at("addr", writes) == MSR_GS_BASE]
+        if not self._written.get(cpu) and not len(writes):
+            return parity
+        begins, ends = np.zeros(len(rows), bool), synced | swaps
+        begins[writes] = _is_kernels(rows.take(writes)) & (parity[writes] == USER)
+        ends[writes] = True
+        return self._with_written(cpu, parity, begins, ends)
+
+    def _counted(self, cpu: int, synced: Bools, swaps: Bools) -> Parity:
         start = self._after.get(cpu, UNKNOWN)
         odd = np.bitwise_xor.accumulate(swaps.view(np.int8))  # whether the swaps so far are odd
         latest = np.maximum.accumulate(np.where(synced, np.arange(1, len(synced) + 1, dtype=np.int32), np.int32(0)))
@@ -67,7 +73,8 @@ class ParityCount:
 
     def _with_written(self, cpu: int, parity: Parity, begins: Bools, ends: Bools) -> Parity:
         """`parity` where a handler of `cpu` writes the kernel's base at `begins`; it is gone at all other `ends`."""
-        latest = np.maximum.accumulate(np.where(begins | ends, np.arange(1, len(parity) + 1), 0))
+        numbers = np.arange(1, len(parity) + 1, dtype=np.int32)
+        latest = np.maximum.accumulate(np.where(begins | ends, numbers, np.int32(0)))
         ahead = np.concatenate((latest[:1] * 0, latest[:-1]))  # what counts for a row is strictly before it
         carried = self._written.get(cpu, False)
         written = np.where(ahead > 0, begins[ahead - 1], carried)

@@ -81,7 +81,7 @@ class SelectorJudge:
         odd: Bools = framed & wrong & ((rows["rflags"] & rf.VM) == 0)
         kernel = np.flatnonzero(entry & ~user)
         faults = kernel[any_of(rows["vector"][kernel], _RETURN_FAULTS)]
-        odd[faults] |= (rows["error"][faults] & _SELECTOR) != 0
+        odd[faults] |= (rows.at("error", faults) & _SELECTOR) != 0
         return odd
 
     def _judge(self, line: Batch) -> list[Judged]:

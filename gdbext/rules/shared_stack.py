@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 
 from gdbext.events.columns import Columns, Indices, Joined, by_cpu, together
-from gdbext.events.row import ROW, Batch, How, Kind, concat
-from gdbext.ledger.compare import is_user
+from gdbext.events.row import ROW, Batch, Kind, concat
+from gdbext.ledger.compare import is_user, turns
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 from gdbext.rules.stale import STACK_REACH
@@ -41,11 +41,9 @@ class SharedStackJudge:
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the switches of a batch in order of ``seq``."""
-        kind = batch["kind"]
-        switch = ((kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN)) & (batch["how"] != How.TASK)
         if self._here.dtype != batch.dtype:
             self._here = np.zeros(0, batch.dtype)
-        rows = Joined(self._here, batch.take(np.flatnonzero(switch)))
+        rows = Joined(self._here, turns(batch))
         if len(rows) > len(self._here):
             self._suspects += self._shared(rows)
         if not self._suspects:

@@ -166,9 +166,9 @@ class SuspendedStackJudge:
         switches = np.flatnonzero((kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN))
         chosen[switches] = np.isin(rows["rsp"][switches], bottoms)
         lands = np.flatnonzero((kind == Kind.ENTRY) & crosses(rows) & ((rows["flags"] & Flag.IST) == 0))
-        frames, _, which, _ = grouped(rows["frame"][lands])
-        inside = _within(frames, waits + left)
-        chosen[lands] = inside[which]
+        frames = grouped(rows["frame"][lands])
+        inside = _within(frames.distinct, waits + left)
+        chosen[lands] = inside[frames.which]
         if not inside.any() and len(waits) == len(self._away):
             followed = np.flatnonzero(chosen)
             return np.sort(followed[grouped(rows["rsp"][followed]).last])
@@ -205,9 +205,10 @@ def _relevant(batch: Columns) -> Bools:
     return relevant
 
 
-def _latest(marked: Bools) -> npt.NDArray[np.intp]:
+def _latest(marked: Bools) -> npt.NDArray[np.int32]:
     """For each position the last marked one up to it, counted from 1; 0 if there is none."""
-    found: npt.NDArray[np.intp] = np.maximum.accumulate(np.where(marked, np.arange(1, len(marked) + 1), 0))
+    numbers = np.arange(1, len(marked) + 1, dtype=np.int32)
+    found: npt.NDArray[np.int32] = np.maximum.accumulate(np.where(marked, numbers, np.int32(0)))
     return found
 
 

@@ -11,7 +11,7 @@ from gdbext.arch.frames import word_size
 from gdbext.arch.registers import CALLEE_SAVED_32, CALLEE_SAVED_64
 from gdbext.events.columns import Columns, Indices, grouped
 from gdbext.events.row import Batch, Flag, How, Kind, single
-from gdbext.ledger.compare import U64, changed_registers, is_user, mask_of
+from gdbext.ledger.compare import U64, changed_registers, contexts, is_user, mask_of, turns
 from gdbext.ledger.pairing import adjacent
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
@@ -35,14 +35,12 @@ class SwitchJudge:
 
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the switches of a batch in order."""
-        kind = batch["kind"]
-        switch = ((kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN)) & (batch["how"] != How.TASK)
-        rows = batch.take(np.flatnonzero(switch))
+        rows = turns(batch)
         came = rows.take(np.flatnonzero(rows["kind"] == Kind.SWITCH_IN))
         cpus, stacks = came["cpu"].tolist(), came["rsp"].tolist()
         seen = {*zip(cpus, stacks, strict=True), *self._came.items()}
         self._came.update(zip(cpus, stacks, strict=True))
-        return (self._switches(rows) if len(rows) else []) + self._beside(batch, seen)
+        return (self._switches(rows) if len(rows) else []) + self._beside(contexts(batch), seen)
 
     def _switches(self, rows: Columns) -> list[Judged]:
         """Judge the switches of a batch."""
@@ -76,22 +74,22 @@ class SwitchJudge:
             del self._away[stack]
         return judged
 
-    def _beside(self, batch: Columns, came: set[tuple[int, int]]) -> list[Judged]:
-        """Judge the irets that go to where a thread waits to go on, but with RSP beside where it left it.
+    def _beside(self, rows: Columns, came: set[tuple[int, int]]) -> list[Judged]:
+        """Judge the irets among `rows` that go to where a thread waits to go on, but with RSP beside where it left it.
 
         came: CPUs and the stacks they came to, as threads had left them.
         """
         if not self._away:
             return []
         judged: list[Judged] = []
-        taken = (batch["kind"] == Kind.EXIT) & (batch["how"] == How.IRET) & ~is_user(batch)
-        taken &= (batch["flags"] & (Flag.IDENTICAL | Flag.SELF | Flag.UNREADABLE)) == 0
+        taken = (rows["kind"] == Kind.EXIT) & (rows["how"] == How.IRET) & ~is_user(rows)
+        taken &= (rows["flags"] & (Flag.IDENTICAL | Flag.SELF | Flag.UNREADABLE)) == 0
         positions = np.flatnonzero(taken)
-        columns = (batch.at(name, positions).tolist() for name in ("cpu", "mode", "rsp"))
+        columns = (rows.at(name, positions).tolist() for name in ("cpu", "mode", "rsp"))
         for at, cpu, bits, rsp in zip(positions.tolist(), *columns, strict=True):
             stack = rsp - word_size(bits)
             if (cpu, stack) not in came:
-                row = batch.row(at)
+                row = rows.row(at)
                 judged += [(_off(left, row), row, left) for left in self._left_beside(row, stack)]
         return judged
 

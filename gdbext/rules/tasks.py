@@ -34,9 +34,9 @@ class TaskJudge:
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the switches of a batch in order of ``seq``."""
         kind = batch["kind"]
-        switch = ((kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN)) & (batch["how"] == How.TASK)
+        switches = np.flatnonzero((kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN))
         judged: list[Judged] = []
-        for at in np.flatnonzero(switch).tolist():
+        for at in switches[batch.at("how", switches) == How.TASK].tolist():
             row = batch.row(at)
             left = self._away.pop(int(row["addr"][0]), None)
             if row["kind"][0] == Kind.SWITCH_OUT:

@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gdbext.events.columns import Columns, Joined, by_cpu, grouped
-from gdbext.events.row import ROW, Batch
-from gdbext.ledger.compare import keys
+from gdbext.events.columns import Columns, Joined, among, by_cpu, grouped
+from gdbext.events.row import ROW, Batch, Kind
+from gdbext.ledger.compare import contexts, crosses, is_user, keys
 from gdbext.ledger.pairing import adjacent
 from gdbext.recording.apart import Apart, joined
 
@@ -36,17 +36,41 @@ def test_columns_that_were_never_rows_hold_what_the_rows_hold() -> None:
             assert (taken["stack"] == rows["stack"][index]).all()
             assert (keys(taken) == keys(rows)[index]).all()
         assert (columns.rows == rows).all()
+        low = rows["kind"] < 128
+        for _ in range(2):  # made, and made before
+            shared = columns.shared("low", lambda those: those["kind"] < 128)
+            assert (shared["rip"] == rows["rip"][low]).all()
+            assert (shared.gprs() == whole.gprs()[low]).all()
+            assert (is_user(shared) == is_user(rows)[low]).all()
+            assert (shared.pick(np.array([1, 0])) == rows[low][[1, 0]]).all()
+        assert columns.shared("all", lambda those: those["kind"] < 256) is columns
+
+
+def test_who_crosses_is_the_same_of_a_batch_and_of_some_of_its_rows() -> None:
+    rows = _rows(100).copy()
+    rows["kind"] %= 4
+    crossing = np.isin(rows["kind"], (Kind.ENTRY, Kind.EXIT)) & is_user(rows)
+    for columns in (Columns(rows), _apart(rows)):
+        assert (contexts(columns)["seq"] == rows["seq"][np.isin(rows["kind"], (Kind.ENTRY, Kind.EXIT))]).all()
+        assert (crosses(columns) == crossing).all()
+        for index in (np.arange(90), np.array([3, 4, 5])):
+            assert (crosses(columns.take(index)) == crossing[index]).all()
 
 
 @given(st.lists(st.integers(0, 5)))
 def test_groups_are_those_that_sorting_finds(values: list[int]) -> None:
     column = np.array(values, np.uint64)
-    for found, wanted in zip(
-        grouped(column),
-        np.unique(column, return_index=True, return_inverse=True, return_counts=True),
-        strict=True,
-    ):
-        assert found.tolist() == wanted.tolist()
+    distinct, first, last, which, counts = grouped(column)
+    wanted = np.unique(column, return_index=True, return_inverse=True, return_counts=True)
+    for found, known in zip((distinct, first, which, counts), wanted, strict=True):
+        assert found.tolist() == known.tolist()
+    assert last.tolist() == [len(values) - 1 - values[::-1].index(value) for value in distinct.tolist()]
+
+
+@given(st.lists(st.integers(0, 9)), st.sets(st.integers(0, 9)))
+def test_what_is_among_others_is_what_a_look_at_each_finds(values: list[int], others: set[int]) -> None:
+    found = among(np.array(values, np.uint64), np.array(sorted(others), np.uint64))
+    assert found.tolist() == [value in others for value in values]
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans())))
