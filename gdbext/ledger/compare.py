@@ -64,7 +64,8 @@ def turns(batch: Columns) -> Columns:
 def _are_turns(batch: Columns) -> Bools:
     kind = batch["kind"]
     found: Bools = (kind == Kind.SWITCH_OUT) | (kind == Kind.SWITCH_IN)
-    found[found] = batch.at("how", np.flatnonzero(found)) != How.TASK
+    switches = np.flatnonzero(found)
+    found[switches] = batch.at("how", switches) != How.TASK
     return found
 
 
@@ -80,7 +81,7 @@ def _crosses(batch: Columns) -> Bools:
 def of_contexts(batch: Columns, chosen: Bools) -> Bools:
     """True in `batch` for those of its contexts that are `chosen`."""
     found = _are_contexts(batch)
-    found[found] = chosen
+    found[np.flatnonzero(found)] = chosen
     return found
 
 

@@ -56,7 +56,7 @@ class Traits(NamedTuple):
     rsp: Array
     call: Array
 
-    def of(self, which: slice | Indices) -> Traits:
+    def of(self, which: slice) -> Traits:
         """The traits of some of them."""
         return Traits(*(column[which] for column in self))
 
@@ -135,6 +135,8 @@ class Pending:
 
     def rows(self, numbers: Sequence[int]) -> Batch:
         """The rows of these numbers."""
+        if not numbers:
+            return self._rows[:0]
         return pick(self._rows, np.array(numbers, np.intp) % self._capacity)
 
     def take(self, number: int) -> None:
@@ -175,10 +177,9 @@ class Pending:
         it, oldest first."""
         reach, word = np.uint64(REACH_BYTES - 1), np.uint64(word_size(int(found_by.mode[0])))
         slots = np.flatnonzero(self._traits.frame - found_by.frame + reach <= 2 * reach)
-        known = self._traits.of(slots)
-        away = known.frame - found_by.frame
-        near = (away != 0) & (away % word == 0) & (known.frame != 0)
-        near &= (known.cpu == found_by.cpu) & (known.mode == found_by.mode)
+        cpu, mode, frame = (column[slots] for column in (self._traits.cpu, self._traits.mode, self._traits.frame))
+        away = frame - found_by.frame
+        near = (away != 0) & (away % word == 0) & (frame != 0) & (cpu == found_by.cpu) & (mode == found_by.mode)
         return self.rows(self._in_order(slots[near]))
 
     def at_place(self, found_by: Traits) -> list[int]:
@@ -193,8 +194,7 @@ class Pending:
 
     def _in_order(self, slots: Indices) -> list[int]:
         """The numbers of those that wait in `slots`, oldest first."""
-        numbers: list[int] = np.sort(self._numbers[slots[self._waits[slots]]]).tolist()
-        return numbers
+        return sorted(self._numbers[slots[self._waits[slots]]].tolist())
 
     def _begin(self, dtype: np.dtype[np.void], like: Traits) -> None:
         """Allocate for rows of this type; a source never changes its row in mid-stream."""

@@ -148,7 +148,7 @@ class GsJudge:
         judged: list[Judged] = []
         on_user_stack = self._on_user_stack(line, cpu)
         odd = np.flatnonzero((self._odd(line) | on_user_stack) & line.fresh)
-        swapping = self.swaps_at(line.rows["seq"][odd]).tolist()
+        swapping = self.swaps_at(line.rows.at("seq", odd)).tolist()
         for index, swaps in zip(odd.tolist(), swapping, strict=True):
             if on_user_stack[index]:
                 row = line.rows.row(index)
@@ -163,15 +163,16 @@ class GsJudge:
         each with the event that showed it."""
         rows = line.rows
         hits = np.flatnonzero(line.swap & _behind(line.from_user) & line.fresh)
-        others = self._plain.swap(rows.at("pc", hits - 1), rows.at("seq", hits))
+        seqs = rows.at("seq", hits)
+        others = self._plain.swap(rows.at("pc", hits - 1), seqs)
         if others.any():
-            first_other = int(rows["seq"][hits[others][0]])
+            first_other = int(seqs[others][0])
             self._swaps_until = min(self._swaps_until or first_other, first_other)
-        hits = hits[~others]
+            hits, seqs = hits[~others], seqs[~others]
         if len(hits):
-            first_swap = int(rows["seq"][hits[0]])
+            first_swap = int(seqs[0])
             self._swaps_since = min(self._swaps_since or first_swap, first_swap)
-        _note_first(self._entry_swaps, rows.at("pc", hits), rows.at("seq", hits))
+        _note_first(self._entry_swaps, rows.at("pc", hits), seqs)
         returns, in_kernel = line.exit & line.user, line.parity == KERNEL
         back = _behind(line.swap & in_kernel)
         hits = np.flatnonzero(back & (line.parity == USER) & returns & line.fresh)
@@ -196,15 +197,16 @@ class GsJudge:
     def _on_user_stack(self, line: _Line, cpu: int) -> Bools:
         """Entries from kernel code whose RSP was still, or again, the user's and whose frame went onto that stack; or
         could not, so that a double fault came."""
-        rows, rsp = line.rows, line.rows["rsp"]
+        rows = line.rows
         numbers = np.arange(1, len(rows) + 1, dtype=np.int32)
         latest = np.maximum.accumulate(np.where(line.from_user, numbers, np.int32(0)))
         known = self._user_rsp.get(cpu, 0)
         if latest[-1]:
-            self._user_rsp[cpu] = int(rsp[latest[-1] - 1])
-        nested = np.flatnonzero(line.entry & ~line.user & (rows["mode"] == 64))
-        before, stack, top = latest[nested], rsp[nested], np.uint64(63)
-        user_rsp = np.where(before > 0, rsp[before - 1], np.uint64(known))
+            self._user_rsp[cpu] = int(rows.at("rsp", latest[-1:] - 1)[0])
+        nested = np.flatnonzero(line.entry & ~line.user)
+        nested = nested[rows.at("mode", nested) == 64]
+        before, stack, top = latest[nested], rows.at("rsp", nested), np.uint64(63)
+        user_rsp = np.where(before > 0, rows.at("rsp", np.maximum(before - 1, 0)), np.uint64(known))
         users = (stack == user_rsp) & (user_rsp != 0)
         low = (stack >> top == 0) & (stack != 0)
         some = np.flatnonzero(users | low)
