@@ -6,8 +6,6 @@
 
 #include "events.h"
 
-static bool told_of_entries; /* by QEMU 10.2 and later */
-
 /* A page mapped at several addresses is translated once, for whichever came first: `pc`, or the one that RIP tells. It
  * does so where a block begins, but for a few ways there on which QEMU leaves it behind; those are no deliveries. */
 static uint64_t here(vcpu *v, uint64_t pc)
@@ -80,9 +78,6 @@ static void on_int(unsigned index, void *userdata)
     const site *s = userdata;
     vcpu *v = vcpu_of(index);
 
-    if (!told_of_entries) {
-        look_at_tables(v, s->bits);
-    }
     v->soft.pending = true;
     v->soft.vector = (uint8_t)s->insn.imm;
     v->soft.next = s->pc + s->insn.length;

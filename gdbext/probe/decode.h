@@ -42,6 +42,8 @@ typedef enum {
     OP_FAR_RETURN, /* size: bytes of a popped word, imm: bytes dropped behind them */
     OP_LOAD_FLAGS, /* popf, sahf. size: bytes popped, 0: sahf */
     OP_FLAGS_RET,  /* popf right in front of a near return. imm: bytes dropped behind the return address */
+    OP_INVLPG,
+    OP_PAGING, /* mov to CR0 or CR4: may change what every page shows */
 } op_kind;
 
 enum { NO_REG = 0xff };
@@ -142,9 +144,10 @@ static void classify_two(insn *i, unsigned op, uint8_t modrm, uint8_t rex, bool 
         i->kind = modrm == 0xf8 && code64      ? OP_SWAPGS
                   : memory && reg == 3 ? OP_LIDT
                   : memory && reg == 2 ? OP_LGDT
+                  : memory && reg == 7 ? OP_INVLPG
                                        : OP_OTHER;
         break;
-    case 0x22: i->kind = reg == 3 && !(rex & 4) ? OP_MOV_CR3 : OP_OTHER; break;
+    case 0x22: i->kind = rex & 4 ? OP_OTHER : reg == 3 ? OP_MOV_CR3 : reg == 0 || reg == 4 ? OP_PAGING : OP_OTHER; break;
     case 0xaa: i->kind = OP_RSM; break;
     case 0xae:
         if (rep && !memory && code64) {
@@ -343,6 +346,37 @@ static inline bool stores(const uint8_t *bytes, size_t length, uint8_t reg, unsi
     }
     unsigned base = bytes[at + 1] & 7;
     return ((bytes[at + 1] >> 3 & 7) | (rex & 4) << 1) == reg && base != 4 && (base != 5 || (rex & 1));
+}
+
+/* May the instruction store anywhere but at RSP? False only where it surely does not. */
+static inline bool may_store(const uint8_t *bytes, size_t length, unsigned bits)
+{
+    /* One bit per opcode, rows of sixteen: stores by ModRM; those that have none. */
+    static const uint16_t one[16] = {0x0303, 0x0303, 0x0303, 0x0003, 0, 0, 0x000c, 0, 0x93cf, 0, 0, 0, 0x00f3, 0xff0f, 0,
+                                     0xc0c0};
+    static const uint16_t two[16] = {0x0003, 0x008a, 0x0a00, 0x0500, 0, 0, 0, 0xc100, 0, 0xffff, 0x7830, 0x0c0b, 0x008b,
+                                     0x0040, 0x0080, 0x0080};
+    static const uint16_t bare[16] = {[6] = 0x3000, [10] = 0x0c3c};
+    const uint8_t *p = bytes, *end = bytes + length;
+    bool rebased = false, address_size = false;
+
+    for (; p < end; p++) {
+        bool rex = bits == 64 && (*p & 0xf0) == 0x40;
+        if (!rex && (*p & 0xfc) != 0x64 && *p != 0xf0 && *p != 0xf2 && *p != 0xf3 && (*p & 0xe7) != 0x26) {
+            break;
+        }
+        rebased = rex && (*p & 1);
+        address_size |= *p == 0x67;
+    }
+    bool two_byte = end - p > 1 && *p == 0x0f;
+    p += two_byte;
+    if (end - p < 2 || !((two_byte ? two : one)[*p >> 4] >> (*p & 15) & 1)) {
+        return p < end && !two_byte && (bare[*p >> 4] >> (*p & 15) & 1);
+    }
+    if (two_byte ? (*p & 0xfd) == 0x38 || *p == 0xf7 : *p == 0x62 || (*p & 0xfe) == 0xc4) {
+        return true; /* further maps; maskmovq */
+    }
+    return p[1] < 0xc0 && ((p[1] & 7) != 4 || end - p < 3 || (p[2] & 7) != 4 || rebased || address_size);
 }
 
 /* Does the instruction read CS (mov from CS; push CS, which 64-bit code lacks)? */

@@ -7,11 +7,10 @@
  */
 #pragma once
 
-#include "frames.h"
+#include "gates.h"
 #include "tables.h"
 
 enum { FRAME_RIP, FRAME_CS, FRAME_RFLAGS, FRAME_RSP, FRAME_SS, FRAME_WORDS = 9 };
-enum { PAGE_OFFSET = 0xfff };
 enum { VECTOR_NMI = 2, VECTOR_EXCEPTIONS = 32, VECTOR_SYSCALL = 0x100, VECTOR_SYSENTER, VECTOR_UNKNOWN = 0xffff };
 
 #define ERROR_CODE_VECTORS (1u << 8 | 0x1fu << 10 | 1u << 17 | 1u << 21 | 1u << 29 | 1u << 30)
@@ -243,7 +242,6 @@ static bool is_unseen(const vcpu *v, const delivery *d)
 }
 
 static bool emit_call(vcpu *v, uint64_t pc, uint64_t sp);
-static void look_at_tables(vcpu *any, unsigned bits);
 
 /* As `identify` says, by the table as it was last read. */
 static bool identify_by_table(vcpu *v, delivery *d)

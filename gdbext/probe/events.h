@@ -89,6 +89,7 @@ static void on_cr3(unsigned index, void *userdata)
     vcpu *v = vcpu_of(index);
     ctx_row *row = begin(v, CTX_KIND_CR3, 0, s->pc, s->bits);
 
+    vcpu_forget_space(v);
     row->rsp = vcpu_reg(v, REG_RSP);
     row->cs = (uint16_t)vcpu_reg(v, REG_CS);
     row->cpl = row->cs & 3;
@@ -183,6 +184,7 @@ static void on_table_operand(unsigned index, qemu_plugin_meminfo_t info, uint64_
     if (stale) {
         flush_translations();
     }
+    find_table_writers(v->idt);
     if (s->bits != 16) {
         ctx_row *row = begin(v, CTX_KIND_IDT, 0, s->pc, s->bits);
         fill_small(v, row);

@@ -1,8 +1,8 @@
 /*
  * The interrupt descriptor tables the vCPUs have loaded, and the set of addresses at which handlers begin.
  *
- * A table is read again when kernel code is translated that was not seen to be reached by ordinary flow: gates are
- * mostly written in place, long after lidt, and a handler that was never run is translated when it first is. An
+ * A table is read again whenever kernel code is translated: gates are mostly written in place, long after lidt, and a
+ * handler that was never run is translated when it first is. What that leaves open is in gates.h. An
  * address that was ever in a gate stays a target for good. One that had been translated as ordinary code before it
  * became a target has blocks without our callback; the caller then has them thrown away. One vCPU may translate at an
  * address while another makes it a target: each says so before it looks for the other, and at least one finds it.
@@ -22,7 +22,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { IDT_TABLES = 1024, IDT_BYTES = 4096, IDT_GATES = 256, TARGET_SLOTS = 1 << 20, SEEN_BITS = 1 << 22 };
+enum { PAGE_SIZE = 4096, PAGE_OFFSET = PAGE_SIZE - 1 };
+enum { IDT_TABLES = 1024, IDT_BYTES = 4096, IDT_PAGES = 2, NO_MARK = 0xffff, IDT_GATES = 256, TARGET_SLOTS = 1 << 20, SEEN_BITS = 1 << 22 };
 
 typedef struct {
     uint64_t target; /* 0: no usable gate */
@@ -37,8 +38,9 @@ typedef struct {
     unsigned loaded; /* by how many vCPUs */
     unsigned bits;   /* 32 or 64, 0 before it is read */
     unsigned tasks;  /* task gates met */
-    bool read;
+    bool read, writers_sought; /* see gates.h */
     uint8_t bytes[IDT_BYTES];
+    uint16_t mark[IDT_PAGES]; /* where in bytes a present gate lies, for each page that holds some; NO_MARK: none known */
     uint64_t target[IDT_GATES]; /* beside the gates: searched at every entry */
     idt_gate gate[IDT_GATES];
 } idt_table;
@@ -51,6 +53,7 @@ static _Atomic uint64_t idt_targets[TARGET_SLOTS]; /* open addressing; 0: free; 
 static _Atomic uint64_t idt_target_hint[256];      /* a bit by hash: mostly tells at once that an address is no target */
 static unsigned idt_target_count;
 static _Atomic uint8_t idt_seen[SEEN_BITS / 8]; /* addresses at which a kernel block was translated, by hash */
+static _Atomic uint64_t idt_changes; /* of what is loaded, and of gates */
 static pthread_mutex_t idt_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static inline uint64_t idt_hash(uint64_t address)
@@ -150,7 +153,6 @@ static uint32_t idt_code_base(const idt_table *t, const uint8_t *raw, idt_reader
  * stays as it was. False: nothing is mapped. */
 static bool idt_read(const idt_table *t, size_t length, uint8_t *to, idt_reader reader, void *context)
 {
-    enum { PAGE_SIZE = 4096 };
     size_t first = PAGE_SIZE - t->base % PAGE_SIZE;
 
     if (reader(context, t->base, to, length)) {
@@ -159,6 +161,27 @@ static bool idt_read(const idt_table *t, size_t length, uint8_t *to, idt_reader 
     memcpy(to, t->bytes, length);
     bool begins = first < length && reader(context, t->base, to, first);
     return (first < length && reader(context, t->base + first, to + first, length - first)) || begins;
+}
+
+/* How many bytes of gates a table has. */
+static inline size_t idt_length(const idt_table *t)
+{
+    return t->limit < IDT_BYTES ? t->limit + 1u : IDT_BYTES;
+}
+
+/* Choose the gates by which each page of the table is known. */
+static void idt_mark(idt_table *t, size_t size, size_t gates)
+{
+    enum { PRESENT = 0x80 };
+
+    memset(t->mark, 0xff, sizeof(t->mark));
+    for (size_t at = gates * size; at >= size;) {
+        at -= size;
+        size_t page = (t->base % PAGE_SIZE + at) / PAGE_SIZE;
+        if ((t->bytes[at + 5] & PRESENT) && (t->base % PAGE_SIZE + at + size - 1) / PAGE_SIZE == page) {
+            t->mark[page] = (uint16_t)at;
+        }
+    }
 }
 
 /* Read the table again, on a vCPU that runs `bits`-bit code; true if a new target was translated before. A table may
@@ -192,6 +215,8 @@ static bool idt_refresh(idt_table *t, unsigned bits, idt_reader reader, void *co
         stale |= idt_add_target(t->target[vector]);
     }
     memcpy(t->bytes, now, gates * size);
+    idt_mark(t, size, gates);
+    idt_changes++;
     t->read = true;
     return stale;
 }
@@ -218,6 +243,7 @@ static idt_table *idt_load(idt_table *old, uint64_t base, uint32_t limit)
     for (unsigned i = 0; i < idt_count; i++) {
         idt_table *t = idt_tables[i];
         if (t->base == base && t->limit == limit) {
+            idt_changes += t->loaded == 0;
             t->loaded++;
             t->bits = t->loaded > 1 ? t->bits : 0; /* nobody else's: decode it anew for the mode it will serve */
             return t;
@@ -234,6 +260,8 @@ static idt_table *idt_load(idt_table *old, uint64_t base, uint32_t limit)
         t->base = base;
         t->limit = limit;
         t->loaded = 1;
+        memset(t->mark, 0xff, sizeof(t->mark));
+        idt_changes++;
         if (place == &idt_tables[idt_count]) {
             idt_count++;
         } else {

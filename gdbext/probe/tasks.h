@@ -61,6 +61,7 @@ static bool is_user_task(const tss *t)
 static void enter_task(vcpu *v, uint16_t selector, const tss *t)
 {
     v->task = selector;
+    vcpu_forget_space(v);
     v->ldt = (uint16_t)t->word[TSS_LDT] & ~7u;
 }
 

@@ -104,6 +104,7 @@ static bool is_of_interest(const block *b, const insn *i)
     }
     switch (i->kind) {
     case OP_OTHER: case OP_CALL: case OP_JUMP_IF: return i->gs_memory;
+    case OP_INVLPG: case OP_PAGING: return !told_of_entries;
     case OP_RET: case OP_JUMP: case OP_JUMP_FAR: return i->gs_memory || near_rsp_load(b->start);
     default: return true;
     }
@@ -125,6 +126,8 @@ static void instrument(block *b, struct qemu_plugin_insn *at, site *s)
     case OP_WRMSR: call_at(at, on_wrmsr, s); break;
     case OP_WRFSBASE: case OP_WRGSBASE: call_at(at, on_wrbase, s); break;
     case OP_MOV_CR3: call_at(at, on_cr3, s); break;
+    case OP_INVLPG: call_at(at, on_invlpg, s); break;
+    case OP_PAGING: call_at(at, on_paging, s); break;
     case OP_RSM: call_at(at, on_rsm, s); break;
     case OP_OUT: call_at(at, on_out, s); break;
     case OP_SYSCALL: case OP_SYSENTER: call_at(at, on_call, s); break;
@@ -147,22 +150,6 @@ static void instrument(block *b, struct qemu_plugin_insn *at, site *s)
     }
 }
 
-/* Addresses that translated kernel code runs on or branches to, by hash, the latest of each: such a block is hardly
- * ever the beginning of a handler, and the loaded tables need no look for its sake unless there is a frame on the stack. */
-enum { SUCCESSORS = 4096 };
-
-static _Atomic uint64_t successors[SUCCESSORS];
-
-static void note_successor(uint64_t pc)
-{
-    successors[idt_hash(pc) % SUCCESSORS] = pc;
-}
-
-static bool is_successor(uint64_t pc)
-{
-    return successors[idt_hash(pc) % SUCCESSORS] == pc;
-}
-
 /* Where a block goes from its last instruction. Kernel code that jumps, calls or runs on into a handler would look
  * like an entry: leave a note for it. */
 static void note_end(struct qemu_plugin_insn *at, uint64_t next, const insn *i)
@@ -171,12 +158,6 @@ static void note_end(struct qemu_plugin_insn *at, uint64_t next, const insn *i)
     uint64_t target = jumps ? next + (uint64_t)i->imm : next;
     uint64_t handler = idt_is_target(target) ? target : idt_is_target(next) ? next : 0;
 
-    if (i->kind == OP_JUMP || i->kind == OP_JUMP_IF) {
-        note_successor(target);
-    }
-    if (i->kind == OP_OTHER || i->kind == OP_JUMP_IF) {
-        note_successor(next);
-    }
     if (handler && i->kind != OP_IRET) {
         qemu_plugin_u64 entry = {scores, offsetof(score, jump_target)};
         qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(at, QEMU_PLUGIN_INLINE_STORE_U64, entry, handler);
@@ -235,6 +216,9 @@ static void instrument_block(block *b)
         if (told_stores && b->bits != 16) {
             qemu_plugin_register_vcpu_mem_cb(at, on_store, QEMU_PLUGIN_CB_R_REGS, QEMU_PLUGIN_MEM_W, (void *)pc);
         }
+        if (b->bits != 16 && watches_store(pc) && may_store(bytes, length, b->bits)) {
+            qemu_plugin_register_vcpu_mem_cb(at, on_kernel_store, QEMU_PLUGIN_CB_NO_REGS, QEMU_PLUGIN_MEM_W, (void *)pc);
+        }
         if (may_matter(bytes, length, b->bits)) {
             i = decode(bytes, length, b->bits);
         }
@@ -260,10 +244,11 @@ static void instrument_block(block *b)
     }
 }
 
-/* Read the loaded tables again; where one leads to code that was translated before, start afresh. */
-static void look_at_tables(vcpu *any, unsigned bits)
+/* Read the loaded tables again; where one leads to code that was translated before, start afresh. True if one changed. */
+static bool read_tables(vcpu *any, unsigned bits)
 {
     bool stale = false;
+    uint64_t changes = idt_changes;
 
     pthread_mutex_lock(&idt_lock);
     for (unsigned i = 0; i < idt_count; i++) {
@@ -278,22 +263,13 @@ static void look_at_tables(vcpu *any, unsigned bits)
     if (stale) {
         flush_translations();
     }
-}
-
-/* Does the stack look as the CPU leaves it when it delivers an interrupt? */
-static bool may_be_delivered(vcpu *any, unsigned bits)
-{
-    delivery d = {.sp = vcpu_sp(any, bits), .bits = bits, .live_cs = (uint16_t)vcpu_reg(any, REG_CS)};
-    idt_gate own_stack = {.ist = 1}; /* whose RSP says nothing */
-
-    d.gate = &own_stack;
-    return (bits == 32 && (vcpu_reg(any, REG_RFLAGS) & RFLAGS_NT)) || find_frame(any, &d, true, true);
+    return changes != idt_changes;
 }
 
 /* Does a block of kernel code begin a handler? */
 static bool begins_entry_point(vcpu *any, uint64_t start, unsigned bits)
 {
-    if (!told_of_entries && (!is_successor(start) || may_be_delivered(any, bits))) {
+    if (!told_of_entries) {
         look_at_tables(any, bits);
     }
     if (calling && is_called_first(any, bits)) {

@@ -48,7 +48,7 @@ typedef struct {
     uint64_t words[5];
 } last_event;
 
-enum { STANDING = 9 };
+enum { STANDING = 9, REMEMBERED_PAGES = 512 };
 
 /* A vCPU's registers as it stands still: callee-saved ones, CR3, RIP, and RSP's page. */
 typedef struct {
@@ -107,6 +107,9 @@ typedef struct {
     unsigned resets;
     uint64_t self_irets; /* counted by callback */
     uint64_t tracked_at[RING_TRACKED_SLOTS]; /* where the tracked variables lie for this vCPU */
+    uint64_t tableless[2][REMEMBERED_PAGES]; /* pages that hold no interrupt table, plus 1: see gates.h */
+    uint64_t tableless_as_of;                /* idt_changes then */
+    uint64_t storing; /* the instruction whose store was looked at last */
     ctx_row away; /* registers at the start of that block */
     _Atomic uint64_t came_to; /* RSP with which it last took up a thread by a switch, 0 once it has switched again */
 } vcpu;
@@ -119,6 +122,12 @@ static const char *const register_names[REG_COUNT] = {
     "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7",
     "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15",
 };
+
+/* What pages below the kernel's half of the address space show goes with CR3. */
+static inline void vcpu_forget_space(vcpu *v)
+{
+    memset(v->tableless[0], 0, sizeof(v->tableless[0]));
+}
 
 /* ia32 targets name the first eight eax … edi, and eip. */
 static bool is_register(unsigned number, const char *name)
@@ -195,7 +204,6 @@ static inline const uint8_t *vcpu_memory(vcpu *v, uint64_t address, size_t lengt
 /* Up to `most` words of `size` bytes from `address` up, widened; returns how many could be read. */
 static unsigned vcpu_words(vcpu *v, uint64_t address, unsigned size, unsigned most, uint64_t *to)
 {
-    enum { PAGE_SIZE = 4096 };
     unsigned count = most;
     const uint8_t *bytes = vcpu_memory(v, address, (size_t)count * size);
 

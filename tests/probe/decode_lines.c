@@ -1,5 +1,5 @@
 /* Decodes one instruction a line: `BITS HEXBYTES` in; `kind size reg gs base index scale disp rip imm
- * may_matter takes_rsp stores_rdx` out. */
+ * may_matter takes_rsp stores_rdx may_store` out. */
 #include <stdio.h>
 
 #include "decode.h"
@@ -18,9 +18,9 @@ int main(void)
             bytes[i] = (uint8_t)value;
         }
         insn i = decode(bytes, length, bits);
-        printf("%d %u %u %d %u %u %u %lld %d %lld %d %u %d\n", i.kind, i.size, i.reg, i.gs_memory, i.mem.base, i.mem.index,
+        printf("%d %u %u %d %u %u %u %lld %d %lld %d %u %d %d\n", i.kind, i.size, i.reg, i.gs_memory, i.mem.base, i.mem.index,
                i.mem.scale, (long long)i.mem.disp, i.mem.rip_relative, (long long)i.imm, may_matter(bytes, length, bits),
-               takes_rsp(bytes, length, bits), stores(bytes, length, 2, bits));
+               takes_rsp(bytes, length, bits), stores(bytes, length, 2, bits), may_store(bytes, length, bits));
     }
     return 0;
 }
