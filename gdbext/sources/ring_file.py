@@ -251,7 +251,9 @@ class RingFile:
         if self._access == mmap.ACCESS_WRITE and self._is_mine():
             self.header["halt"] = self.header["catch"] = 0
             self.header["present"] = 0  # releases whoever waits for room or for a verdict
-        self.header = self.watch = self.control = np.empty(0, HEADER)
+            # The map keeps the file open, and with it the lock, as long as a view of it lives.
+            fcntl.fcntl(self._handle, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, 0, READER_LOCK, 1, 0))
+        self.header = self.watch = self.memory = self.control = np.empty(0, HEADER)
         self._rings = []
         with contextlib.suppress(BufferError):  # rows that are views of it may live on
             self._map.close()

@@ -463,3 +463,18 @@ def test_a_writer_ends_with_the_process_that_started_it(compiled: Compiled, tmp_
         """
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=60, check=True)
     wait_until_gone([int(done.stdout)])
+
+
+def test_a_reader_may_follow_one_of_whose_map_a_view_lives_on(start: Start, compiled: Compiled, tmp_path: Path) -> None:
+    path = tmp_path / "ring"
+    writer = start(compiled("ring_writer.c"), path, 1, 64, 1 << 40)
+    wait_until_full(path)
+    first = RingFile.attach(path)
+    view = first.control
+    first.close()
+    try:
+        RingFile.attach(path).close()
+        assert len(view)
+    finally:
+        writer.kill()
+        writer.wait()
