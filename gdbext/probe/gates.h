@@ -3,15 +3,15 @@
  * a delivery either: what a gate leads to must be known before it is used. New code is a reason to read the tables again; a
  * gate that is written by code which ran before, to lead to code which ran before, shows in its store alone.
  *
- * To look at every store of kernel code for good would cost a twelfth of a Linux boot. So callbacks are put into what is
- * translated until WATCHED_STORES have passed since a table was loaded or changed, and those of instructions that stored
- * into a table are never taken away again: kernels write gates by one function or two. The others go, all at once, when as
- * many stores have been looked at in vain.
+ * To look at every store of kernel code for good would cost a seventh of a Linux boot. So callbacks are put into what is
+ * translated until a vCPU has made WATCHED_STORES since a table was loaded or changed, and from then on into instructions
+ * that have stored into a table: kernels write gates by one function or two.
  *
  * Nearly all stores go to pages that hold no table. Such a page is remembered by the vCPU as it maps it now, and a further
  * store into it costs a comparison. A page holds a table if it lies at the table's own address, or shows one of its gates
- * where the table has it: a table may be mapped twice, and be written where it was not loaded from. The kernel's half of the
- * address space is taken to be mapped alike under every CR3.
+ * where the table has it: a table may be mapped twice, and be written where it was not loaded from. Devices' pages hold none,
+ * and are not read: that would do something. The kernel's half of the address space is taken to be mapped alike under every
+ * CR3.
  */
 #pragma once
 
@@ -19,13 +19,9 @@
 
 static bool told_of_entries; /* by QEMU 10.2 and later */
 
-enum { WATCHED_STORES = 1 << 18, NOTED_STORES = 1 << 14, WRITER_BITS = 1 << 12 };
+enum { WATCHED_STORES = 1 << 20, WRITER_BITS = 1 << 12 };
 
-static _Atomic int64_t stores_left = WATCHED_STORES; /* to look at; below 0: of those that are looked at in vain */
 static _Atomic uint64_t table_writers[WRITER_BITS / 64]; /* instructions that have stored into a table, by hash */
-static struct {
-    _Atomic uint64_t word, pc;
-} noted_stores[NOTED_STORES]; /* who stored last, by hash of the word: a table is filled before it is loaded */
 
 static bool is_table_writer(uint64_t pc)
 {
@@ -42,13 +38,13 @@ static void note_table_writer(uint64_t pc)
 /* Is a store by the instruction at `pc` to be looked at? */
 static bool watches_store(uint64_t pc)
 {
-    return !told_of_entries && (stores_left > 0 || is_table_writer(pc));
+    return !told_of_entries && (idt_told.watches != idt_told.watches_ended || is_table_writer(pc));
 }
 
 /* Tables change now: look at the stores of what is translated, for a while. */
 static void watch_stores(void)
 {
-    stores_left = WATCHED_STORES;
+    idt_told.watches++;
 }
 
 /* The vCPU has loaded `t`, or the reader told so: who has filled it? */
@@ -59,9 +55,11 @@ static void find_table_writers(idt_table *t)
     }
     t->writers_sought = true;
     for (uint64_t word = t->base / 8; word <= (t->base + idt_length(t) - 1) / 8; word++) {
-        uint64_t place = idt_hash(word) % NOTED_STORES;
-        if (noted_stores[place].word == word) {
-            note_table_writer(noted_stores[place].pc);
+        for (unsigned i = 0; i < vcpu_most; i++) {
+            const noted_store *noted = &vcpus[i]->noted[idt_hash(word) % NOTED_STORES];
+            if (noted->word == word) {
+                note_table_writer(noted->pc);
+            }
         }
     }
     watch_stores();
@@ -110,15 +108,15 @@ static page_holds table_at(vcpu *v, uint64_t address)
 static bool read_tables(vcpu *any, unsigned bits);
 
 /* The instruction at `pc` stored into a page that may hold a table. */
-static void look_at_store(vcpu *v, uint64_t address, uint64_t pc)
+static void look_at_store(vcpu *v, uint64_t address, bool device, uint64_t pc)
 {
-    uint64_t changes = idt_changes;
+    uint64_t changes = idt_told.changes;
 
     if (v->tableless_as_of != changes) {
         memset(v->tableless, 0, sizeof(v->tableless));
         v->tableless_as_of = changes;
     }
-    page_holds holds = table_at(v, address);
+    page_holds holds = device ? NO_TABLE : table_at(v, address);
     if (holds == GATES) {
         if (!is_table_writer(pc)) {
             note_table_writer(pc);
@@ -130,26 +128,34 @@ static void look_at_store(vcpu *v, uint64_t address, uint64_t pc)
     }
 }
 
+/* While tables change: note who stores what. */
+static void count_store(vcpu *v, uint64_t address, uint64_t pc)
+{
+    uint32_t watch = idt_told.watches;
+
+    if (v->watch != watch) {
+        v->watch = watch;
+        v->stores_left = WATCHED_STORES;
+    }
+    v->noted[idt_hash(address / 8) % NOTED_STORES] = (noted_store){address / 8, pc};
+    v->stores_left -= v->storing != pc; /* what is repeated counts once */
+    v->storing = pc;
+    if (v->stores_left == 0) {
+        idt_told.watches_ended = watch;
+    }
+}
+
 static void on_kernel_store(unsigned index, qemu_plugin_meminfo_t info, uint64_t address, void *userdata)
 {
     vcpu *v = vcpus[index];
     uint64_t pc = (uint64_t)userdata;
-    int64_t left = atomic_load_explicit(&stores_left, memory_order_relaxed);
 
-    (void)info;
-    if (left >= -WATCHED_STORES) {
-        uint64_t place = idt_hash(address / 8) % NOTED_STORES;
-        atomic_store_explicit(&noted_stores[place].word, address / 8, memory_order_relaxed);
-        atomic_store_explicit(&noted_stores[place].pc, pc, memory_order_relaxed);
-        left -= left <= 0 || v->storing != pc; /* what is repeated counts once */
-        v->storing = pc;
-        atomic_store_explicit(&stores_left, left, memory_order_relaxed); /* of two at once one may go uncounted */
-        if (left < -WATCHED_STORES) {
-            flush_translations();
-        }
+    if (v->stores_left || v->watch != idt_told.watches) {
+        count_store(v, address, pc);
     }
-    if (*page_slot(v, address) != address / PAGE_SIZE + 1 || v->tableless_as_of != idt_changes) {
-        look_at_store(v, address, pc);
+    if (*page_slot(v, address) != address / PAGE_SIZE + 1 || v->tableless_as_of != idt_told.changes) {
+        const struct qemu_plugin_hwaddr *place = qemu_plugin_get_hwaddr(info, address);
+        look_at_store(v, address, !place || qemu_plugin_hwaddr_is_io(place), pc);
     }
 }
 

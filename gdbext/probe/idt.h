@@ -53,8 +53,12 @@ static _Atomic uint64_t idt_targets[TARGET_SLOTS]; /* open addressing; 0: free; 
 static _Atomic uint64_t idt_target_hint[256];      /* a bit by hash: mostly tells at once that an address is no target */
 static unsigned idt_target_count;
 static _Atomic uint8_t idt_seen[SEEN_BITS / 8]; /* addresses at which a kernel block was translated, by hash */
-static _Atomic uint64_t idt_changes; /* of what is loaded, and of gates */
-static pthread_mutex_t idt_lock = PTHREAD_MUTEX_INITIALIZER;
+/* Every vCPU reads them at every store that is looked at: nothing that is written often shares their cache line. */
+static struct {
+    _Alignas(128) _Atomic uint64_t changes; /* of what is loaded, and of gates */
+    _Atomic uint32_t watches, watches_ended; /* for stores: see gates.h */
+} idt_told = {.watches = 1};
+static _Alignas(128) pthread_mutex_t idt_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static inline uint64_t idt_hash(uint64_t address)
 {
@@ -216,7 +220,7 @@ static bool idt_refresh(idt_table *t, unsigned bits, idt_reader reader, void *co
     }
     memcpy(t->bytes, now, gates * size);
     idt_mark(t, size, gates);
-    idt_changes++;
+    idt_told.changes++;
     t->read = true;
     return stale;
 }
@@ -243,7 +247,7 @@ static idt_table *idt_load(idt_table *old, uint64_t base, uint32_t limit)
     for (unsigned i = 0; i < idt_count; i++) {
         idt_table *t = idt_tables[i];
         if (t->base == base && t->limit == limit) {
-            idt_changes += t->loaded == 0;
+            idt_told.changes += t->loaded == 0;
             t->loaded++;
             t->bits = t->loaded > 1 ? t->bits : 0; /* nobody else's: decode it anew for the mode it will serve */
             return t;
@@ -261,7 +265,7 @@ static idt_table *idt_load(idt_table *old, uint64_t base, uint32_t limit)
         t->limit = limit;
         t->loaded = 1;
         memset(t->mark, 0xff, sizeof(t->mark));
-        idt_changes++;
+        idt_told.changes++;
         if (place == &idt_tables[idt_count]) {
             idt_count++;
         } else {

@@ -248,7 +248,7 @@ static void instrument_block(block *b)
 static bool read_tables(vcpu *any, unsigned bits)
 {
     bool stale = false;
-    uint64_t changes = idt_changes;
+    uint64_t changes = idt_told.changes;
 
     pthread_mutex_lock(&idt_lock);
     for (unsigned i = 0; i < idt_count; i++) {
@@ -263,7 +263,7 @@ static bool read_tables(vcpu *any, unsigned bits)
     if (stale) {
         flush_translations();
     }
-    return changes != idt_changes;
+    return changes != idt_told.changes;
 }
 
 /* Does a block of kernel code begin a handler? */

@@ -48,7 +48,12 @@ typedef struct {
     uint64_t words[5];
 } last_event;
 
-enum { STANDING = 9, REMEMBERED_PAGES = 512 };
+enum { STANDING = 9, REMEMBERED_PAGES = 512, NOTED_STORES = 1 << 12 };
+
+/* The last store into a word of eight bytes, by hash of the word. Other vCPUs may read it half written: a hint. */
+typedef struct {
+    uint64_t word, pc;
+} noted_store;
 
 /* A vCPU's registers as it stands still: callee-saved ones, CR3, RIP, and RSP's page. */
 typedef struct {
@@ -108,8 +113,10 @@ typedef struct {
     uint64_t self_irets; /* counted by callback */
     uint64_t tracked_at[RING_TRACKED_SLOTS]; /* where the tracked variables lie for this vCPU */
     uint64_t tableless[2][REMEMBERED_PAGES]; /* pages that hold no interrupt table, plus 1: see gates.h */
-    uint64_t tableless_as_of;                /* idt_changes then */
+    uint64_t tableless_as_of;                /* idt_told.changes then */
     uint64_t storing; /* the instruction whose store was looked at last */
+    uint32_t watch, stores_left; /* how many are still to be noted: see gates.h */
+    noted_store noted[NOTED_STORES];
     ctx_row away; /* registers at the start of that block */
     _Atomic uint64_t came_to; /* RSP with which it last took up a thread by a switch, 0 once it has switched again */
 } vcpu;

@@ -200,6 +200,12 @@ def test_a_gate_that_is_rewritten_when_all_is_quiet(watch: Watch, tmp_path: Path
     assert np.diff(entries["pc"]).tolist() == [64] * 7
 
 
+@pytest.mark.parametrize("bits", [32, 64])
+def test_devices_are_not_read(watch: Watch, tmp_path: Path, bits: int) -> None:
+    """See guest/device.S."""
+    assert entries_of(watch, built("device", tmp_path, bits))["vector"].tolist() == [3]
+
+
 def test_a_table_that_is_mapped_in_part_and_one_that_moves(watch: Watch, tmp_path: Path) -> None:
     """See guest/moved.S."""
     entries = entries_of(watch, built("moved", tmp_path, 64))

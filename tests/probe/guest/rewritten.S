@@ -1,7 +1,7 @@
 /*
  * A guest that runs handlers as ordinary code, and later, all in a loop that has been translated, makes a gate lead to one
- * of them after the other: each time through the table's other address (64-bit code), and after more stores elsewhere than
- * the probe looks at for good. Ends by isa-debug-exit.
+ * of them after the other: each time through the table's other address (64-bit code), and but for the first time after more
+ * stores elsewhere than the probe notes. Ends by isa-debug-exit.
  */
 #include "boot.h"
 
@@ -39,12 +39,7 @@ main:
         inc %esi
         xor %edi, %edi
         xor %ebp, %ebp
-2:      mov $STORES, %ecx
-3:      mov %ecx, elsewhere
-        mov %edi, elsewhere + 4
-        dec %ecx
-        jnz 3b
-        mov order(,%edi,4), %eax
+2:      mov order(,%edi,4), %eax
 #if BITS == 64
         mov %ax, idt + (6 << GATE_SHIFT)(%rbp)
         mov $0xc0000000, %ecx
@@ -53,6 +48,11 @@ main:
         mov %ax, idt + (6 << GATE_SHIFT)
 #endif
         ud2
+        mov $STORES, %ecx
+3:      mov %ecx, elsewhere
+        mov %edi, elsewhere + 4
+        dec %ecx
+        jnz 3b
         inc %edi
         cmp $HANDLERS, %edi
         jne 2b
