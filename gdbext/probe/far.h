@@ -96,7 +96,7 @@ static bool near_resumes(ctx_row *row)
     uint16_t place = *ledger_find(row->rip, row->rsp, 0);
     if (place != LEDGER_NONE) {
         for (unsigned n = 0; n < GENERAL; n++) {
-            bool differs = ledger[place].gpr[n] != (&row->rax)[n];
+            bool differs = ledger[place].gpr[n] != row_general(row)[n];
             lost += differs;
             scratch += differs && n <= RDX;
         }

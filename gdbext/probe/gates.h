@@ -47,7 +47,7 @@ static void watch_stores(void)
     idt_told.watches++;
 }
 
-/* The vCPU has loaded `t`, or the reader told so: who has filled it? */
+/* A vCPU has loaded `t`: who has filled it? */
 static void find_table_writers(idt_table *t)
 {
     if (!t || t->writers_sought) {
@@ -129,7 +129,7 @@ static void look_at_store(vcpu *v, uint64_t address, bool device, uint64_t pc)
 }
 
 /* While tables change: note who stores what. */
-static void count_store(vcpu *v, uint64_t address, uint64_t pc)
+static void note_store(vcpu *v, uint64_t address, uint64_t pc)
 {
     uint32_t watch = idt_told.watches;
 
@@ -151,7 +151,7 @@ static void on_kernel_store(unsigned index, qemu_plugin_meminfo_t info, uint64_t
     uint64_t pc = (uint64_t)userdata;
 
     if (v->stores_left || v->watch != idt_told.watches) {
-        count_store(v, address, pc);
+        note_store(v, address, pc);
     }
     if (*page_slot(v, address) != address / PAGE_SIZE + 1 || v->tableless_as_of != idt_told.changes) {
         const struct qemu_plugin_hwaddr *place = qemu_plugin_get_hwaddr(info, address);

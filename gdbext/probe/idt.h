@@ -23,7 +23,8 @@
 #include <string.h>
 
 enum { PAGE_SIZE = 4096, PAGE_OFFSET = PAGE_SIZE - 1 };
-enum { IDT_TABLES = 1024, IDT_BYTES = 4096, IDT_PAGES = 2, NO_MARK = 0xffff, IDT_GATES = 256, TARGET_SLOTS = 1 << 20, SEEN_BITS = 1 << 22 };
+enum { IDT_TABLES = 1024, IDT_BYTES = 4096, IDT_PAGES = 2, IDT_GATES = 256, TARGET_SLOTS = 1 << 20, SEEN_BITS = 1 << 22 };
+enum { NO_MARK = 0xffff };
 
 typedef struct {
     uint64_t target; /* 0: no usable gate */

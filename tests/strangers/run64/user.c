@@ -1,4 +1,5 @@
-/* Threads in user mode: what each does follows from its number. Its own words are at FS:0 and GS:0. */
+/* Threads in user mode: what each does follows from its number. Its own words are at FS:0 and GS:0. Of
+ * two kernels: with FSGSBASE it moves them by itself. */
 typedef unsigned long u64;
 #define ASM asm volatile
 
@@ -38,8 +39,10 @@ static void local(u64 n)
         ASM("movq %%fs:0, %0; movq %%gs:0, %1" : "=r"(a), "=r"(b));
         if (a != n || b != n + 100)
             wrong();
+#ifdef FSGSBASE
         a = 0x610000 + n * 0x100 + r % 2 * 0x20000, b = a + 0x10000;
         ASM("wrfsbase %0; wrgsbase %1; movq %2, %%fs:0; movq %3, %%gs:0" :: "r"(a), "r"(b), "r"(n), "r"(n + 100) : "memory");
+#endif
         spin(r, 2000);
         if (r % 16 == 0)
             call(1, 0, 0);
