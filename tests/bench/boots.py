@@ -1,13 +1,16 @@
 """A Linux boot with its workload, timed in several ways of watching it.
 
-The time is that from the guest's first instruction to the line with which its workload ends, as the serial port shows
-it. Beside it stands the processor time that QEMU's process took until then: what other programs on the machine do
-disturbs it less, and it leaves out how long a vCPU waited for its reader.
+The time is that from the guest's first instruction to the line with which its workload ends, when it comes out of the
+serial port: a thread listens to it, for who watches is busy and reads it later. Beside it stands the processor time
+that QEMU's process took until then: what other programs on the machine do disturbs it less, and it leaves out how long
+a vCPU waited for its reader.
 """
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -20,6 +23,7 @@ from gdbext.cli import feeds, running, session
 from gdbext.errors import GuestFailed
 from gdbext.events.row import Batch, Kind
 from gdbext.qemu import guests, images, probe
+from gdbext.qemu.console import Console
 from gdbext.qemu.guests import Guest
 from gdbext.qemu.machine import Machine, which
 from gdbext.rules.engine import Counts
@@ -30,6 +34,8 @@ from gdbext.sources.ring_file import RingFile
 
 LATE: Final = 300.0
 """Seconds after which a boot is given up."""
+_LISTENING: Final = 0.005
+"""Seconds between two looks at the serial port."""
 AREAS: Final = 64
 AREA_BYTES: Final = 256
 STACK_BYTES: Final = 16384
@@ -56,42 +62,73 @@ def processor_seconds(pid: int) -> float:
     return total / 1e9
 
 
-@dataclass(slots=True)
-class Stopwatch:
-    """Runs from :meth:`start` until the guest prints `until`."""
+class Listener(Console):
+    """A console that is read by a thread, so that each line is heard as it comes.
 
-    until: str
-    machine: Machine | None = None
-    began: float = 0.0
-    seconds: float = 0.0
-    cpu: float = 0.0
+    heard: called in that thread with each line (raw).
+    """
+
+    def __init__(self, console: Console, heard: Callable[[str], None]) -> None:
+        self._console = console
+        self._heard = heard
+        self._lines: deque[str] = deque()
+        self.closed = False
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    @property
+    def partial(self) -> str:
+        """What has come of a line not yet ended."""
+        return self._console.partial
+
+    def lines(self) -> list[str]:
+        """The lines completed since the last call."""
+        return [self._lines.popleft() for _ in range(len(self._lines))]
+
+    def _listen(self) -> None:
+        while not self.closed:
+            for line in self._console.lines():
+                self._heard(line)
+                self._lines.append(line)
+            self.closed = self._console.closed
+            time.sleep(_LISTENING)
+
+
+class Stopwatch:
+    """Runs from :meth:`start` until the guest prints `until`. ``seconds`` and ``cpu`` are 0 meanwhile, see Boot."""
+
+    def __init__(self, until: str) -> None:
+        self._until = until
+        self._machine: Machine | None = None
+        self._began = 0.0
+        self.seconds = 0.0
+        self.cpu = 0.0
 
     def start(self, machine: Machine) -> None:
         """The guest is about to run."""
-        self.machine = machine
-        self.began = time.monotonic()
+        self._machine = machine
+        self._began = time.monotonic()
+        machine.console = Listener(machine.console, self._line)
 
-    def line(self, text: str) -> None:
-        """The guest printed `text`."""
-        if self.machine is not None and not self.seconds and self.until in text:
-            self.seconds = time.monotonic() - self.began
-            self.cpu = processor_seconds(self.machine.pid)
+    def _line(self, text: str) -> None:
+        if self._machine is not None and not self.seconds and self._until in text:
+            self.cpu = processor_seconds(self._machine.pid)
+            self.seconds = time.monotonic() - self._began
 
     def wait(self, read: Callable[[], None]) -> None:
         """Let the guest run, calling `read` all the time, until it has printed it."""
-        assert self.machine is not None
+        assert self._machine is not None
         while not self.seconds:
-            ended = self.machine.ending() is not None  # asked first: what it printed before is then all there
+            ended = self._machine.ending() is not None
             read()
-            for line in self.machine.serial():
-                self.line(line)
-            if not self.seconds and (ended or time.monotonic() - self.began > LATE):
-                raise GuestFailed(f"the guest never printed {self.until!r}")
+            if ended:
+                time.sleep(10 * _LISTENING)  # what it printed before will then have been heard
+            if not self.seconds and (ended or time.monotonic() - self._began > LATE):
+                raise GuestFailed(f"the guest never printed {self._until!r}")
 
     def result(self, events: int) -> Boot:
         """The boot timed."""
         if not self.seconds:
-            raise GuestFailed(f"the guest never printed {self.until!r}")
+            raise GuestFailed(f"the guest never printed {self._until!r}")
         return Boot(self.seconds, self.cpu, events)
 
 
@@ -170,7 +207,7 @@ class Bench:
         watch = Stopwatch(self.guest.until)
         guest = self.guest
         subject = session.Subject(guest.name, tuple(self.argv), self.image, guest.until, LATE, ticks=True)
-        view = _View(watch)
+        view = _View()
         knowledge = running.knowledge_of(guest.profile, self.image, view.note)
         feed = _TimedFeed(probe.build(which(self.argv[0])), watch)
         outcome = session.watch(subject, knowledge, session.Options(record=record), feed, view)
@@ -215,14 +252,10 @@ class _TimedFeed(feeds.ProbeFeed):
 
 
 class _View:
-    """Hears the guest's serial lines and nothing else."""
-
-    def __init__(self, watch: Stopwatch) -> None:
-        self._watch = watch
+    """Shows nothing."""
 
     def serial(self, line: str) -> None:
-        """The guest printed `line`."""
-        self._watch.line(line)
+        """Heard by the stopwatch."""
 
     def note(self, text: str) -> None:
         """Not of interest."""
