@@ -147,7 +147,8 @@ class ProbeWatch:
 
     def beginning(self) -> str:
         """What is told when it begins."""
-        return f"Watching through the probe in QEMU (plugin API {self._source.plugin_api}); continue to go on."
+        before = ", the latest events before it too" if self._source.past else ""
+        return f"Watching through the probe in QEMU (plugin API {self._source.plugin_api}){before}; continue to go on."
 
     def ending(self) -> str:
         """What is told when it has ended."""
@@ -301,7 +302,7 @@ class ProbeWatch:
     def _judge(self, batch: Batch) -> None:
         self.gs.put(batch)
         found = self.judging.feed(batch)
-        errors = [finding for finding in found if finding.severity == ERROR] if self._halt else []
+        errors = [f for f in found if f.severity == ERROR and f.event > self._source.past] if self._halt else []
         waiting = np.flatnonzero(batch["flags"] & Flag.WAITING)
         guilty = {int(finding.row["seq"][0]) for finding in errors if finding.row is not None}
         standing = [row for row in waiting if int(batch["seq"][row]) in guilty]

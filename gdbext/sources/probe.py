@@ -113,6 +113,8 @@ class ProbeSource:
         self._standing: dict[int, Batch] = {}
         self._open = True
         self._at_close: tuple[int, dict[str, int], int] = 0, {}, 0
+        self.past = 0
+        """Number of the last event that was there before us; no halt can be made for those."""
         if not len(ring.control):
             ring.map_rings()
         if ring.late:
@@ -127,8 +129,10 @@ class ProbeSource:
     def _join_late(self) -> None:
         old = in_order(self._ring.begin())
         if old is not None:
+            old["flags"] &= ~np.uint16(Flag.WAITING)  # begin has let them go
             self._ready.append(old)
-        self._merger.start_behind(int(self._ring.header["seq"][0]))
+        self.past = int(self._ring.header["seq"][0])
+        self._merger.start_behind(self.past)
 
     @property
     def plugin_api(self) -> int:

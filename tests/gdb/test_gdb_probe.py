@@ -122,6 +122,20 @@ def test_one_can_watch_again_and_in_mid_run() -> None:
     assert "CW102 flags-not-restored (error)" in text
 
 
+def test_what_was_found_before_is_told_again_and_stops_nothing() -> None:
+    with Probed("nrk-rflags") as live:
+        text = run_gdb(
+            *live.connect, "ctx watch --halt", "continue", "ctx watch off", "ctx watch --halt", "continue", "ctx findings"
+        )
+    bug_free(text)
+    stops = re.findall(r"the first instruction of the wrong context|an interrupt came before", text)
+    said = re.findall(r"^ctxwatch: CW\d+ \S+ at event (\d+),", text, re.MULTILINE)
+    assert len(stops) == 2
+    assert said[0] == said[1], "judged again from the ring"
+    assert int(said[-1]) > int(said[0]), "the second stop is for one that came since"
+    assert "the latest events before it too" in text
+
+
 @pytest.mark.parametrize("halt", ["", " --halt"])
 def test_qemu_killed_while_watching_is_one_line(halt: str) -> None:
     with Probed("clean-nrk") as live:
