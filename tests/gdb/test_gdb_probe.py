@@ -125,8 +125,8 @@ def test_one_can_watch_again_and_in_mid_run() -> None:
 def test_what_was_found_before_is_told_again_and_stops_nothing() -> None:
     with Probed("nrk-rflags") as live:
         text = run_gdb(
-            *live.connect, "ctx watch --halt", "continue", "ctx watch off", "ctx watch --halt", "continue", "ctx findings"
-        )
+            *live.connect, "ctx watch --halt", "continue", "ctx watch off", "ctx watch --halt", "continue"
+        )  # fmt: skip
     bug_free(text)
     stops = re.findall(r"the first instruction of the wrong context|an interrupt came before", text)
     said = re.findall(r"^ctxwatch: CW\d+ \S+ at event (\d+),", text, re.MULTILINE)
