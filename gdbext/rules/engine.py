@@ -18,6 +18,7 @@ from gdbext.rules.again import CallAgainJudge
 from gdbext.rules.areas import AreaJudge
 from gdbext.rules.bycode import CodeJudge
 from gdbext.rules.common_memory import CommonMemory
+from gdbext.rules.convention import Convention
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.explain import Explainer
 from gdbext.rules.far_returns import FarReturnJudge
@@ -106,7 +107,8 @@ class Engine:
         self._areas = AreaJudge(self.policy)
         self._frames = FrameStores()
         self._writers = Writers(self.guest, self.history)
-        self._explainer = Explainer(self.guest, self.history, self._areas, self._frames, self._writers)
+        convention = Convention(self.guest, self.history)
+        self._explainer = Explainer(self.guest, self.history, self._areas, self._frames, self._writers, convention)
         self._scenes = Scenes(self.guest, self.history, self._areas)
         self._judges: tuple[Judge, ...] = (
             self._gs,
@@ -119,7 +121,7 @@ class Engine:
             NoContextJudge(),
             KernelOnlyJudge(self._alone),
             LazyFpuJudge(self._alone),
-            SwitchJudge(),
+            SwitchJudge(convention),
             NowhereJudge(self.history, self.guest),
             StormJudge(),
             SharedStackJudge(),

@@ -10,6 +10,8 @@ import numpy as np
 from gdbext.arch import vectors
 from gdbext.arch.frames import FRAME_FIELDS, word_size
 from gdbext.arch.registers import (
+    CALLEE_SAVED_32,
+    CALLEE_SAVED_64,
     CALLER_SAVED_32,
     CALLER_SAVED_64,
     GPR64,
@@ -24,6 +26,7 @@ from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.ledger.compare import FIELD_BITS, agreement, is_call, is_user
 from gdbext.rules.areas import AreaJudge
 from gdbext.rules.codes import ERROR, WARNING
+from gdbext.rules.convention import Convention
 from gdbext.rules.draft import Draft
 from gdbext.rules.finding import LOOK_AT_ALL, LOOK_AT_AREA, UNKNOWN_SLOT, UNSEEN, Finding
 from gdbext.rules.guest import GuestView
@@ -44,6 +47,7 @@ _TRIES: Final = 1000
 """How often a finding is explained anew to learn its slot's last writer."""
 _TELLING: Final = 0xFFFF
 """A register's old value above this is no coincidence."""
+_IF_ABI: Final = "; if this is the ABI, name the registers in a profile (syscall_returns)"
 _CAUSE: Final = -1
 _CONSEQUENCE: Final = 1
 """Ranks of drafts beside the finding they belong to."""
@@ -53,8 +57,15 @@ class Explainer:
     """Explains findings of one engine."""
 
     def __init__(
-        self, guest: GuestView, history: History, areas: AreaJudge, frames: FrameStores, writers: Writers
+        self,
+        guest: GuestView,
+        history: History,
+        areas: AreaJudge,
+        frames: FrameStores,
+        writers: Writers,
+        convention: Convention,
     ) -> None:
+        self._convention = convention
         self._writers = writers
         self._history = history
         self._areas = areas
@@ -82,7 +93,14 @@ class Explainer:
         if self._is_as_functions(finding):
             finding.severity = WARNING
             finding.cause += ". This path restores nothing of what a function may change: its callers may expect that"
-            finding.look_at += "; if this is the ABI, name the registers in a profile (syscall_returns)"
+            finding.look_at += _IF_ABI
+        elif self._may_be_results(finding):
+            finding.severity = WARNING
+            finding.cause += (
+                ". The entry path stores and the exit path loads it rightly, so that the call itself put another value "
+                "there: a result, or what overwrote it"
+            )
+            finding.look_at += _IF_ABI
         finding.name_registers()
         return extra if finding.severity == ERROR else [replace(draft, severity=finding.severity) for draft in extra]
 
@@ -94,14 +112,29 @@ class Explainer:
         return first if first is not finding else None
 
     def _is_as_functions(self, finding: Finding) -> bool:
-        """True if a system call lost what a function may change alone, on a path that restores nothing of that."""
+        """True if a system call lost what a function may change alone (any register, where calls keep none), on a path
+        that restores nothing of that."""
         entry, row = finding.entry_row, finding.row
         if finding.code != "CW106" or entry is None or row is None:
             return False
-        scratch = {*(CALLER_SAVED_64 if row["mode"][0] == 64 else CALLER_SAVED_32)}
-        kept = scratch - {"rcx", "r11"} if row["mode"][0] == 64 else scratch
+        wide = row["mode"][0] == 64
+        saved, scratch = (CALLEE_SAVED_64, CALLER_SAVED_64) if wide else (CALLEE_SAVED_32, CALLER_SAVED_32)
+        lost, changed = {d.field for d in finding.differences}, {*scratch}
+        if not lost <= changed and self._convention.keeps_none(row):
+            changed |= {*saved}
+        kept = changed - {"rcx", "r11"} if wide else changed
+        return lost <= changed and self._paths.restores_any(entry, row, kept) is False
+
+    def _may_be_results(self, finding: Finding) -> bool:
+        """True if a system call came back with general registers changed that its paths keep: kernels that exchange
+        messages return them there."""
+        entry, row = finding.entry_row, finding.row
+        if finding.code != "CW106" or entry is None or row is None or finding.match != "exact":
+            return False
         lost = {d.field for d in finding.differences}
-        return lost <= scratch and self._paths.restores_any(entry, row, kept) is False
+        if not lost <= set(GPR64) - {"rsp"} or not self._paths.keeps(entry, row, lost):
+            return False
+        return same_again(row, int(entry["seq"][0]), self._history) is None
 
     def _explain(self, finding: Finding) -> list[Draft]:
         entry, row = finding.entry_row, finding.row

@@ -13,6 +13,7 @@ from gdbext.events.columns import Columns, Indices, grouped
 from gdbext.events.row import Batch, Flag, How, Kind, single
 from gdbext.ledger.compare import U64, changed_registers, contexts, is_user, mask_of, turns
 from gdbext.ledger.pairing import adjacent
+from gdbext.rules.convention import Convention
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 
@@ -28,7 +29,8 @@ CODE_REACH: Final = 1 << 31
 class SwitchJudge:
     """Threads that switched away, by the stack pointer at the switch function's first instruction."""
 
-    def __init__(self) -> None:
+    def __init__(self, convention: Convention) -> None:
+        self._convention = convention
         self._away: dict[int, Batch] = {}
         self._came: dict[int, int] = {}
         """By CPU the stack that it came to last."""
@@ -40,7 +42,16 @@ class SwitchJudge:
         cpus, stacks = came["cpu"].tolist(), came["rsp"].tolist()
         seen = {*zip(cpus, stacks, strict=True), *self._came.items()}
         self._came.update(zip(cpus, stacks, strict=True))
-        return (self._switches(rows) if len(rows) else []) + self._beside(contexts(batch), seen)
+        return (self._relied_on(self._switches(rows)) if len(rows) else []) + self._beside(contexts(batch), seen)
+
+    def _relied_on(self, judged: list[Judged]) -> list[Judged]:
+        """Those of the lost registers `judged` on which a caller may rely: none, where no call keeps any."""
+        return [
+            item
+            for item in judged
+            if item[2] is None
+            or not self._convention.keeps_none(item[1], int(item[1]["pc"][0]), int(item[2]["stack"][0][0]))
+        ]
 
     def _switches(self, rows: Columns) -> list[Judged]:
         """Judge the switches of a batch."""

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from gdbext.events.row import ROW, Batch
+from gdbext.rules.engine import Engine
 from tests.rules.judged import judged
-from tests.rules.rows import KERNEL_RIP, Kind, context, exit_
+from tests.rules.rows import KERNEL_RIP, Kind, context, entry, exit_, stamp
 
 STACK = 0xFFFF_FFFF_8010_0F00
 BACK = KERNEL_RIP + 0x40
@@ -59,3 +60,34 @@ def test_a_thread_that_is_not_away() -> None:
 def test_a_thread_beside_the_place_of_one_that_died() -> None:
     one, other = switch(Kind.SWITCH_OUT, rsp=STACK + 16), switch(Kind.SWITCH_IN, rsp=STACK + 16)
     assert found(switch(Kind.SWITCH_OUT), one, other, iret(STACK + 24)) == []
+
+
+class Functions:
+    """A handler at 100h that calls two functions, whose `bodies` are given."""
+
+    def __init__(self, *bodies: str) -> None:
+        self._raw = {0x100: bytes.fromhex("e8fb000000 e8f6020000 48cf"), 0x200: b"", 0x400: b""}
+        for at, body in zip((0x200, 0x400), bodies, strict=True):
+            self._raw[at] = bytes.fromhex(body)
+
+    def read(self, address: int, length: int) -> bytes:
+        raw = next((raw[address - at :] for at, raw in self._raw.items() if 0 <= address - at < len(raw)), b"")
+        if not raw:
+            raise OSError("unmapped")
+        return raw[:length]
+
+    def symbol(self, address: int) -> str | None:
+        return None
+
+
+LOSES_RBX = "bb07000000 4801d8 c3"  # mov $7, %ebx; add %rbx, %rax; ret
+KEEPS_RBX = "53 bb07000000 4801d8 5b c3"  # the same between push and pop
+
+
+@pytest.mark.parametrize(("bodies", "codes"), [((LOSES_RBX, LOSES_RBX), []), ((LOSES_RBX, KEEPS_RBX), ["CW108"])])
+def test_what_no_function_keeps_no_switch_need_keep(bodies: tuple[str, str], codes: list[str]) -> None:
+    user = context(1)
+    rows = entry(user, pc=0x100), exit_(user), switch(Kind.SWITCH_OUT, rbx=1), switch(Kind.SWITCH_IN, rbx=2)
+    engine = Engine(guest=Functions(*bodies))
+    engine.feed(stamp(np.concatenate(rows)))
+    assert [finding.code for finding in engine.findings] == codes
