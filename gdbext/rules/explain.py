@@ -74,6 +74,8 @@ class Explainer:
         self._tries: dict[tuple[object, ...], int] = {}
         self._as_functions: dict[tuple[int, int], Finding] = {}
         """The first findings, by handler and exit, about system calls that keep registers as a function does."""
+        self._results: dict[tuple[int, int], frozenset[str]] = {}
+        """Registers, by handler and RAX, in which system calls seem to return results."""
 
     def could_say_more(self, finding: Finding, event: int) -> bool:
         """True if a finding that comes again at `event` may now have a last writer, which was not yet watched the first
@@ -126,15 +128,19 @@ class Explainer:
         return lost <= changed and self._paths.restores_any(entry, row, kept) is False
 
     def _may_be_results(self, finding: Finding) -> bool:
-        """True if a system call came back with general registers changed that its paths keep: kernels that exchange
-        messages return them there."""
+        """True if a system call came back with several general registers changed that its paths keep, or what one such
+        call returned in some of them: kernels that exchange messages return them there. RDX alone is a long result."""
         entry, row = finding.entry_row, finding.row
         if finding.code != "CW106" or entry is None or row is None or finding.match != "exact":
             return False
         lost = {d.field for d in finding.differences}
         if not lost <= set(GPR64) - {"rsp"} or not self._paths.keeps(entry, row, lost):
             return False
-        return same_again(row, int(entry["seq"][0]), self._history) is None
+        number = finding.handler, int(entry["rax"][0])
+        results = self._results.get(number, frozenset())
+        if len(lost) > 1 and same_again(row, int(entry["seq"][0]), self._history) is None:
+            results = self._results[number] = results | lost
+        return lost <= results or lost == {"rdx"}
 
     def _explain(self, finding: Finding) -> list[Draft]:
         entry, row = finding.entry_row, finding.row

@@ -155,6 +155,14 @@ class PathFacts:
         ways = self._restore(entry_of(entry), leaving)
         return any(not restore.loaded.keys().isdisjoint(fields) for restore in ways) if ways else None
 
+    def keeps(self, entry: Batch, leaving: Batch, fields: Collection[str]) -> bool:
+        """True if every way in stores `fields` in an area and the ways out that belong to it load them from there."""
+        ways = self._ways(entry, leaving)
+        if not ways or any(s.fault and set(s.fields) & set(fields) for s in self.statements(entry, leaving)):
+            return False
+        names = set(fields)
+        return all(names <= save.layout.keys() and names <= restore.loaded.keys() for save, restore in ways)
+
     def frame_in_place(self, entry: Batch, leaving: Batch) -> bool | None:
         """True if the exit pops the very frame the CPU pushed, False if code built it; None if that is not known."""
         if int(leaving["how"][0]) != How.IRET or entry["frame"][0] != leaving["frame"][0]:

@@ -239,3 +239,26 @@ def test_a_call_that_keeps_what_a_function_keeps(
         rows += [entry(ctx, How.SYSCALL, pc=KERNEL_RIP), exit_(ctx | {name: 0x1234567}, How.SYSRET, pc=leaving)]
     engine.feed(stamp(batch(*rows)))
     assert sorted((f.code, f.severity, f.count) for f in engine.findings) == expected
+
+
+@pytest.mark.parametrize(
+    ("restore", "lost", "severities"),
+    [
+        ("pop %rbx\n pop %r12", [("rbx", "r12"), ("rbx",)], ["warning"]),
+        ("pop %rbx\n pop %r12", [("rbx",), ("rbx", "r12")], ["error", "warning"]),
+        ("pop %rbx\n pop %r12", [("rbx", "r13")], ["error"]),
+        ("pop %r12\n pop %rbx", [("rbx", "r12")], ["error"]),
+    ],
+)
+def test_a_call_that_puts_results_where_its_paths_keep_registers(
+    restore: str, lost: list[tuple[str, ...]], severities: list[str], tmp_path: Path
+) -> None:
+    path = f"push %r12\n push %rbx\n call body\n {restore}\n iretq\n body: ret\n"
+    ctx, frame = context(), 0xFFFF_C900_0000_3FD8
+    rows = []
+    for names in lost:
+        rows.append(entry(ctx, How.SOFT, pc=KERNEL_RIP, frame=frame))
+        rows.append(exit_(ctx | dict.fromkeys(names, 0x1234567), pc=KERNEL_RIP + 11, frame=frame))
+    engine = Engine(guest=Bytes(path, tmp_path))
+    engine.feed(stamp(batch(*rows)))
+    assert [(f.code, f.severity) for f in engine.findings] == [("CW106", severity) for severity in severities]
