@@ -22,8 +22,10 @@ def listing(code: Code, address: int, before: int = 4, after: int = 4, start: in
     virtual), it is decoded from there; else the alignment on which most possible beginnings agree is taken, which
     x86 code reaches within a few instructions whatever the beginning. Empty if nothing decodes at `address`.
     """
-    if code.insn(address) is None:
+    first = code.insn(address)
+    if first is None:
         return []
+    address = first.address  # in 32-bit mode the lower half of what was asked for
     lines = _before(code, address, before, start)
     for _ in range(after + 1):
         insn = code.insn(address)

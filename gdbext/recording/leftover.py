@@ -23,8 +23,6 @@ from gdbext.sources.ring import MAGIC as RING_MAGIC
 MAGIC: Final = RING_MAGIC.to_bytes(8, "little")
 ROWS: Final = 32_768
 """Events in a batch."""
-_ENDLESS: Final = 1 << 63
-"""Neither events nor nanoseconds are counted so far."""
 
 Bools = npt.NDArray[np.bool_]
 
@@ -81,5 +79,5 @@ class LeftoverFile:
 def _sound(rows: Batch) -> Bools:
     """Which rows can be events: nothing else tells of a ring whether it was damaged."""
     known = np.isin(rows["kind"], list(Kind.NAMES)) & np.isin(rows["how"], list(How.NAMES))
-    sound: Bools = known & (rows["seq"] < _ENDLESS) & (rows["time"] < _ENDLESS)
+    sound: Bools = known & (rows["seq"] < columns.ENDLESS) & (rows["time"] < columns.ENDLESS)
     return sound

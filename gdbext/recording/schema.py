@@ -16,6 +16,9 @@ from gdbext.recording.apart import Apart
 
 CHUNK: Final = 1024
 """Rows converted at once: they fit in the second-level cache, which every column walks through again."""
+ENDLESS: Final = 1 << 63
+"""Neither events nor nanoseconds are counted so far."""
+_COUNTED: Final = ("seq", "time")
 _UNITS: Final = {"time": "ns", "size": "bytes", "mode": "bits"}
 _SIMD_FIELDS: Final = (
     ("xmm", 2 * XMM_REGISTERS, "XMM registers as pairs of words, low word first, when Flag.SIMD"),
@@ -133,6 +136,8 @@ def _values(array: pa.Array, column: Column) -> npt.NDArray[Any]:
     first = flat.offset + (array.offset * column.length if flat is not array else 0)
     data = flat.buffers()[1]
     values = np.frombuffer(data, column.dtype, len(array) * column.length, first * column.dtype.itemsize)
+    if column.name in _COUNTED and values.max() >= ENDLESS:
+        raise RecordingError(f"column {column.name} holds {values.max()}: nothing counts so far")
     return values.reshape(-1, column.length) if column.length > 1 else values
 
 

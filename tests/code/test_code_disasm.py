@@ -169,6 +169,11 @@ def test_listing_of_nothing() -> None:
     assert listing(at(b"\x90"), 0x9000) == []
 
 
+def test_an_address_beyond_32_bits_is_its_lower_half_in_32_bit_code() -> None:
+    code = Code(lambda address, length: b"\x90" * length, 32)
+    assert [insn.address for insn in listing(code, 0x1_0000_1000, 1, 1)] == [0xFFF, 0x1000, 0x1001]
+
+
 @given(st.binary(max_size=200), st.integers(0, 200), st.sampled_from([32, 64]))
 def test_random_bytes_never_raise(data: bytes, offset: int, bits: int) -> None:
     code = at(data, bits=bits)

@@ -138,6 +138,17 @@ def test_damage_behind_a_right_checksum(
     outcome(tmp_path / "fuzzed", bytes(raw))
 
 
+@pytest.mark.parametrize("column", ["seq", "time"])
+def test_what_no_counter_reaches_is_damage(tmp_path: Path, column: str, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = busy(60)
+    rows[column][200:] += 1 << 63
+    path = tmp_path / "far"
+    record(path, rows, size=100)
+    for words in (["replay", str(path)], ["report", str(path)]):
+        assert main(words) == 2
+        assert f"column {column} holds" in capsys.readouterr().err
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=300) | st.binary(max_size=300).map(lambda tail: b"\xff\xff\xff\xff\x10\0\0\0" + tail))
 def test_any_bytes(tmp_path: Path, raw: bytes) -> None:
