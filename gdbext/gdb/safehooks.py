@@ -7,6 +7,7 @@ command. It is not told the arguments.
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 from typing import Final, Protocol
 
@@ -114,5 +115,7 @@ def _body(name: str) -> list[str] | None:
 
 
 def _define(name: str, body: list[str]) -> None:
-    with gdb.with_parameter("confirm", False):
+    # Only a second definition is asked about. A parameter set and set back is told to front ends, each time.
+    asked = _body(name) is not None
+    with gdb.with_parameter("confirm", False) if asked else contextlib.nullcontext():
         gdb.execute("\n".join([f"define {name}", *body, "end"]), to_string=True)

@@ -258,6 +258,15 @@ def test_the_machine_interface_is_refused_alike(boot: Boot) -> None:
         assert "Arrived at" in gdb.say("ctx skip")
 
 
+def test_front_ends_are_told_of_no_setting_that_does_not_change(boot: Boot) -> None:
+    live = boot("clean-nrk")
+    with Mi(*live.connect) as gdb:
+        gdb.say("tbreak tick if ticks >= 10")
+        said = gdb.ask("-exec-continue") + gdb.say("show user hook-stepi")
+    assert "ctxwatch-guard" in said
+    assert "cmd-param-changed" not in said
+
+
 def test_a_gdb_without_a_guest_is_left_alone() -> None:
     text = run_gdb("print 1+1", "break main", "stepi", "show user hook-stepi", "ctx safe", "ctx skip", "ctx windows")
     bug_free(text)
