@@ -1,6 +1,7 @@
-"""CW203 before any CPU has been at CPL 3: the first ``swapgs`` of the machine, in a handler of kernel code.
+"""CW202 and CW203 before any entry was seen to swap: by the first entry from user mode that should, and by the first
+``swapgs`` of the machine, in a handler of kernel code.
 
-No count tells yet which base is active. What happens does: the kernel's base was there when the handler began, nothing
+Of the latter no count tells yet which base is active. What happens does: the kernel's base was there when the handler began, nothing
 was behind ``KERNEL_GS_BASE``, and the handler's own code faults with nothing for a base: in the lower half, or (#GP) by
 what it read there for a pointer.
 """
@@ -45,6 +46,16 @@ def judge(entry: Batch, swap: Batch, fault: Batch) -> Draft | None:
     )
     look = "which word the entry tests for the privilege level: CS, with or without error code"
     return Draft("CW203", cause, look, (Difference("gs_base", kernels, others),))
+
+
+def is_missing(entry: Batch, access: Batch, fault: Batch) -> bool:
+    """True if the handler of `entry`, which came from user code, did without the swap that `fault` shows it needs: three
+    events in a row of one CPU (each a batch of one), of which the second is a ``gs:`` access at the user's base."""
+    if not _from_kernel(fault) or fault["vector"][0] != vectors.PF or fault["rip"][0] != access["pc"][0]:
+        return False
+    bases = [int(row[name][0]) for row in (entry, fault) for name in ("gs_base", "kernel_gs_base")]
+    same = bases[:2] == bases[2:] and not entry["flags"][0] & (Flag.NO_BASES | Flag.NO_KERNEL_GS)
+    return same and is_high_half(bases[1]) and not is_high_half(bases[0]) and not is_high_half(int(fault["cr2"][0]))
 
 
 def _from_kernel(row: Batch) -> bool:

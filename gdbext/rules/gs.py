@@ -118,6 +118,7 @@ class GsJudge:
         for line in lines.values():
             self._learn(line)
         early = [] if self._first_judged else self._judge_first(relevant, lines.values())
+        early += [judged for line in lines.values() for judged in self._before_first(line)]
         return early + [judged for cpu, line in lines.items() for judged in self._one_cpu(cpu, line)]
 
     def _judge_first(self, relevant: Columns, lines: Iterable[_Line]) -> list[Judged]:
@@ -138,6 +139,21 @@ class GsJudge:
                 draft = first_swap.judge(entry, swap, then)
                 return [(draft, swap, entry)] if draft else []
         return []
+
+    def _before_first(self, line: _Line) -> list[Judged]:
+        """Entries from user mode before any was seen to swap, whose handler faults by what it finds at the user's GS
+        base while the kernel's waits."""
+        rows = line.rows
+        faults = line.entry & ~line.user & (line.parity == USER) & line.fresh
+        faults &= _behind(rows["kind"] == Kind.GS_ACCESS) & _behind(line.from_user, 2)
+        places = np.flatnonzero(faults)
+        if self._swaps_since is not None:
+            places = places[rows.at("seq", places) < self._swaps_since]
+        judged: list[Judged] = []
+        for entry, access, fault in ((rows.row(at - 2), rows.row(at - 1), rows.row(at)) for at in places.tolist()):
+            if first_swap.is_missing(entry, access, fault):
+                judged.append((_ran_unswapped(entry, fault), entry, None))
+        return judged
 
     def _line(self, cpu: int, rows: Columns, parity: Parity) -> _Line:
         line = _Line(*self._carried.get(cpu, (np.zeros(0, rows.dtype), parity[:0])), rows, parity)

@@ -61,3 +61,28 @@ def test_a_kernel_that_swaps_at_every_entry_has_its_way() -> None:
     first, swap, fault = swapped()
     assert found([first, swap, swap.copy(), exit_(context(user=False, kernel_gs_base=0))]) == []
     assert found([swap.copy(), first, swap, fault]) == []  # it had swapped before
+
+
+def unswapped(**changes: Any) -> list[Batch]:
+    """The machine's first entry from user code: its handler does not swap, and faults where it uses GS."""
+    ctx = context(gs_base=changes.pop("gs_base", 0))
+    first = entry(ctx)
+    inside = context(user=False, gs_base=ctx["gs_base"], kernel_gs_base=ctx["kernel_gs_base"], cr3=ctx["cr3"])
+    access = entry(inside, pc=inside["rip"])
+    access["kind"], access["how"], access["vector"] = Kind.GS_ACCESS, 0, 0
+    what = {"cr2": changes.get("cr2", 0x18), "vector": changes.get("vector", vectors.PF)}
+    return [first, access, entry(inside | changes, How.EXCEPTION, **what)]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 99])
+def test_the_first_entry_that_needs_a_swap_has_none(cut: int) -> None:
+    assert found(unswapped(), cut) == [("CW202", "gs_base")]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"rip": KERNEL_RIP + 0x77}, {"cr2": KERNEL_BASE}, {"gs_base": KERNEL_BASE}, {"vector": vectors.GP}],
+    ids=["another instruction", "kernel's address", "the kernel's base in user code", "no page fault"],
+)
+def test_a_fault_that_needs_no_swap(changes: dict[str, int]) -> None:
+    assert found(unswapped(**changes)) == []
