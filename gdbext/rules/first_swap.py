@@ -1,9 +1,9 @@
 """CW202 and CW203 before any entry was seen to swap: by the first entry from user mode that should, and by the first
 ``swapgs`` of the machine, in a handler of kernel code.
 
-Of the latter no count tells yet which base is active. What happens does: the kernel's base was there when the handler began, nothing
-was behind ``KERNEL_GS_BASE``, and the handler's own code faults with nothing for a base: in the lower half, or (#GP) by
-what it read there for a pointer.
+Of the latter no count tells yet which base is active. What happens does: the kernel's base was there when the handler
+began, nothing was behind ``KERNEL_GS_BASE``, and the handler's own code faults with nothing for a base: in the lower
+half, or (#GP) by what it read there for a pointer.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ def judge(entry: Batch, swap: Batch, fault: Batch) -> Draft | None:
 
 
 def is_missing(entry: Batch, access: Batch, fault: Batch) -> bool:
-    """True if the handler of `entry`, which came from user code, did without the swap that `fault` shows it needs: three
-    events in a row of one CPU (each a batch of one), of which the second is a ``gs:`` access at the user's base."""
+    """True if the handler of `entry`, which came from user code, did without the swap that `fault` shows it needs.
+
+    Three events in a row of one CPU (each a batch of one); the second is a ``gs:`` access at the user's base.
+    """
     if not _from_kernel(fault) or fault["vector"][0] != vectors.PF or fault["rip"][0] != access["pc"][0]:
         return False
     bases = [int(row[name][0]) for row in (entry, fault) for name in ("gs_base", "kernel_gs_base")]

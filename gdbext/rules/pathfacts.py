@@ -9,7 +9,7 @@ from collections.abc import Collection
 from typing import Final
 
 from gdbext.code.classify import stores_stack_pointer
-from gdbext.code.compare import Statement, compare, pairs
+from gdbext.code.compare import Kind, Statement, compare, pairs
 from gdbext.code.disasm import Code, Flow
 from gdbext.code.graph import Graph
 from gdbext.code.listing import listing
@@ -149,11 +149,19 @@ class PathFacts:
         return None
 
     def restores_any(self, entry: Batch, leaving: Batch, fields: Collection[str]) -> bool | None:
-        """True if some way of the exit path loads one of `fields`; None if the exit path could not be followed."""
+        """True if some way of the exit path loads one of `fields` from where the entry path puts it on all of its ways;
+        None if the exit path could not be followed. What it loads from elsewhere is a result."""
         if not int(entry["pc"][0]):
             return None
         ways = self._restore(entry_of(entry), leaving)
-        return any(not restore.loaded.keys().isdisjoint(fields) for restore in ways) if ways else None
+        loaded = {field for restore in ways for field in restore.loaded} & set(fields)
+        others = {
+            field
+            for statement in self.statements(entry, leaving)
+            if statement.kind is Kind.NEVER_STORED
+            for field in statement.fields
+        }
+        return bool(loaded - others) if ways else None
 
     def keeps(self, entry: Batch, leaving: Batch, fields: Collection[str]) -> bool:
         """True if every way in stores `fields` in an area and the ways out that belong to it load them from there."""

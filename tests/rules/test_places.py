@@ -216,8 +216,20 @@ def test_what_is_no_switch_of_this_thread() -> None:
     assert found(*pushed) == []
 
 
-CALLED = "syscall_entry: push %rcx\n push %r11\n call body\n {} pop %r11\n pop %rcx\n leave: sysretq\n body: ret\n"
-KEEPS_NOTHING, KEEPS_RSI = "", "mov 16(%rsp), %rsi\n"
+CALLED = """
+    mov %rsp, %gs:8
+    mov %gs:16, %rsp
+    push %rbx
+    push %rsi
+    push %rcx
+    push %r11
+    call body
+    {}pop %r11
+    pop %rcx
+    sysretq
+    body: ret
+"""
+KEEPS_NOTHING, KEEPS_RSI, RETURNS_R10 = "", "mov 16(%rsp), %rsi\n", "mov 24(%rsp), %r10\n"
 
 
 @pytest.mark.parametrize(
@@ -226,13 +238,14 @@ KEEPS_NOTHING, KEEPS_RSI = "", "mov 16(%rsp), %rsi\n"
         (KEEPS_NOTHING, ("rdx", "r8"), [("CW106", "warning", 2)]),
         (KEEPS_NOTHING, ("rdx", "rbx"), [("CW106", "error", 1), ("CW106", "warning", 1)]),
         (KEEPS_RSI, ("rdx", "r8"), [("CW106", "error", 1), ("CW106", "error", 1)]),
+        (RETURNS_R10, ("r10", "r8"), [("CW106", "warning", 2)]),
     ],
 )
 def test_a_call_that_keeps_what_a_function_keeps(
     restores: str, lost: tuple[str, ...], expected: list[tuple[str, str, int]], tmp_path: Path
 ) -> None:
     engine = Engine(guest=Bytes(CALLED.format(restores), tmp_path))
-    leaving = KERNEL_RIP + (13 if restores else 8) + 3
+    leaving = KERNEL_RIP + (33 if restores else 28) + 3
     rows = []
     for name in lost:
         ctx = context()
