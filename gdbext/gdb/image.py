@@ -78,7 +78,8 @@ def _segments(raw: bytes, wide: bool) -> Iterator[Segment]:
 
 def entry_point(path: Path) -> int | None:
     """Where the ELF file at `path` begins to run; None if it does not say."""
-    raw = path.read_bytes()[:32]
+    with path.open("rb") as file:
+        raw = file.read(32)
     if raw[:4] != b"\x7fELF" or len(raw) < 32:
         return None
     return int.from_bytes(raw[24:32] if raw[4] == 2 else raw[24:28], "little") or None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import tomllib
 from importlib import resources
@@ -181,7 +182,9 @@ def parse(text: str, where: str) -> ProfileFile:
     try:
         return ProfileFile.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
+        mistakes = error.errors(include_url=False, include_input=False)
+        # A key misspelt is also one that is missing.
+        first = min(mistakes, key=lambda mistake: mistake["type"] != "extra_forbidden")
         path = [part for part in first["loc"] if part != "[key]"]
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
@@ -208,7 +211,7 @@ def _base(name: object, where: str) -> dict[str, Any]:
 def load(path: Path) -> ProfileFile:
     """Return the profile in the file `path`; raises UsageError."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with open(path, encoding="utf-8", opener=_at_once) as file:
             text = file.read(_LONGEST + 1)
         if len(text) > _LONGEST:
             raise OSError(errno.EFBIG, f"it is longer than {_LONGEST:,} characters")
@@ -216,6 +219,13 @@ def load(path: Path) -> ProfileFile:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UsageError(f"profile {path}", why, "name a profile file, or one of the shipped profiles") from None
     return parse(text, str(path))
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens a pipe that nobody writes to without waiting for somebody who does."""
+    handle = os.open(path, flags | os.O_NONBLOCK)
+    os.set_blocking(handle, True)
+    return handle
 
 
 def rule_parts(text: str) -> tuple[bool, bool, int]:

@@ -51,6 +51,11 @@ _ANCHORS: Final = {
 _FARTHEST: Final = 1 << 30
 """KASLR moves the kernel by less (Linux, CONFIG_RANDOMIZE_BASE)."""
 _PAGE: Final = 4096
+_ELF: Final = b"\x7fELF"
+_HEAD: Final = 4096
+"""Bytes that show what a file is."""
+_LARGEST: Final = 2 << 30
+"""Bytes that are read of a kernel; with debugging information Linux comes to about half of them."""
 
 
 class Symbol(NamedTuple):
@@ -166,18 +171,24 @@ class Image:
 def load(path: Path) -> Image:
     """Read the kernel file `path`: an ELF file or a Linux bzImage. Raises UsageError for anything else."""
     data = _contents(path)
-    if data.startswith(b"\x7fELF"):
-        return _load_elf(path, data, path)
-    if bzimage.is_bzimage(data):
-        return _load_elf(path, data, _unpacked(path, data))
-    raise UsageError(f"{path} is not a kernel that can be read", "it is neither an ELF file nor a Linux bzImage")
+    return _load_elf(path, data, path if data.startswith(_ELF) else _unpacked(path, data))
 
 
 def _contents(path: Path) -> bytes:
+    """All of the file; of what is no kernel, the beginning alone is read."""
     try:
         with open(path, "rb", opener=_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
                 raise UsageError(f"cannot read the kernel {path}", "it is no regular file", "copy it into a file first")
+            head = file.read(_HEAD)
+            if not head.startswith(_ELF) and not bzimage.is_bzimage(head):
+                why = "it is neither an ELF file nor a Linux bzImage"
+                raise UsageError(f"{path} is not a kernel that can be read", why)
+            if about.st_size > _LARGEST:
+                why = f"it is larger than {_LARGEST >> 30} GiB"
+                raise UsageError(f"cannot read the kernel {path}", why, "take debugging information out with strip -g")
+            file.seek(0)
             return file.read()
     except OSError as error:
         raise UsageError(f"cannot read the kernel {path}", error.strerror or str(error)) from error

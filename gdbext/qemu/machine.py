@@ -63,7 +63,10 @@ def which(program: str) -> Path:
     """The QEMU executable `program` stands for; raises EnvironmentUnusable when there is none."""
     found = shutil.which(program)
     if found is None:
-        raise EnvironmentUnusable(f"no {program} here", todo="run scripts/bootstrap, or install qemu-system-x86")
+        name = Path(program).name
+        install = name in ("qemu-system-x86_64", "qemu-system-i386")
+        todo = "run scripts/bootstrap, or install qemu-system-x86" if install else "name a qemu-system-x86_64"
+        raise EnvironmentUnusable(f"no {program} here", todo=todo)
     return Path(found)
 
 

@@ -18,13 +18,15 @@ def index() -> list[str]:
 
 
 def page(code: str) -> str:
-    """The page of `code` as Markdown; its one-line meaning where the pages are not installed.
+    """The page of `code`, or of the code of that name, as Markdown; its one-line meaning where the pages are not
+    installed.
 
     Raises UsageError for an unknown code.
     """
-    wanted = code.upper()
+    names = {known.name: known.code for known in CODES.values()}
+    wanted = names.get(code.lower(), code.upper())
     if wanted not in CODES:
-        near = difflib.get_close_matches(wanted, CODES, n=2)
+        near = difflib.get_close_matches(wanted, CODES, n=2) or difflib.get_close_matches(code.lower(), names, n=1)
         todo = f"did you mean {' or '.join(near)}?" if near else "`ctxwatch explain` lists them"
         raise UsageError(f"there is no finding code {code!r}", todo=todo)
     path = PAGES / f"{wanted}.md"

@@ -77,6 +77,8 @@ def test_every_command_has_help_with_an_example(command: declarations.Command) -
         (["qemu-args", "--name", "a,b"], "is no plain name"),
         (["qemu-args", "--name", 200 * "a"], "is too long for a socket's path; choose a shorter one"),
         (["explain", "CW999"], "there is no finding code 'CW999'"),
+        (["explain", "flag-not-restored"], "did you mean flags-not-restored?"),
+        (["qemu-args", "--qemu", "qemu-system-none"], "no qemu-system-none here; name a qemu-system-x86_64"),
         (["explain", "CW1\x1b[31m"], r"'CW1\x1b[31m'"),
     ],
 )
@@ -183,6 +185,11 @@ def test_explain_knows_every_code(code: str, capsys: pytest.CaptureFixture[str])
     out = capsys.readouterr().out
     assert code in out
     assert CODES[code].name in out
+
+
+def test_explain_takes_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "Flags-not-restored"]) == 0
+    assert "CW102" in capsys.readouterr().out
 
 
 def test_explain_without_a_code_lists_them(capsys: pytest.CaptureFixture[str]) -> None:

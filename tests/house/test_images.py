@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -120,6 +121,15 @@ def test_what_is_no_kernel(tmp_path: Path, content: bytes, said: str) -> None:
 def test_what_cannot_be_read(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(UsageError, match="cannot read the kernel"):
+            images.load(path)
+
+
+def test_what_is_too_large_is_not_read(tmp_path: Path) -> None:
+    for content, said in ((b"\x7fELF", "larger than 2 GiB; take debugging"), (b"", "neither an ELF file nor")):
+        path = tmp_path / "huge"
+        path.write_bytes(content)
+        os.truncate(path, 1 << 40)
+        with pytest.raises(UsageError, match=said):
             images.load(path)
 
 

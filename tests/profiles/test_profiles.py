@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,7 @@ def test_no_expression_text_does_worse_than_an_error(text: str) -> None:
     ("text", "line", "says"),
     [
         ("colour = 1\n", 3, "unknown key; allowed here: area, areas"),
+        ("[areas]\nknid = 'fixed'\n", 4, "areas.knid: unknown key; allowed here: addresses, base"),
         ("[area]\nsize = 64\nword = 8\n[area.slots]\nrax = 0\nrbx = 4\n", 3, "slots rax and rbx overlap at byte 4"),
         ("[area]\nsize = 64\n[area.slots]\nrax = 60\n", 3, "ends beyond"),
         ("[area]\nsize = 64\n[area.slots]\nzax = 0\n", 6, "Input should be 'rax'"),
@@ -117,6 +119,9 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
         find(str(broken))
     with pytest.raises(UsageError, match=r"directory"):
         find(str(tmp_path))
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UsageError, match="name: Field required"):
+        find(str(tmp_path / "fifo"))
 
 
 def areas(table: str, memory: dict[int, int]) -> tuple[list[int], list[str]]:
