@@ -170,6 +170,11 @@ def mask_of(names: Iterable[str]) -> int:
     return sum(1 << GPR64.index(name) for name in names)
 
 
+TAKEN_BY_CALL: Final = ("rcx", "r11")
+"""What ``syscall`` destroys, and ``sysenter`` or its way back may (Intel SDM vol. 2, SYSCALL, SYSEXIT)."""
+_TAKEN_BY_CALL: Final = mask_of(TAKEN_BY_CALL)
+
+
 def differences(entries: Rows, exits: Rows, law: Law) -> Mask:
     """Return, per pair, the mask of fields that had to come back and did not.
 
@@ -184,6 +189,7 @@ def differences(entries: Rows, exits: Rows, law: Law) -> Mask:
     entries, exits = _columns(entries), _columns(exits)
     mask = changed_registers(entries, exits)
     mask[is_call(entries)] &= np.uint32(~law.call_returns & 0xFFFF_FFFF)
+    mask[by_call(entries)] &= np.uint32(~_TAKEN_BY_CALL & 0xFFFF_FFFF)
     small = _small(exits)
     mask[small] &= np.uint32(LOW_BITS)
     for name, had_to in _HAD_TO_COME_BACK.items():

@@ -75,7 +75,7 @@ class PolicyTable(_Strict):
     is the signature in front of each address at which an interrupted restartable sequence may go on.
     """
 
-    syscall_returns: list[General] = ["rax", "rcx", "r11"]
+    syscall_returns: list[General] = ["rax"]
     user_iopl: bool = False
     vm86: bool = False
     nested_nmi: bool = False

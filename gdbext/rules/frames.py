@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
-from gdbext.arch.frames import word_size
+from gdbext.arch.frames import CS_WORD, word_size
 from gdbext.events.row import Batch, Flag, How, Kind
 from gdbext.rules.draft import Draft
 from gdbext.rules.finding import Difference
+
+MAX_SELECTOR: Final = 0xFFFF
 
 
 def judge_unbalanced(row: Batch, near: Batch) -> tuple[Draft, Batch] | None:
@@ -81,9 +85,9 @@ def _shifted(frame: list[int], popped: list[int], words: int, size: int) -> bool
     """True if the words at RSP are those of the entry's frame, `words` further (negative: RSP is too low).
 
     The saved RIP may have been redirected meanwhile (a fixup), the words above it not; of an ia32 frame, which has
-    but two of those, RIP must agree too.
+    but two of those, RIP must agree too, unless what iret takes for CS is no selector at all.
     """
-    first = 1 if size == 8 else 0
+    first = 1 if size == 8 or popped[CS_WORD] > MAX_SELECTOR else 0
     pairs = [(popped[at - words], frame[at]) for at in range(first, len(frame)) if 0 <= at - words < len(popped)]
     return len(pairs) >= 2 and all(held == pushed for held, pushed in pairs)
 

@@ -1,9 +1,10 @@
 """A thread that is taken up and goes on where no kernel code is: CW403.
 
 The first thing that its CPU does behind the switch is a page fault on the instruction itself, in the page of address 0
-or, where the kernel lies in the upper half of the address space, in the lower one. What it returned to was no return
-address: somebody else used its stack, or what was kept of it was not whole. Behind anything but a switch a call through
-a null pointer looks the same, and is not judged.
+or, where the kernel lies in the upper half of the address space, in the lower one; or, where the page of address 0 is
+mapped, what it holds is run until it faults. What it returned to was no return address: somebody else used its stack,
+or what was kept of it was not whole. Behind anything but a switch a call through a null pointer looks the same, and is
+not judged.
 
 Likewise a thread that cannot return at all, because what lies on its stack is no address, or no selector beside one (a
 general protection fault at a ``ret`` or ``lret``), and one whose stack pointer is there: the CPU cannot push there what
@@ -16,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from gdbext.arch.vectors import DF, GP, PF
+from gdbext.arch.vectors import DF, GP, PF, UD
 from gdbext.code.disasm import Code, Flow
 from gdbext.events.columns import Columns, any_of
 from gdbext.events.row import Batch, Flag, Kind
@@ -39,8 +40,7 @@ UPPER: Final = np.uint64(63)
 
 
 class NowhereJudge:
-    """Looks at page faults of kernel code on the instruction that was to run, at returns that fault, and at double
-    faults."""
+    """Looks at faults of kernel code on the instruction to run, at returns that fault, and at double faults."""
 
     def __init__(self, history: History, guest: GuestView) -> None:
         self._history = history
@@ -49,13 +49,13 @@ class NowhereJudge:
     def feed(self, batch: Columns) -> list[Judged]:
         """Judge the page faults and double faults of a batch."""
         rows = contexts(batch)
-        faults = (rows["kind"] == Kind.ENTRY) & any_of(rows["vector"], (PF, DF, GP)) & ~is_user(rows)
+        faults = (rows["kind"] == Kind.ENTRY) & any_of(rows["vector"], (UD, DF, GP, PF)) & ~is_user(rows)
         at = np.flatnonzero(faults & ((rows["flags"] & Flag.UNREADABLE) == 0))
         if not len(at):
             return []
         rows = rows.take(at)
         vector, missing, rip, rsp = rows["vector"], rows["cr2"], rows["rip"], rows["rsp"]
-        code = (vector == PF) & (rip == missing) & _nowhere(rows, rip)
+        code = (vector == PF) & (rip == missing) & _nowhere(rows, rip) | any_of(vector, (UD, PF, GP)) & _null(rows, rip)
         stack = (vector == DF) & (rsp - missing - np.uint64(1) < np.uint64(PUSHED)) & _nowhere(rows, rsp)
         judged: list[Judged] = []
         for found, draft in ((code, _code), (stack, _stack), (vector == GP, _return)):
@@ -80,8 +80,14 @@ class NowhereJudge:
 def _nowhere(rows: Columns, address: U64) -> Bools:
     """True where no kernel code and no kernel stack is at `address`, by where the handler lies."""
     lower = (rows["mode"] == 64) & (address >> UPPER < rows["pc"] >> UPPER)
-    nowhere: Bools = lower | ((address < PAGE) & (rows["pc"] >= PAGE))
+    nowhere: Bools = lower | _null(rows, address)
     return nowhere
+
+
+def _null(rows: Columns, address: U64) -> Bools:
+    """True where the address is in the page of address 0 and the handler is not."""
+    null: Bools = (address < PAGE) & (rows["pc"] >= PAGE)
+    return null
 
 
 def _taken_up(row: Batch, switch: Batch) -> str:

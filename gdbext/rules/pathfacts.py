@@ -92,7 +92,7 @@ class PathFacts:
         for save, _ in ways:
             area, at = save.area, save.layout.get(field)
             by = save.stored_by.get(Place(*area, at)) if area is not None and at is not None else None
-            if at is not None and by is not None:
+            if at is not None and by:  # the CPU's own store has no instruction
                 return (at - save.base) // (save.bits // 8), by
         return None
 

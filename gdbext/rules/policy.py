@@ -65,7 +65,8 @@ class Calls:
 class Policy:
     """Knobs of the rules; every field's default is what holds of any kernel.
 
-    syscall_returns: registers a system call may change (its ABI's results and clobbers).
+    syscall_returns: registers a system call may change (its ABI's results and clobbers), besides what the instructions
+        ``syscall`` and ``sysenter`` take.
     user_iopl: True where user code is given IOPL on purpose.
     vm86: True where returns with RFLAGS.VM are legitimate.
     nested_nmi: True where the NMI handler is written to be nested on its own stack.
@@ -81,7 +82,7 @@ class Policy:
     writers: ranges (start, end) of code that may write a save area; None when unknown.
     """
 
-    syscall_returns: frozenset[str] = frozenset({"rax", "rcx", "r11"})
+    syscall_returns: frozenset[str] = frozenset({"rax"})
     user_iopl: bool = False
     vm86: bool = False
     nested_nmi: bool = False

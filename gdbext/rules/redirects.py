@@ -17,7 +17,7 @@ from gdbext.arch import vectors
 from gdbext.arch.registers import GPR64
 from gdbext.events.columns import Columns, Rows, grouped
 from gdbext.events.row import Batch, Flag, How, Kind
-from gdbext.ledger.compare import BIT, U64, Bools, few_words_apart, gprs, is_call, is_user, space
+from gdbext.ledger.compare import BIT, TAKEN_BY_CALL, U64, Bools, few_words_apart, gprs, is_call, is_user, space
 from gdbext.rules.fastcalls import INT_BYTES, is_fast
 from gdbext.rules.history import History
 from gdbext.rules.policy import Calls, Policy
@@ -140,7 +140,7 @@ class Redirects:
         rip = past["rip"] + np.uint64(INT_BYTES) * is_fast(past)
         calls = past[kin & (past["kind"] == Kind.ENTRY) & is_call(past) & (rip == row["rip"])]
         changed = gprs(calls) != gprs(row)
-        changed[:, [GPR64.index(name) for name in (*self._policy.syscall_returns, "rsp")]] = False
+        changed[:, [GPR64.index(name) for name in (*self._policy.syscall_returns, *TAKEN_BY_CALL, "rsp")]] = False
         like = calls[~changed.any(axis=1)][-1:]
         if not len(like):
             return False
@@ -211,7 +211,7 @@ def _goes_back(entry: Batch, row: Batch, newest: Batch, history: History, return
     if not len(newest) or newest["seq"][0] <= entry["seq"][0] or not is_call(newest)[0]:
         return False
     changed = gprs(newest) != gprs(row)
-    changed[:, [GPR64.index(name) for name in (*returns, "rsp")]] = False
+    changed[:, [GPR64.index(name) for name in (*returns, *TAKEN_BY_CALL, "rsp")]] = False
     return bool(changed.any()) and not switched_since(newest, row, history)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gdbext.arch.vectors import DF, GP, PF
+from gdbext.arch.vectors import DF, GP, PF, UD
 from gdbext.events.row import ROW, Batch
 from gdbext.rules.engine import Engine
 from gdbext.rules.guest import NoGuest
@@ -38,6 +38,14 @@ def faults(rip: int = LOW, cr2: int | None = None, **changes: Any) -> Batch:
 @pytest.mark.parametrize("kind", [Kind.SWITCH_IN, Kind.SWITCH_OUT])
 def test_a_thread_that_goes_on_nowhere(rip: int, kind: int) -> None:
     assert found(switch(kind), faults(rip)) == [("CW403", "rip")]
+
+
+@pytest.mark.parametrize("vector", [UD, GP, PF])
+def test_a_thread_that_runs_what_is_mapped_at_0(vector: int) -> None:
+    ran = faults(LOW, cr2=0xF000_0000)
+    ran["vector"] = vector
+    assert found(switch(Kind.SWITCH_IN), ran) == [("CW403", "rip")]
+    assert found(ran) == []
 
 
 def test_a_call_through_a_null_pointer_is_none() -> None:

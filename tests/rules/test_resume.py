@@ -141,7 +141,9 @@ def test_system_call_changes_its_result_only() -> None:
     ctx = context()
     assert codes(entry(ctx, How.SYSCALL), exit_(ctx | {"rax": 9}, How.SYSRET)) == []
     assert codes(entry(ctx, How.SYSCALL), exit_(ctx | {"rax": 9, "rdx": 9}, How.SYSRET)) == [("CW106", "rdx")]
+    assert codes(entry(ctx, How.SYSCALL), exit_(ctx | {"rcx": 9, "r11": 9}, How.SYSRET)) == []
     assert codes(entry(ctx, How.SOFT), exit_(ctx | {"rdx": 9})) == [("CW106", "rdx")]
+    assert codes(entry(ctx, How.SOFT), exit_(ctx | {"rcx": 9})) == [("CW106", "rcx")]
     returns = Policy(syscall_returns=frozenset({"rax", "rdx", "rcx", "r11"}))
     assert codes(entry(ctx, How.SYSCALL), exit_(ctx | {"rdx": 9}, How.SYSRET), policy=returns) == []
 
@@ -298,6 +300,16 @@ def test_unbalanced_frame_after_a_fixup() -> None:
     popped = [0, ctx["rip"] + 5, ctx["cs"], ctx["rflags"], ctx["rsp"], ctx["ss"], 0, 0]
     wrong = {"rip": 0, "cs": popped[1] & 0xFFFF, "rflags": popped[2], "rsp": popped[3], "ss": popped[4] & 0xFFFF}
     assert codes(before, exit_(ctx | wrong, frame=FRAME - 8, stack=[popped])) == [("CW301", "rsp")]
+
+
+def test_unbalanced_frame_of_three_words_after_a_fixup() -> None:
+    ctx = context(user=False, rip=0xC0100200, cs=8, rflags=0x10046, mode=32, flags=Flag.LINEAR32 | Flag.NO_STACK)
+    before = entry(ctx, How.EXCEPTION, stack=[[ctx["rip"], 8, 0x10046, 1, 2, 3, 4, 5]])
+    popped = [2, ctx["rip"] + 9, 8, 0x10046, 1, 2, 3, 4]
+    wrong = {"rip": 2, "cs": popped[1] & 0xFFFF, "rflags": 8}
+    assert codes(before, exit_(ctx | wrong, frame=FRAME - 4, stack=[popped])) == [("CW301", "rsp")]
+    popped[1] = 0x1B  # a context of its own
+    assert codes(before, exit_(ctx | wrong | {"cs": 0x1B}, frame=FRAME - 4, stack=[popped]))[:1] != [("CW301", "rsp")]
 
 
 def test_unbalanced_copy_of_a_frame() -> None:
