@@ -84,12 +84,12 @@ def drawn(finding: Finding, columns: int, colour: bool = True) -> str:
     """The finding as ``ctxwatch run`` draws it on a terminal so wide."""
     from rich.console import Console
 
-    from gdbext.report.text import render_finding
+    from gdbext.report.text import NARROWEST, render_finding
 
     out = io.StringIO()
     console = Console(
         file=out,
-        width=columns,
+        width=max(columns, NARROWEST),
         force_terminal=colour,
         color_system="standard" if colour else None,
         highlight=False,

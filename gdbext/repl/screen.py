@@ -210,12 +210,19 @@ def wrapped(line: str, columns: int) -> str:
 
 
 def rendered(renderable: object, columns: int) -> str:
-    """What rich makes of `renderable`, with colours, `columns` wide."""
+    """What rich makes of `renderable`, with colours, `columns` wide; no narrower than values need."""
     from rich.console import Console
+
+    from gdbext.report.text import NARROWEST
 
     drawn = io.StringIO()
     console = Console(
-        file=drawn, width=columns, force_terminal=True, color_system="standard", highlight=False, markup=False
+        file=drawn,
+        width=max(columns, NARROWEST),
+        force_terminal=True,
+        color_system="standard",
+        highlight=False,
+        markup=False,
     )
     console.print(renderable)
     return "\n".join(line.rstrip() for line in drawn.getvalue().split("\n"))

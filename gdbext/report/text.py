@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -17,6 +18,10 @@ from gdbext.report.words import by, code_parts, compared, differing, elapsed, la
 from gdbext.rules.codes import ERROR, WARNING
 from gdbext.rules.finding import CodeLine, Finding
 
+_WORD: Final = 64
+"""Bits of the widest value that takes one line, whatever the terminal."""
+NARROWEST: Final = 60
+"""Columns: two 64-bit values side by side, and what is said of them."""
 _STYLES = {ERROR: "bold red", WARNING: "bold yellow"}
 
 
@@ -80,8 +85,10 @@ def _fields(fields: Fields, full: bool) -> RenderableType:
     both = bool(fields.headings[1])
     shown = [row for row in fields.rows if full or row.differs or row.main]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    wide = any((value or 0) >> _WORD for row in shown for value in (row.before, row.after))
     for heading in ("", "", *fields.headings):
-        table.add_column(heading, no_wrap=True)
+        values = wide and bool(heading)
+        table.add_column(heading, no_wrap=not values, overflow="fold", min_width=_WORD // 4 if values else None)
     table.add_column(overflow="fold")
     for row in shown:
         same = not row.differs and row.before is not None and row.after is not None
@@ -163,7 +170,10 @@ def _columns() -> Table:
 def _hex(value: int | None, row: ContextRow) -> str:
     if value is None:
         return "-" if row.differs else NOT_CAPTURED
-    return f"{value:0{row.digits}x}"
+    digits = f"{value:0{row.digits}x}"
+    if not value >> _WORD:
+        return digits
+    return f"{digits[: -_WORD // 4]} {digits[-_WORD // 4 :]}"  # where it does not fit it is broken there
 
 
 def _address(address: int, symbol: str | None) -> str:
@@ -195,7 +205,10 @@ def render_summary(report: RunReport) -> RenderableType:
 
 def console(stderr: bool = False) -> Console:
     """A console that adds nothing of its own to what the guest says; honours NO_COLOR."""
-    return _Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    made = _Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if made.width < NARROWEST:  # COLUMNS=0, of which rich makes no line at all
+        made.width = NARROWEST
+    return made
 
 
 class _Console(Console):

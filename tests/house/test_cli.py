@@ -197,6 +197,11 @@ def test_explain_without_a_code_lists_them(capsys: pytest.CaptureFixture[str]) -
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(CODES)
 
 
+@pytest.mark.parametrize("columns", ["0", "1"])
+def test_no_width_hides_anything(columns: str) -> None:
+    assert "CW102 flags-not-" in ctxwatch("explain", "CW102", COLUMNS=columns).stdout
+
+
 def test_no_colour_when_asked() -> None:
     done = ctxwatch("explain", "CW102", NO_COLOR="1", FORCE_COLOR="1")
     assert "\x1b[3" not in done.stdout

@@ -80,6 +80,15 @@ def test_a_narrow_terminal_shows_the_values_whole(finding: Finding) -> None:
     assert "…" not in text
 
 
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_wide_values_are_broken_between_words(finding: Finding, width: int) -> None:
+    finding.differences = (Difference("xmm0", 0x1111222233334444 << 64 | 0x5555666677778888, 0x9999AAAABBBBCCCC << 64),)
+    text = shown(render_finding(finding), width)
+    assert "…" not in text
+    for word in ("1111222233334444", "5555666677778888", "9999aaaabbbbcccc", "0000000000000000"):
+        assert re.search(rf"\b{word}\b", text)
+
+
 def small(kind: int) -> Finding:
     """A finding at an event of which the probe read little, with nothing to tell what was expected."""
     row = batch(exit_(context(user=False)))
