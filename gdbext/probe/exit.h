@@ -104,6 +104,8 @@ static void read_popped(vcpu *v, const site *s, popped *p)
     p->words = vcpu_words(v, p->at, s->insn.size, FRAME_WORDS, p->w);
 }
 
+enum { POPF_LOADS = 0x247fd5 };
+
 /* The kernel's way of serialising: an iret to the next instruction with the stack as it was before the pushes. Not where
  * the CPU pushed that frame: what lies behind an iret may be a handler that was interrupted before it began. */
 static bool is_self(const site *s, const popped *p, uint16_t live_cs)
@@ -279,6 +281,9 @@ static void on_iret(unsigned index, void *userdata)
     if (p.words >= (s->bits == 64 ? 5 : 3) && ((p.w[FRAME_CS] ^ live_cs) & 3) == 0) { /* back from a switch that ends in an iret? */
         uint64_t rsp = s->bits == 64 ? p.w[FRAME_RSP] : p.at + 3u * s->insn.size;
         arrive(v, s, rsp - s->insn.size, p.w[FRAME_RIP], ledger_waits(p.w[FRAME_RIP], rsp));
+        v->far.at = p.w[FRAME_RIP]; /* a far return may have been interrupted, behind its popf */
+        v->far.rsp = rsp;
+        v->far.flags = (p.w[FRAME_RFLAGS] & POPF_LOADS) | RFLAGS_ONE;
     }
     ctx_row *row = begin(v, CTX_KIND_EXIT, CTX_HOW_IRET, s->pc, s->bits);
     fill_context(v, row);

@@ -3,7 +3,8 @@
  * iret would, in another order, or by popf and ret. Nothing but the ledger tells them from any other return: somebody
  * waits there. Of a near return, which any function may end with, the registers have to tell it, too.
  *
- * RFLAGS as they are live lack the arithmetic flags. Known are those that a popf right before has popped, and known is
+ * RFLAGS as they are live lack the arithmetic flags. Known are those that a popf right before has popped, or an iret to
+ * the far return itself, which was interrupted (not what a popf left on this CPU before that, long ago). Known is, too,
  * that there was none, nor sahf, since the handler was entered: from the first such exit on they are counted.
  */
 #pragma once
@@ -11,7 +12,6 @@
 #include "exit.h"
 
 enum { FAR_WORDS = 4, FAR_RIP = 0, FAR_CS, FAR_RSP, FAR_SS };
-enum { POPF_LOADS = 0x247fd5 };
 
 static atomic_bool far_seen; /* a far return has resumed what was interrupted */
 

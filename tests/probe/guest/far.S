@@ -1,6 +1,6 @@
 /*
- * A guest whose handler goes back by a far return, in four ways: behind popf; with a pop in between; without flags; with
- * another register. In front of that, a far return that resumes nobody. Ends by isa-debug-exit.
+ * A guest whose handler goes back by a far return, in five ways: behind popf; with a pop in between; without flags; with
+ * another register; behind an iret to the far return, as if that had been interrupted. In front of that, a far return that resumes nobody. Ends by isa-debug-exit.
  */
 #include "boot.h"
 #if BITS == 64
@@ -19,7 +19,7 @@ main:   and $-16, %esp
         stc
         int $0x40
         inc %ebx
-        cmp $5, %ebx
+        cmp $6, %ebx
         jne 2b
         mov $0xf4, %edx
         out %al, %dx
@@ -52,6 +52,8 @@ handler:
         je 2f
         cmp $3, %ebx
         je 3f
+        cmp $5, %ebx
+        je 5f
         cmp $4, %ebx
         jne 1f
         inc %esi
@@ -65,3 +67,26 @@ handler:
         FAR_RETURN
 3:      lea 2*W(%SP), %SP
         FAR_RETURN
+5:      mov %AX, kept
+        mov W(%SP), %DX
+        mov %DX, kept + W
+        pop kept + 2*W
+        lea W(%SP), %SP
+#if BITS == 64
+        mov %SP, %AX
+        mov %ss, %edx
+        push %DX
+        push %AX
+#endif
+        push kept + 2*W
+        push $CODE_SELECTOR
+        push $6f
+        mov kept, %AX
+        mov kept + W, %DX
+        IRET
+        hlt
+6:      FAR_RETURN
+
+        .bss
+        .balign 8
+kept:   .space 3*W
