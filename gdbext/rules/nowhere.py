@@ -21,7 +21,7 @@ from gdbext.arch.vectors import DF, GP, PF, UD
 from gdbext.code.disasm import Code, Flow
 from gdbext.events.columns import Columns, any_of
 from gdbext.events.row import Batch, Flag, Kind
-from gdbext.ledger.compare import U64, Bools, contexts, is_user
+from gdbext.ledger.compare import U64, Bools, contexts, is_user, page_tables
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 from gdbext.rules.guest import GuestView
@@ -71,10 +71,16 @@ class NowhereJudge:
         return insn is not None and insn.flow is Flow.RETURN
 
     def _switched(self, row: Batch) -> Batch | None:
-        """The switch that is the last that was seen of the CPU before the entry `row`, or None."""
+        """The switch, if only to other page tables, that was seen last of the CPU before the entry `row`, or None."""
         past = self._history.before(int(row["seq"][0]))
-        past = past[(past["cpu"] == row["cpu"]) & any_of(past["kind"], (Kind.ENTRY, Kind.EXIT, *TURNS))][-1:]
-        return past if len(past) and past["kind"][0] in TURNS else None
+        past = past[past["cpu"] == row["cpu"]]
+        turned = any_of(past["kind"], (Kind.ENTRY, Kind.EXIT))
+        before = past[turned][-1:]
+        last = past[turned | any_of(past["kind"], (Kind.CR3, *TURNS))][-1:]
+        if not len(last) or last["kind"][0] in TURNS:
+            return last if len(last) else None
+        moved = last["kind"][0] == Kind.CR3 and len(before) and page_tables(before) != page_tables(row)
+        return last if moved else None
 
 
 def _nowhere(rows: Columns, address: U64) -> Bools:

@@ -48,6 +48,15 @@ def test_a_thread_that_runs_what_is_mapped_at_0(vector: int) -> None:
     assert found(ran) == []
 
 
+def test_page_tables_tell_of_a_switch_that_was_not_seen() -> None:
+    user = context(2)
+    turned = switch(Kind.CR3)
+    assert found(entry(user), turned, faults(0)) == [("CW403", "rip")]
+    same = faults(0)
+    same["cr3"] = user["cr3"]
+    assert found(entry(user), turned, same) == []
+
+
 def test_a_call_through_a_null_pointer_is_none() -> None:
     user = context(2)
     assert found(switch(Kind.SWITCH_IN), exit_(user), entry(user, How.SYSCALL), faults(0)) == []
