@@ -1,9 +1,9 @@
-"""CW202 and CW203 before any entry was seen to swap: by the first entry from user mode that should, and by the first
+"""CW201 to CW203 before any entry was seen to swap: by the first entry from user mode that should, and by the first
 ``swapgs`` of the machine, in a handler of kernel code.
 
 Of the latter no count tells yet which base is active. What happens does: the kernel's base was there when the handler
 began, nothing was behind ``KERNEL_GS_BASE``, and the handler's own code faults with nothing for a base: in the lower
-half, or (#GP) by what it read there for a pointer.
+half, or (#GP) by what it read there for a pointer. Or it returns at once, and what it interrupted has lost its base.
 """
 
 from __future__ import annotations
@@ -46,6 +46,22 @@ def judge(entry: Batch, swap: Batch, fault: Batch) -> Draft | None:
     )
     look = "which word the entry tests for the privilege level: CS, with or without error code"
     return Draft("CW203", cause, look, (Difference("gs_base", kernels, others),))
+
+
+def judge_exit(entry: Batch, swap: Batch, leaving: Batch) -> Draft | None:
+    """The same of a handler that returns right behind the swap, to the kernel code which it has interrupted."""
+    names = "rip", "rsp", "cr3"
+    if leaving["kind"][0] != Kind.EXIT or not _from_kernel(entry) or any(entry[n][0] != leaving[n][0] for n in names):
+        return None
+    kernels, others = int(entry["gs_base"][0]), int(entry["kernel_gs_base"][0])
+    if not is_high_half(kernels) or is_high_half(others) or leaving["gs_base"][0] != others:
+        return None
+    cause = (
+        f"{vectors.name(int(entry['vector'][0]))} interrupted kernel code with GS base {kernels:#x}, and its handler, "
+        f"which had not swapped, does on its way back, at {int(swap['pc'][0]):#x}: that code goes on with {others:#x}"
+    )
+    look = "how this exit path decides to swap: from the saved CS, at the right offset?"
+    return Draft("CW201", cause, look, (Difference("gs_base", kernels, others),), match="exact")
 
 
 def is_missing(entry: Batch, access: Batch, fault: Batch) -> bool:

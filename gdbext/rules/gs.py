@@ -136,7 +136,7 @@ class GsJudge:
             self._first_judged = True
             if at and line.parity[at] == UNKNOWN:
                 entry, swap, then = (line.rows.row(place) for place in (at - 1, at, at + 1))
-                draft = first_swap.judge(entry, swap, then)
+                draft = first_swap.judge(entry, swap, then) or first_swap.judge_exit(entry, swap, then)
                 return [(draft, swap, entry)] if draft else []
         return []
 

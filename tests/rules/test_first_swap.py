@@ -63,6 +63,25 @@ def test_a_kernel_that_swaps_at_every_entry_has_its_way() -> None:
     assert found([swap.copy(), first, swap, fault]) == []  # it had swapped before
 
 
+def returned(**changes: Any) -> list[Batch]:
+    """The first interrupt of kernel code: its handler swaps and returns."""
+    first, swap, _ = swapped()
+    ctx = context(user=False, kernel_gs_base=0)
+    return [first, swap, exit_(ctx | {"gs_base": 0, "kernel_gs_base": KERNEL_BASE} | changes)]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 99])
+def test_the_first_swap_is_on_the_way_back_to_kernel_code(cut: int) -> None:
+    assert found(returned(), cut) == [("CW201", "gs_base")]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"rip": KERNEL_RIP + 0x777, "rsp": KERNEL_BASE}, {"gs_base": KERNEL_BASE, "kernel_gs_base": 0}]
+)
+def test_a_swap_on_the_way_back_that_may_be(changes: dict[str, int]) -> None:
+    assert found(returned(**changes)) == []
+
+
 def unswapped(**changes: Any) -> list[Batch]:
     """The machine's first entry from user code: its handler does not swap, and faults where it uses GS."""
     ctx = context(gs_base=changes.pop("gs_base", 0))
