@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -179,6 +180,13 @@ def test_the_document_has_the_keys_of_the_contract(finding: Finding) -> None:
     assert found.keys() == FINDING
     assert found["interrupted"] == {"rip": "0x400100", "symbol": None, "cpl": 3}
     assert (found["field"], found["expected"], found["actual"]) == ("rflags", "0x246", "0x202")
+
+
+def test_the_page_on_scripts_tells_of_every_key_and_of_no_other() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "scripting.md").read_text("utf-8")
+    of_run, of_finding = (re.findall(r"^\| (`.+?) \|", part, re.MULTILINE) for part in page.split("Of a finding:"))
+    told = [set(re.findall(r"`(\w+)`", " ".join(cells))) for cells in (of_run, of_finding)]
+    assert told == [CONTRACT | {"incomplete"}, FINDING | {"area"}]
 
 
 def test_several_fields_keep_their_order() -> None:
