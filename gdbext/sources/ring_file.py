@@ -326,7 +326,7 @@ class Merger:
         late = int(np.searchsorted(numbers, self._next))  # behind their time: out with them
         gaps = np.flatnonzero(numbers[late:] != expected[: len(rows) - late])
         ready = late + int(gaps[0]) if len(gaps) else len(rows)
-        if ready < len(rows) and (final or self._overdue()):
+        if ready < len(rows) and (final or (not ready and self._overdue())):  # a gap behind what came is another one
             ready = len(rows)
         self._held = [rows[ready:]] if ready < len(rows) else []
         if ready == len(rows):

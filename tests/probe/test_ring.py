@@ -358,6 +358,11 @@ def test_merging_holds_back_what_lies_behind_a_gap() -> None:
     assert merger.missing == 1
     assert merged(batch(12), final=True) == [12]
     assert merger.missing == 3
+    assert merged(batch(14)) == []
+    now[0] = 9.0  # judging took long: 13 has come meanwhile, and 15 may yet come
+    assert merged(batch(13, 16)) == [13, 14]
+    assert merged(batch(15)) == [15, 16]
+    assert merger.missing == 3
 
 
 def test_watched_ranges_cover_every_granule_a_store_can_begin_in() -> None:
