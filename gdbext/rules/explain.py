@@ -76,6 +76,8 @@ class Explainer:
         """The first findings, by handler and exit, about system calls that keep registers as a function does."""
         self._results: dict[tuple[int, int], frozenset[str]] = {}
         """Registers, by handler and RAX, in which system calls seem to return results."""
+        self._alone: dict[tuple[int, int], list[Finding]] = {}
+        """Findings about system calls that changed one register, likewise, as long as they are errors."""
 
     def could_say_more(self, finding: Finding, event: int) -> bool:
         """True if a finding that comes again at `event` may now have a last writer, which was not yet watched the first
@@ -97,12 +99,10 @@ class Explainer:
             finding.cause += ". This path restores nothing of what a function may change: its callers may expect that"
             finding.look_at += _IF_ABI
         elif self._may_be_results(finding):
-            finding.severity = WARNING
-            finding.cause += (
-                ". The entry path stores and the exit path loads it rightly, so that the call itself put another value "
-                "there: a result, or what overwrote it"
-            )
-            finding.look_at += _IF_ABI
+            _warn_of_results(finding)
+            for seen in self._alone.pop(_call_of(finding), []):
+                if {d.field for d in seen.differences} <= self._results.get(_call_of(finding), frozenset()):
+                    _warn_of_results(seen)
         finding.name_registers()
         return extra if finding.severity == ERROR else [replace(draft, severity=finding.severity) for draft in extra]
 
@@ -136,11 +136,14 @@ class Explainer:
         lost = {d.field for d in finding.differences}
         if not lost <= set(GPR64) - {"rsp"} or not self._paths.keeps(entry, row, lost):
             return False
-        number = finding.handler, int(entry["rax"][0])
+        number = _call_of(finding)
         results = self._results.get(number, frozenset())
         if len(lost) > 1 and same_again(row, int(entry["seq"][0]), self._history) is None:
             results = self._results[number] = results | lost
-        return lost <= results or lost == {"rdx"}
+        if lost <= results or lost == {"rdx"}:
+            return True
+        self._alone.setdefault(number, []).append(finding)
+        return False
 
     def _explain(self, finding: Finding) -> list[Draft]:
         entry, row = finding.entry_row, finding.row
@@ -417,6 +420,20 @@ class Explainer:
         came = int(entry["seq"][0])
         right = before is not None and before.event > came and before.value == int(entry[fields[0]][0])
         return write.event > came and write.value == int(row[fields[0]][0]) and not right
+
+
+def _call_of(finding: Finding) -> tuple[int, int]:
+    """Handler and RAX of the system call that `finding` is about."""
+    return finding.handler, int(finding.entry_row["rax"][0]) if finding.entry_row is not None else 0
+
+
+def _warn_of_results(finding: Finding) -> None:
+    finding.severity = WARNING
+    finding.cause += (
+        ". The entry path stores and the exit path loads it rightly, so that the call itself put another value there: "
+        "a result, or what overwrote it"
+    )
+    finding.look_at += _IF_ABI
 
 
 def _path(entry: Batch) -> str:
