@@ -23,7 +23,7 @@ from gdbext.arch.registers import (
 from gdbext.code.compare import Kind as Fact
 from gdbext.code.compare import Statement
 from gdbext.events.row import Batch, Flag, How, Kind
-from gdbext.ledger.compare import FIELD_BITS, agreement, is_call, is_user
+from gdbext.ledger.compare import FIELD_BITS, agreement, gprs, is_call, is_user
 from gdbext.rules.areas import AreaJudge
 from gdbext.rules.codes import ERROR, WARNING
 from gdbext.rules.convention import Convention
@@ -136,6 +136,8 @@ class Explainer:
         lost = {d.field for d in finding.differences}
         if not lost <= set(GPR64) - {"rsp"} or not self._paths.keeps(entry, row, lost):
             return False
+        if self._is_anothers(entry, row):
+            return False
         number = _call_of(finding)
         results = self._results.get(number, frozenset())
         if len(lost) > 1 and same_again(row, int(entry["seq"][0]), self._history) is None:
@@ -144,6 +146,15 @@ class Explainer:
             return True
         self._alone.setdefault(number, []).append(finding)
         return False
+
+    def _is_anothers(self, entry: Batch, row: Batch) -> bool:
+        """True if the exit `row` from the call `entry` has the registers of one made on another stack, but for what a
+        function may change: it is that one that returns, on the wrong stack."""
+        past = self._history.before(int(row["seq"][0]))
+        past = past[(past["kind"] == Kind.ENTRY) & (past["rip"] == entry["rip"]) & (past["rsp"] != entry["rsp"])]
+        changed = gprs(past) != gprs(row)
+        changed[:, [GPR64.index(name) for name in ("rax", "rcx", "rdx", "r11", "rsp")]] = False
+        return bool((~changed.any(axis=1)).any())
 
     def _explain(self, finding: Finding) -> list[Draft]:
         entry, row = finding.entry_row, finding.row

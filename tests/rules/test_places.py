@@ -276,3 +276,14 @@ def test_a_call_that_puts_results_where_its_paths_keep_registers(
     engine = Engine(guest=Bytes(path, tmp_path))
     engine.feed(stamp(batch(*rows)))
     assert [(f.code, f.severity) for f in engine.findings] == [("CW106", severity) for severity in severities]
+
+
+def test_a_call_that_returns_on_the_stack_of_another_puts_no_results(tmp_path: Path) -> None:
+    path = "push %r12\n push %rbx\n call body\n pop %rbx\n pop %r12\n iretq\n body: ret\n"
+    ctx, frame = context(), 0xFFFF_C900_0000_3FD8
+    mine = ctx | {"rbx": 0x1234567, "r12": 0x1234568}
+    other = entry(mine | {"rsp": ctx["rsp"] - 0x8000}, How.SOFT, pc=KERNEL_RIP, frame=frame)
+    came, back = entry(ctx, How.SOFT, pc=KERNEL_RIP, frame=frame), exit_(mine, pc=KERNEL_RIP + 11, frame=frame)
+    engine = Engine(guest=Bytes(path, tmp_path))
+    engine.feed(stamp(batch(other, came, back)))
+    assert [(f.code, f.severity) for f in engine.findings] == [("CW106", "error")]
