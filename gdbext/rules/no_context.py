@@ -26,6 +26,8 @@ from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
 
 SELECTOR_BITS: Final = 16
+NULL_SELECTOR: Final = 0xFFFC
+"""Bits that are clear in a null selector (Intel SDM vol. 3A, 3.4.2)."""
 BESIDE_CS: Final = 40
 """Bits of a saved CS in the lowest of which a kernel may keep something of its own, above the selector (Xen)."""
 LOW: Final = 0xFFFF_FFFF
@@ -111,6 +113,8 @@ def _wrong(row: Batch, words: list[int], user_ran: bool) -> str:
     """Why the words that the exit `row` pops are no frame, besides their CS; empty if they may be one."""
     if words[CS_WORD] >> BESIDE_CS and row["mode"][0] == 64:
         return "CS has 16 bits"
+    if words[CS_WORD] & NULL_SELECTOR == 0:
+        return "CS cannot be null"
     if _odd_flags(words[RFLAGS_WORD]):
         return f"RFLAGS cannot be {words[RFLAGS_WORD]:#x}"
     outer = not row["flags"][0] & Flag.NO_STACK

@@ -45,6 +45,11 @@ def test_a_pointer_for_cs() -> None:
     assert found(*ran(user=False), pops(1, KERNEL_RIP, 0x246, 2, 0x18)) == [("CW403", "cs", 3)]
 
 
+@pytest.mark.parametrize("cs", [0, 3])
+def test_a_null_selector_for_cs(cs: int) -> None:
+    assert found(*ran(user=False), pops(KERNEL_RIP, cs, 0x246, 2, 0x18)) == [("CW403", "cs", 3)]
+
+
 def test_flags_that_there_are_not() -> None:
     assert found(*ran(user=False), pops(0x10, 0x246, 0x707FF8, 0x5, 0)) == [("CW403", "cs", 3)]
 
