@@ -56,9 +56,8 @@ static void set_gate(u32 vector, const char *target, u8 ist, u8 dpl)
     };
 }
 
-static void load_idt(void)
+static void fill_idt(void)
 {
-    struct table_register idtr = {sizeof idt - 1, (u64)idt};
     for (u32 vector = 0; vector < 256; vector++)
         set_gate(vector, vector_stubs + 16 * vector, 0, 0);
     set_gate(VECTOR_NMI, nmi_entry, IST_NMI, 0);
@@ -76,7 +75,6 @@ static void load_idt(void)
 #ifdef STYLE_OSDEV
     set_gate(VECTOR_PAGE_FAULT, page_fault_entry, 0, 0);
 #endif
-    __asm__ volatile("lidt %0" ::"m"(idtr));
 }
 
 static void load_gdt_and_tss(struct cpu *cpu)
@@ -118,13 +116,17 @@ static void load_gdt_and_tss(struct cpu *cpu)
 
 void cpu_init(struct cpu *cpu, u32 id)
 {
+    struct table_register idtr = {sizeof idt - 1, (u64)idt};
+
     cpu->self = cpu;
     cpu->id = id;
     cpu->stack = stack_top(&cpu_stacks[id]);
     cpu->nested = &cpu->nested_area;
     cpu->save = cpu->nested;
     load_gdt_and_tss(cpu);
-    load_idt();
+    if (id == 0) /* the others' interrupts go through it already */
+        fill_idt();
+    __asm__ volatile("lidt %0" ::"m"(idtr));
 
     wrmsr(MSR_GS_BASE, (u64)cpu);
 #ifdef EQUAL_GS
