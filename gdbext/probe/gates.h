@@ -3,9 +3,9 @@
  * a delivery either: what a gate leads to must be known before it is used. New code is a reason to read the tables again; a
  * gate that is written by code which ran before, to lead to code which ran before, shows in its store alone.
  *
- * To look at every store of kernel code for good would cost a seventh of a Linux boot. So callbacks are put into what is
- * translated until a vCPU has made WATCHED_STORES since a table was loaded or changed, and from then on into instructions
- * that have stored into a table: kernels write gates by one function or two.
+ * To look at every store of kernel code for good would cost a seventh of a Linux boot. So once WATCHED_BLOCKS of new code
+ * were translated since a table was loaded or changed, callbacks are put only into instructions that have stored into a
+ * table: kernels write gates by one function or two. Most kernels are smaller than that, and all their stores are seen.
  *
  * Nearly all stores go to pages that hold no table. Such a page is remembered by the vCPU as it maps it now, and a further
  * store into it costs a comparison. A page holds a table if it lies at the table's own address, or shows one of its gates
@@ -19,7 +19,9 @@
 
 static bool told_of_entries; /* by QEMU 10.2 and later */
 
-enum { WATCHED_STORES = 1 << 20, WRITER_BITS = 1 << 12 };
+enum { WATCHED_BLOCKS = 1 << 14, WRITER_BITS = 1 << 12 };
+
+static _Atomic uint32_t new_blocks; /* of kernel code, translated since a table was loaded or changed */
 
 static _Atomic uint64_t table_writers[WRITER_BITS / 64]; /* instructions that have stored into a table, by hash */
 
@@ -38,13 +40,22 @@ static void note_table_writer(uint64_t pc)
 /* Is a store by the instruction at `pc` to be looked at? */
 static bool watches_store(uint64_t pc)
 {
-    return !told_of_entries && (idt_told.watches != idt_told.watches_ended || is_table_writer(pc));
+    return !told_of_entries && (!idt_told.quiet || last_stores || is_table_writer(pc));
 }
 
 /* Tables change now: look at the stores of what is translated, for a while. */
 static void watch_stores(void)
 {
-    idt_told.watches++;
+    new_blocks = 0;
+    idt_told.quiet = false;
+}
+
+/* A block of kernel code is translated where none was before. */
+static void note_new_block(void)
+{
+    if (++new_blocks == WATCHED_BLOCKS) {
+        idt_told.quiet = true;
+    }
 }
 
 /* A vCPU has loaded `t`: who has filled it? */
@@ -72,12 +83,20 @@ static uint64_t *page_slot(vcpu *v, uint64_t address)
     return &v->tableless[kernel][address / PAGE_SIZE % REMEMBERED_PAGES];
 }
 
-/* Does the page at `address` show the gates of `t` that lie in its page number `n`? */
+/* Does the page at `page` show the gates of `t` that lie in its page number `n`? One of them may just have been given another
+ * handler: what else a gate says stays, and in most tables there are others. */
 static bool shows_gates(vcpu *v, const idt_table *t, unsigned n, uint64_t page)
 {
-    unsigned at = t->mark[n], size = t->bits == 64 ? 16 : 8;
-    const uint8_t *bytes = at == NO_MARK ? NULL : vcpu_memory(v, page | ((t->base + at) & PAGE_OFFSET), size);
-    return bytes && memcmp(bytes, t->bytes + at, size) == 0;
+    enum { SELECTOR = 2, SELECTOR_TO_TYPE = 4 };
+
+    for (unsigned i = 0; i < 2 && t->mark[n][i] != NO_MARK; i++) {
+        unsigned at = t->mark[n][i] + SELECTOR;
+        const uint8_t *bytes = vcpu_memory(v, page | ((t->base + at) & PAGE_OFFSET), SELECTOR_TO_TYPE);
+        if (bytes && memcmp(bytes, t->bytes + at, SELECTOR_TO_TYPE) == 0) {
+            return true;
+        }
+    }
+    return false;
 }
 
 typedef enum { NO_TABLE, BESIDE_GATES, GATES } page_holds;
@@ -128,30 +147,13 @@ static void look_at_store(vcpu *v, uint64_t address, bool device, uint64_t pc)
     }
 }
 
-/* While tables change: note who stores what. */
-static void note_store(vcpu *v, uint64_t address, uint64_t pc)
-{
-    uint32_t watch = idt_told.watches;
-
-    if (v->watch != watch) {
-        v->watch = watch;
-        v->stores_left = WATCHED_STORES;
-    }
-    v->noted[idt_hash(address / 8) % NOTED_STORES] = (noted_store){address / 8, pc};
-    v->stores_left -= v->storing != pc; /* what is repeated counts once */
-    v->storing = pc;
-    if (v->stores_left == 0) {
-        idt_told.watches_ended = watch;
-    }
-}
-
 static void on_kernel_store(unsigned index, qemu_plugin_meminfo_t info, uint64_t address, void *userdata)
 {
     vcpu *v = vcpus[index];
     uint64_t pc = (uint64_t)userdata;
 
-    if (v->stores_left || v->watch != idt_told.watches) {
-        note_store(v, address, pc);
+    if (!idt_told.quiet) { /* note who stores what */
+        v->noted[idt_hash(address / 8) % NOTED_STORES] = (noted_store){address / 8, pc};
     }
     if (*page_slot(v, address) != address / PAGE_SIZE + 1 || v->tableless_as_of != idt_told.changes) {
         const struct qemu_plugin_hwaddr *place = qemu_plugin_get_hwaddr(info, address);

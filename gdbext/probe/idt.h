@@ -41,7 +41,7 @@ typedef struct {
     unsigned tasks;  /* task gates met */
     bool read, writers_sought; /* see gates.h */
     uint8_t bytes[IDT_BYTES];
-    uint16_t mark[IDT_PAGES]; /* where in bytes a present gate lies, for each page that holds some; NO_MARK: none known */
+    uint16_t mark[IDT_PAGES][2]; /* where in bytes the first and the last present gate of each page lie; NO_MARK: none */
     uint64_t target[IDT_GATES]; /* beside the gates: searched at every entry */
     idt_gate gate[IDT_GATES];
 } idt_table;
@@ -57,8 +57,8 @@ static _Atomic uint8_t idt_seen[SEEN_BITS / 8]; /* addresses at which a kernel b
 /* Every vCPU reads them at every store that is looked at: nothing that is written often shares their cache line. */
 static struct {
     _Alignas(128) _Atomic uint64_t changes; /* of what is loaded, and of gates */
-    _Atomic uint32_t watches, watches_ended; /* for stores: see gates.h */
-} idt_told = {.watches = 1};
+    atomic_bool quiet;                      /* none have come for long: see gates.h */
+} idt_told;
 static _Alignas(128) pthread_mutex_t idt_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static inline uint64_t idt_hash(uint64_t address)
@@ -73,10 +73,12 @@ static inline bool idt_was_translated(uint64_t address)
     return idt_seen[bit / 8] >> (bit % 8) & 1;
 }
 
-static inline void idt_note_translated(uint64_t address)
+/* A kernel block is being translated at `address`. True for a first one there, mostly. */
+static inline bool idt_note_translated(uint64_t address)
 {
     uint64_t bit = idt_hash(address) % SEEN_BITS;
-    idt_seen[bit / 8] |= (uint8_t)(1 << (bit % 8));
+    uint8_t mask = (uint8_t)(1 << (bit % 8));
+    return !(atomic_fetch_or(&idt_seen[bit / 8], mask) & mask);
 }
 
 static inline bool idt_is_target(uint64_t address)
@@ -184,7 +186,8 @@ static void idt_mark(idt_table *t, size_t size, size_t gates)
         at -= size;
         size_t page = (t->base % PAGE_SIZE + at) / PAGE_SIZE;
         if ((t->bytes[at + 5] & PRESENT) && (t->base % PAGE_SIZE + at + size - 1) / PAGE_SIZE == page) {
-            t->mark[page] = (uint16_t)at;
+            t->mark[page][0] = (uint16_t)at;
+            t->mark[page][1] = t->mark[page][1] == NO_MARK ? (uint16_t)at : t->mark[page][1];
         }
     }
 }

@@ -114,8 +114,6 @@ typedef struct {
     uint64_t tracked_at[RING_TRACKED_SLOTS]; /* where the tracked variables lie for this vCPU */
     uint64_t tableless[2][REMEMBERED_PAGES]; /* pages that hold no interrupt table, plus 1: see gates.h */
     uint64_t tableless_as_of;                /* idt_told.changes then */
-    uint64_t storing; /* the instruction whose store was looked at last */
-    uint32_t watch, stores_left; /* how many are still to be noted: see gates.h */
     noted_store noted[NOTED_STORES];
     ctx_row away; /* registers at the start of that block */
     _Atomic uint64_t came_to; /* RSP with which it last took up a thread by a switch, 0 once it has switched again */

@@ -1,12 +1,44 @@
 /*
- * A guest that runs handlers as ordinary code, and later, all in a loop that has been translated, makes a gate lead to one
- * of them after the other: each time through the table's other address (64-bit code), and but for the first time after more
- * stores elsewhere than the probe notes. Ends by isa-debug-exit.
+ * A guest that runs handlers as ordinary code, and later makes a gate lead to one of them after the other, by an
+ * instruction that has stored elsewhere first: all in a loop that has been translated, each time through the table's other
+ * address (64-bit code). Before that come a million stores; behind it more new code than a kernel of middle size has, all
+ * that once more, and again with other handlers by another instruction, which is new then. Ends by isa-debug-exit.
  */
 #include "boot.h"
 
 #define HANDLERS 8
 #define STORES 600000 /* of two instructions each */
+#define BLOCKS 20000
+
+/* Raise vector 6 with the handler that its gate has, and with each of the HANDLERS behind it in \order. */
+        .macro pass order
+        xor %edi, %edi
+        mov $elsewhere, %BX
+10:     mov \order(,%edi,4), %eax
+        mov %ax, (%BX)
+        ud2
+        mov $idt + (6 << GATE_SHIFT), %BX
+#if BITS == 64
+        mov $0xc0000000, %ecx
+        xor %rcx, %rbp
+        add %rbp, %rbx
+#endif
+        inc %edi
+        cmp $HANDLERS + 1, %edi
+        jne 10b
+        .endm
+
+/* Run HANDLERS handlers from \order on as ordinary code. */
+        .macro run_all order
+        xor %esi, %esi /* nothing was raised */
+        xor %edi, %edi
+11:     mov \order(,%edi,4), %eax
+        call run
+        inc %edi
+        cmp $HANDLERS, %edi
+        jne 11b
+        inc %esi
+        .endm
 
 /* Run the handler at %AX as ordinary code: with a frame such as the CPU would push, by a jump. */
 run:
@@ -29,62 +61,61 @@ main:
         mov %rax, %cr3
 #endif
         gate 6, another
-        xor %esi, %esi /* nothing was raised */
-        xor %edi, %edi
-1:      mov order(,%edi,4), %eax
-        call run
-        inc %edi
-        cmp $HANDLERS, %edi
-        jne 1b
-        inc %esi
-        xor %edi, %edi
-        xor %ebp, %ebp
-2:      mov order(,%edi,4), %eax
-#if BITS == 64
-        mov %ax, idt + (6 << GATE_SHIFT)(%rbp)
-        mov $0xc0000000, %ecx
-        xor %rcx, %rbp
-#else
-        mov %ax, idt + (6 << GATE_SHIFT)
-#endif
-        ud2
+        run_all order
         mov $STORES, %ecx
-3:      mov %ecx, elsewhere
+2:      mov %ecx, elsewhere
         mov %edi, elsewhere + 4
         dec %ecx
-        jnz 3b
-        inc %edi
-        cmp $HANDLERS, %edi
-        jne 2b
+        jnz 2b
+        xor %ebp, %ebp
+        movl $2, left
+3:      pass order
+        decl left
+        jz 4f
+        .rept BLOCKS
+        jmp . + 2
+        .endr
+        jmp 3b
+4:      run_all order+4*HANDLERS+4
+        pass order+4*HANDLERS
         mov $0xf4, %edx
         out %al, %dx
-4:      hlt
-        jmp 4b
+6:      hlt
+        jmp 6b
 
         .balign 64
-another:
-        IRET
-        .balign 64
 handlers:
-        .rept HANDLERS
+        .rept 2 * HANDLERS
         .balign 64
         test %esi, %esi
-        jz 3f
+        jz 7f
 #if BITS == 64
         addq $2, (%rsp)
 #else
         addl $2, (%esp)
 #endif
-3:      IRET
+7:      IRET
         .endr
+        .balign 64
+another:
+        test %esi, %esi
+        jz 8f
+#if BITS == 64
+        addq $2, (%rsp)
+#else
+        addl $2, (%esp)
+#endif
+8:      IRET
 
         .data
         .balign 8192
 elsewhere:
         .long 0, 0
+left:   .long 0
 order:
+        .long another
         .set n, 0
-        .rept HANDLERS
+        .rept 2 * HANDLERS
         .long handlers + 64 * n
         .set n, n + 1
         .endr
