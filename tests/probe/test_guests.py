@@ -196,7 +196,7 @@ def test_a_gate_that_comes_to_lead_to_code_that_ran_before(watch: Watch, tmp_pat
 @pytest.mark.parametrize(("stores", "passes"), [(False, 2), (True, 3)])
 def test_a_gate_that_is_rewritten(watch: Watch, tmp_path: Path, bits: int, stores: bool, passes: int) -> None:
     """See guest/rewritten.S. What its last pass does is sure to be seen only where all stores are looked at."""
-    entries = entries_of(watch, built("rewritten", tmp_path, bits), stores=stores)[1:]  # first it is run as ordinary code
+    entries = entries_of(watch, built("rewritten", tmp_path, bits), stores=stores)[1:]  # the first was a jump
     assert (entries["vector"] == 6).all()
     handlers = sorted(set(entries["pc"].tolist()))
     seen = [handlers.index(pc) for pc in entries["pc"].tolist()]
