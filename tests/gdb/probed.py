@@ -16,17 +16,17 @@ from gdbext.sources.leash import leash
 class Probed:
     """The guest `name`, stopped at its first instruction, its gdbstub on a UNIX socket. A context manager.
 
-    with_probe: whether the probe is loaded.
+    more: further words for QEMU.  with_probe: whether the probe is loaded.
     """
 
-    def __init__(self, name: str, *, with_probe: bool = True) -> None:
+    def __init__(self, name: str, *more: str, with_probe: bool = True) -> None:
         self.guest: Guest = guests.find(name)
         self.kernel = guests.build(self.guest)
         self.directory = Path(tempfile.mkdtemp(prefix="ctxwatch-test-"))
         self.gdb = self.directory / "gdb"
         self.ring = self.directory / "guest.ring"
         self.serial = self.directory / "serial"
-        words = [*self.guest.command(self.kernel), "-S", "-gdb", f"unix:{self.gdb},server=on,wait=off"]
+        words = [*self.guest.command(self.kernel), *more, "-S", "-gdb", f"unix:{self.gdb},server=on,wait=off"]
         words += ["-display", "none", "-monitor", "none", "-serial", f"file:{self.serial}"]
         if with_probe:
             qemu = shutil.which(words[0])

@@ -66,7 +66,8 @@ def test_the_tutorials_are_what_is_shown(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.guest
 def test_the_session_in_the_readme_is_what_is_shown() -> None:
     block = transcript.indented(transcript.README, GDB)
-    with Probed("nrk-rflags", with_probe=False) as live:
+    assert "-icount shift=3" in transcript.README.read_text("utf-8")
+    with Probed("nrk-rflags", "-icount", "shift=3", with_probe=False) as live:
         commands = transcript.typed(block, GDB)
         assert commands[:2] == ["target remote 127.0.0.1:1234", "source gdbext/ctxwatch.py"]
         shown = run_gdb(f"file {live.kernel}", f"target remote {live.gdb}", *commands[2:])

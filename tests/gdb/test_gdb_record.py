@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gdbext.qemu.machine import COUNTED_TIME
 from gdbext.recording.reader import Recording
 from gdbext.recording.replay import Replay
 from tests.gdb.conftest import Boot, bug_free, run_gdb, start_gdb
@@ -18,7 +19,7 @@ pytestmark = [pytest.mark.gdb, pytest.mark.guest]
 
 
 def test_a_watch_with_breakpoints_is_recorded_and_found_again(boot: Boot, tmp_path: Path) -> None:
-    live = boot("nrk-rflags")
+    live = boot("nrk-rflags", "-icount", COUNTED_TIME)
     path = tmp_path / "run.arrow"
     text = run_gdb(
         *live.connect,
@@ -41,7 +42,7 @@ def test_a_watch_with_breakpoints_is_recorded_and_found_again(boot: Boot, tmp_pa
 
 
 def test_a_recording_that_begins_in_mid_run_holds_what_is_found_from_there(boot: Boot, tmp_path: Path) -> None:
-    live = boot("nrk-rflags")
+    live = boot("nrk-rflags", "-icount", COUNTED_TIME)
     path = tmp_path / "late.arrow"
     text = run_gdb(
         *live.connect, "ctx watch", "tbreak tick if ticks >= 20", "continue", f"ctx record {path}",

@@ -163,7 +163,7 @@ def test_a_triple_fault_is_told_with_the_last_events(boot: Boot) -> None:
 
 
 def test_findings_are_written_as_json(boot: Boot, tmp_path: Path) -> None:
-    live = boot("nrk-rflags")
+    live = boot("nrk-rflags", "-icount", COUNTED_TIME)
     path = tmp_path / "findings.json"
     run_gdb(*live.connect, "ctx watch --halt", "continue", f"ctx findings --json {path}")
     (finding,) = json.loads(path.read_text("utf-8"))
@@ -199,7 +199,7 @@ def test_qemu_killed_while_watching_is_one_line(boot: Boot) -> None:
 
 
 def test_sourcing_again_while_watching_changes_nothing(boot: Boot) -> None:
-    live = boot("nrk-rflags")
+    live = boot("nrk-rflags", "-icount", COUNTED_TIME)
     from tests.gdb.conftest import EXTENSION
 
     text = run_gdb(*live.connect, "ctx watch --halt", f"source {EXTENSION}", "continue", "ctx watch")
