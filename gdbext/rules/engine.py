@@ -22,6 +22,7 @@ from gdbext.rules.convention import Convention
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.explain import Explainer
 from gdbext.rules.far_returns import FarReturnJudge
+from gdbext.rules.faulted_exit import FaultedExitJudge
 from gdbext.rules.finding import Finding, Place, key
 from gdbext.rules.gs import GsJudge
 from gdbext.rules.guest import GuestView, NoGuest
@@ -123,6 +124,7 @@ class Engine:
             LazyFpuJudge(self._alone),
             SwitchJudge(convention),
             NowhereJudge(self.history, self.guest),
+            FaultedExitJudge(self.history, self.guest),
             StormJudge(),
             SharedStackJudge(),
             TaskJudge(),
