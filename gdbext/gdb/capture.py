@@ -76,6 +76,8 @@ class Capture:
         if not _is_frame(words):
             self.seq -= 1
             return None
+        if not skip and all(vector in vectors.WITH_ERROR_CODE for vector in handler.vectors):
+            row["how"] = How.INTERRUPT
         if skip:
             flags |= Flag.ERROR_CODE
             row["error"] = self._words(regs["rsp"], word)[0] & MASK32
@@ -230,13 +232,14 @@ def _error_code_pushed(rsp: int, words: list[int], handler: Handler, bits: int) 
     """Whether the CPU pushed an error code below the frame.
 
     64-bit: it aligns RSP to 16 before it pushes five words (SDM vol. 3A, 6.14.2), so a sixth leaves it aligned.
-    32-bit: by vector, unless what would then be CS and EFLAGS cannot be, as after an ``int n`` with that number.
+    32-bit: by vector, unless what would then be CS and EFLAGS cannot be, as after an ``int n`` with that number, or the
+    code would have more than 16 bits: an interrupt of a PIC that nobody has programmed anew comes through vector 8.
     """
     if bits == 64:
         return rsp % 16 == 0
     if not any(vector in vectors.WITH_ERROR_CODE for vector in handler.vectors):
         return False
-    return (len(words) > 3 and _is_frame(words[1:])) or not _is_frame(words)
+    return (words[0] < 0x10000 and len(words) > 3 and _is_frame(words[1:])) or not _is_frame(words)
 
 
 def _is_frame(words: list[int]) -> bool:

@@ -56,19 +56,22 @@ static bool plausible_frame(const delivery *d, const uint64_t *w, uint64_t at)
     return !from_user || w[FRAME_SS] <= 0xffff;
 }
 
-/* Read the stack and find the frame on it: directly, or above an error code. */
-static bool find_frame(vcpu *v, delivery *d, bool may_push_error, bool may_not)
+/* Read the stack and find the frame on it: directly, or above an error code, which has 16 bits. */
+static bool find_frame(vcpu *v, delivery *d, bool may_push_error)
 {
     unsigned size = d->bits / 8;
+    bool may_not = true; /* no interrupt pushes one, and who has not programmed the PICs anew gets theirs from 8 on */
 
     d->words = vcpu_words(v, d->sp, size, FRAME_WORDS + 1, d->raw);
     if (d->bits == 64) { /* the CPU aligns RSP to 16 before it pushes: the error code shows in bit 3 */
         bool error = (d->sp & 15) == 0;
-        if ((d->sp & 7) || (error ? !may_push_error : !may_not)) {
+        if ((d->sp & 7) || (error && !may_push_error)) {
             return false;
         }
         may_push_error = error;
         may_not = !error;
+    } else {
+        may_push_error = may_push_error && d->raw[0] <= 0xffff;
     }
     for (int with_error = 1; with_error >= 0; with_error--) {
         const uint64_t *w = d->raw + with_error;
@@ -105,11 +108,11 @@ static bool identify(vcpu *v, delivery *d)
         d->gate = &t->gate[vector];
         soft_fits |= v->soft.pending && v->soft.vector == vector;
     }
-    if (found == 0 || !find_frame(v, d, with > 0, without > 0 || soft_fits)) {
+    if (found == 0 || !find_frame(v, d, with > 0)) {
         return false;
     }
-    unsigned same = d->error_pushed ? with : without;
-    d->vector = same == 1 ? first[d->error_pushed] : VECTOR_UNKNOWN;
+    bool error = d->error_pushed || without == 0;
+    d->vector = (error ? with : without) == 1 ? first[error] : VECTOR_UNKNOWN;
     /* A page mapped at several addresses is translated once: only its offset is sure. */
     if (soft_fits && !d->error_pushed && ((d->frame[FRAME_RIP] ^ v->soft.next) & PAGE_OFFSET) == 0) {
         d->soft = true;
@@ -133,9 +136,8 @@ static uint8_t how_of(const delivery *d)
     if ((d->vector & 0xffff) == VECTOR_UNKNOWN) {
         return (uint8_t)(d->vector >> 16);
     }
-    return d->vector == VECTOR_NMI           ? CTX_HOW_NMI
-           : d->vector < VECTOR_EXCEPTIONS ? CTX_HOW_EXCEPTION
-                                             : CTX_HOW_INTERRUPT;
+    bool exception = d->vector < VECTOR_EXCEPTIONS && pushes_error(d->vector) == d->error_pushed;
+    return d->vector == VECTOR_NMI ? CTX_HOW_NMI : exception ? CTX_HOW_EXCEPTION : CTX_HOW_INTERRUPT;
 }
 
 /* Number, enter into the ledger and publish: in this order, so that an exit elsewhere finds and follows it. */

@@ -107,7 +107,8 @@ static bool deliver_task(vcpu *v, uint64_t pc)
     enter_task(v, to, &own);
     v->task_called = false;
     delivery d = {.vector = found == 1 ? vector : VECTOR_UNKNOWN,
-                  .soft = found == 1 && v->soft.pending && v->soft.vector == vector};
+                  .soft = found == 1 && v->soft.pending && v->soft.vector == vector,
+                  .error_pushed = found == 1 && pushes_error(vector)};
     update_alarm(v);
     ctx_row *row = begin(v, CTX_KIND_ENTRY, how_of(&d), pc, 32);
     fill_context(v, row);

@@ -205,6 +205,19 @@ def test_a_gate_that_is_rewritten(watch: Watch, tmp_path: Path, bits: int, store
 
 
 @pytest.mark.parametrize("bits", [32, 64])
+def test_interrupts_through_the_vectors_of_exceptions(watch: Watch, tmp_path: Path, bits: int) -> None:
+    """See guest/pic.S."""
+    rows = to_its_end(watch, built("pic", tmp_path, bits)).rows
+    mine = rows[(rows["pc"] >> np.uint64(20) == 1) & ((rows["kind"] == Kind.ENTRY) | (rows["kind"] == Kind.EXIT))]
+    entries, exits = mine[mine["kind"] == Kind.ENTRY], mine[mine["kind"] == Kind.EXIT]
+    assert entries["vector"].tolist() == [8, 8, 8, 13]
+    assert entries["how"].tolist() == [How.INTERRUPT] * 3 + [How.EXCEPTION]
+    assert ((entries["flags"] & Flag.ERROR_CODE) != 0).tolist() == [False] * 3 + [True]
+    assert entries["error"][-1] == 0x1238
+    assert exits["match"].tolist()[:3] == entries["seq"].tolist()[:3]
+
+
+@pytest.mark.parametrize("bits", [32, 64])
 def test_devices_are_not_read(watch: Watch, tmp_path: Path, bits: int) -> None:
     """See guest/device.S."""
     assert entries_of(watch, built("device", tmp_path, bits))["vector"].tolist() == [3]
