@@ -18,7 +18,7 @@ import gdb
 
 from gdbext.code.edges import nearest_safe
 from gdbext.code.windows import Window, find
-from gdbext.gdb import adapter, safehooks, safetext
+from gdbext.gdb import adapter, later, safehooks, safetext
 from gdbext.gdb.leadout import LeadOut
 from gdbext.gdb.points import Point
 from gdbext.gdb.safeedges import Edge, Edges, own
@@ -264,16 +264,14 @@ class Safety:
         return place
 
     def _post(self) -> None:
-        """Have :meth:`_settle` called once the command at hand has ended: a front end gets no prompt. (GDB crashes
-        where a script ends it with an event posted; there it asks nothing, and the next command settles what is
-        left.)"""
-        if gdb.parameter("confirm"):
-            gdb.post_event(self._settle)
+        """Have :meth:`_settle` called once the command at hand has ended: a front end gets no prompt. In a script the
+        next command settles what is left."""
+        later.post(self._settle)
 
     def _post_lead_out(self) -> None:
         """As :meth:`_post`; a prompt does it sooner."""
-        if self._lead_out.wanted and gdb.parameter("confirm"):
-            gdb.post_event(self._lead_out.go)
+        if self._lead_out.wanted:
+            later.post(self._lead_out.go)
 
     def _on_prompt(self) -> None:
         self._settling.run()

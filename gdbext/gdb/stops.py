@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import gdb
-
+from gdbext.gdb import later
 from gdbext.gdb.target import running
 
 
@@ -23,12 +22,12 @@ class Settling:
         self._due = False
 
     def stop(self, event: Any) -> None:
-        """The guest has stopped. (GDB crashes where a script ends it with an event posted; there it asks nothing.)"""
+        """The guest has stopped."""
         self._due = True
         if not commands_follow(event):
             self.run()
-        elif gdb.parameter("confirm"):
-            gdb.post_event(self.run)
+        else:
+            later.post(self.run)
 
     def run(self) -> None:
         """What the last stop asks for, if that was not done yet: before a prompt, or a command that counts on it."""

@@ -9,7 +9,7 @@ import pytest
 
 from gdbext.qemu.machine import COUNTED_TIME
 from gdbext.recording.reader import Recording
-from tests.gdb.conftest import Boot, bug_free, run_gdb
+from tests.gdb.conftest import Boot, bug_free, run_gdb, start_gdb
 from tests.gdb.sessions import Mi, Typed, step_until_moved
 
 pytestmark = [pytest.mark.gdb, pytest.mark.guest]
@@ -200,6 +200,14 @@ def test_stops_tell_of_windows_and_continue_is_always_allowed(boot: Boot) -> Non
     assert "<syscall_entry+0x3> is in a window (syscall-entry): kernel code, user RSP, kernel GS active" in line
     assert text.count("tick (") == 2
     live.wait_for("guest: done")
+
+
+def test_a_script_may_end_in_a_window(boot: Boot) -> None:
+    """GDB crashes at its end if anything is still to be done then: of its own accord it asks nobody in batch mode."""
+    live = boot("clean-nrk")
+    gdb = start_gdb(*live.connect, *UP, *IN_WINDOW, "print $pc")
+    assert "is in a window" in gdb.finish()
+    assert gdb.process.returncode == 0
 
 
 def test_windows_are_listed_without_a_watch(boot: Boot) -> None:
