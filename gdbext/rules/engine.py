@@ -210,7 +210,7 @@ class Engine:
             if known is None:
                 finding = self._found[kind] = self._finding(draft, row, entry)
                 extra = self._explainer.complete(finding)
-                told = self._explainer.told_before(finding)
+                told = self._explainer.abi.told_before(finding)
                 if told is not None:
                     self._found[kind] = told
                     told.count += 1

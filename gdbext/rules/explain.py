@@ -10,10 +10,6 @@ import numpy as np
 from gdbext.arch import vectors
 from gdbext.arch.frames import FRAME_FIELDS, word_size
 from gdbext.arch.registers import (
-    CALLEE_SAVED_32,
-    CALLEE_SAVED_64,
-    CALLER_SAVED_32,
-    CALLER_SAVED_64,
     GPR64,
     MSR_FS_BASE,
     MSR_GS_BASE,
@@ -23,9 +19,10 @@ from gdbext.arch.registers import (
 from gdbext.code.compare import Kind as Fact
 from gdbext.code.compare import Statement
 from gdbext.events.row import Batch, Flag, How, Kind
-from gdbext.ledger.compare import FIELD_BITS, agreement, gprs, is_call, is_user
+from gdbext.ledger.compare import FIELD_BITS, agreement, is_call, is_user
 from gdbext.rules.areas import AreaJudge
-from gdbext.rules.codes import ERROR, WARNING
+from gdbext.rules.callabi import CallAbi
+from gdbext.rules.codes import ERROR
 from gdbext.rules.convention import Convention
 from gdbext.rules.draft import Draft
 from gdbext.rules.finding import LOOK_AT_ALL, LOOK_AT_AREA, UNKNOWN_SLOT, UNSEEN, Finding
@@ -47,14 +44,13 @@ _TRIES: Final = 1000
 """How often a finding is explained anew to learn its slot's last writer."""
 _TELLING: Final = 0xFFFF
 """A register's old value above this is no coincidence."""
-_IF_ABI: Final = "; if this is the ABI, name the registers in a profile (syscall_returns)"
 _CAUSE: Final = -1
 _CONSEQUENCE: Final = 1
 """Ranks of drafts beside the finding they belong to."""
 
 
 class Explainer:
-    """Explains findings of one engine."""
+    """Explains findings of one engine. ``abi``: what it excuses of system calls."""
 
     def __init__(
         self,
@@ -65,25 +61,19 @@ class Explainer:
         writers: Writers,
         convention: Convention,
     ) -> None:
-        self._convention = convention
         self._writers = writers
         self._history = history
         self._areas = areas
         self._frames = frames
         self._paths = PathFacts(guest)
+        self.abi = CallAbi(self._paths, history, convention)
         self._tries: dict[tuple[object, ...], int] = {}
-        self._as_functions: dict[tuple[int, int], Finding] = {}
-        """The first findings, by handler and exit, about system calls that keep registers as a function does."""
-        self._results: dict[tuple[int, int], frozenset[str]] = {}
-        """Registers, by handler and RAX, in which system calls seem to return results."""
-        self._alone: dict[tuple[int, int], list[Finding]] = {}
-        """Findings about system calls that changed one register, likewise, as long as they are errors."""
 
     def could_say_more(self, finding: Finding, event: int) -> bool:
         """True if a finding that comes again at `event` may now have a last writer, which was not yet watched the first
         time."""
         concerned = finding.code in _CONTEXT_CODES or finding.code == "CW302"
-        concerned = concerned and (finding.handler, finding.pc) not in self._as_functions
+        concerned = concerned and not self.abi.covers(finding)
         if finding.writer_seen or not concerned or not (self._areas.known(event) or self._frames.known(event)):
             return False
         tries = self._tries.get(finding.key(), 0)
@@ -94,67 +84,9 @@ class Explainer:
         """Add to the finding's cause, slot and writer; return what this shows besides it: of a warning, warnings."""
         extra = self._explain(finding)
         self._add_rest(finding)
-        if self._is_as_functions(finding):
-            finding.severity = WARNING
-            finding.cause += ". This path restores nothing of what a function may change: its callers may expect that"
-            finding.look_at += _IF_ABI
-        elif self._may_be_results(finding):
-            _warn_of_results(finding)
-            for seen in self._alone.pop(_call_of(finding), []):
-                if {d.field for d in seen.differences} <= self._results.get(_call_of(finding), frozenset()):
-                    _warn_of_results(seen)
+        self.abi.weigh(finding)
         finding.name_registers()
         return extra if finding.severity == ERROR else [replace(draft, severity=finding.severity) for draft in extra]
-
-    def told_before(self, finding: Finding) -> Finding | None:
-        """The finding that says of this path already what `finding` does, with other registers; None if none does."""
-        if finding.code != "CW106" or finding.severity == ERROR:
-            return None
-        first = self._as_functions.setdefault((finding.handler, finding.pc), finding)
-        return first if first is not finding else None
-
-    def _is_as_functions(self, finding: Finding) -> bool:
-        """True if a system call lost what a function may change alone (any register, where calls keep none), on a path
-        that restores nothing of that."""
-        entry, row = finding.entry_row, finding.row
-        if finding.code != "CW106" or entry is None or row is None:
-            return False
-        wide = row["mode"][0] == 64
-        saved, scratch = (CALLEE_SAVED_64, CALLER_SAVED_64) if wide else (CALLEE_SAVED_32, CALLER_SAVED_32)
-        lost, changed = {d.field for d in finding.differences}, {*scratch}
-        if not lost <= changed and self._convention.keeps_none(row):
-            changed |= {*saved}
-        kept = changed - {"rcx", "r11"} if wide else changed
-        return lost <= changed and self._paths.restores_any(entry, row, kept) is False
-
-    def _may_be_results(self, finding: Finding) -> bool:
-        """True if a system call came back with several general registers changed that its paths keep, or what one such
-        call returned in some of them: kernels that exchange messages return them there. RDX alone is a long result."""
-        entry, row = finding.entry_row, finding.row
-        if finding.code != "CW106" or entry is None or row is None or finding.match != "exact":
-            return False
-        lost = {d.field for d in finding.differences}
-        if not lost <= set(GPR64) - {"rsp"} or not self._paths.keeps(entry, row, lost):
-            return False
-        if self._is_anothers(entry, row):
-            return False
-        number = _call_of(finding)
-        results = self._results.get(number, frozenset())
-        if len(lost) > 1 and same_again(row, int(entry["seq"][0]), self._history) is None:
-            results = self._results[number] = results | lost
-        if lost <= results or lost == {"rdx"}:
-            return True
-        self._alone.setdefault(number, []).append(finding)
-        return False
-
-    def _is_anothers(self, entry: Batch, row: Batch) -> bool:
-        """True if the exit `row` from the call `entry` has the registers of one made on another stack, but for what a
-        function may change: it is that one that returns, on the wrong stack."""
-        past = self._history.before(int(row["seq"][0]))
-        past = past[(past["kind"] == Kind.ENTRY) & (past["rip"] == entry["rip"]) & (past["rsp"] != entry["rsp"])]
-        changed = gprs(past) != gprs(row)
-        changed[:, [GPR64.index(name) for name in ("rax", "rcx", "rdx", "r11", "rsp")]] = False
-        return bool((~changed.any(axis=1)).any())
 
     def _explain(self, finding: Finding) -> list[Draft]:
         entry, row = finding.entry_row, finding.row
@@ -431,20 +363,6 @@ class Explainer:
         came = int(entry["seq"][0])
         right = before is not None and before.event > came and before.value == int(entry[fields[0]][0])
         return write.event > came and write.value == int(row[fields[0]][0]) and not right
-
-
-def _call_of(finding: Finding) -> tuple[int, int]:
-    """Handler and RAX of the system call that `finding` is about."""
-    return finding.handler, int(finding.entry_row["rax"][0]) if finding.entry_row is not None else 0
-
-
-def _warn_of_results(finding: Finding) -> None:
-    finding.severity = WARNING
-    finding.cause += (
-        ". The entry path stores and the exit path loads it rightly, so that the call itself put another value there: "
-        "a result, or what overwrote it"
-    )
-    finding.look_at += _IF_ABI
 
 
 def _path(entry: Batch) -> str:
