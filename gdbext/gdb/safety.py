@@ -264,7 +264,7 @@ class Safety:
         return place
 
     def _post(self) -> None:
-        """Have :meth:`_settle` called once the command at hand has ended: a front end gets no prompt. In a script the
+        """Have :meth:`_settle` called once the command at hand has ended, also where no prompt does it; in a script the
         next command settles what is left."""
         later.post(self._settle)
 

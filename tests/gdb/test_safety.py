@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from gdbext.qemu.machine import COUNTED_TIME
 from gdbext.recording.reader import Recording
-from tests.gdb.conftest import Boot, bug_free, run_gdb, start_gdb
+from tests.gdb.conftest import EXTENSION, Boot, bug_free, run_gdb
 from tests.gdb.sessions import Mi, Typed, step_until_moved
 
 pytestmark = [pytest.mark.gdb, pytest.mark.guest]
@@ -202,12 +203,22 @@ def test_stops_tell_of_windows_and_continue_is_always_allowed(boot: Boot) -> Non
     live.wait_for("guest: done")
 
 
-def test_a_script_may_end_in_a_window(boot: Boot) -> None:
-    """GDB crashes at its end if anything is still to be done then: of its own accord it asks nobody in batch mode."""
+@pytest.mark.parametrize("words", [("-batch",), ()])
+def test_a_script_may_end_in_a_window(boot: Boot, tmp_path: Path, words: tuple[str, ...]) -> None:
+    """GDB crashes at its end if anything is still to be done then."""
     live = boot("clean-nrk")
-    gdb = start_gdb(*live.connect, *UP, *IN_WINDOW, "print $pc")
-    assert "is in a window" in gdb.finish()
-    assert gdb.process.returncode == 0
+    script = tmp_path / "script"
+    script.write_text("\n".join((f"source {EXTENSION}", *live.connect, *UP, *IN_WINDOW, "print $pc", "quit")))
+    gdb = subprocess.run(
+        ["gdb", "-nx", "-q", *words, "-x", str(script)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=150,
+    )
+    assert "is in a window" in gdb.stdout
+    assert gdb.returncode == 0
 
 
 def test_windows_are_listed_without_a_watch(boot: Boot) -> None:
