@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,7 @@ def post(action: Callable[[], object]) -> None:
         gdb.post_event(action)
 
 
+@cache
 def _has_front_end() -> bool:
     """GDB tells nobody, but what it was started with does."""
     try:

@@ -21,8 +21,6 @@ static bool told_of_entries; /* by QEMU 10.2 and later */
 
 enum { WATCHED_BLOCKS = 1 << 14, WRITER_BITS = 1 << 12 };
 
-static _Atomic uint32_t new_blocks; /* of kernel code, translated since a table was loaded or changed */
-
 static _Atomic uint64_t table_writers[WRITER_BITS / 64]; /* instructions that have stored into a table, by hash */
 
 static bool is_table_writer(uint64_t pc)
@@ -37,25 +35,22 @@ static void note_table_writer(uint64_t pc)
     atomic_fetch_or(&table_writers[bit / 64], 1ull << bit % 64);
 }
 
+/* No table has changed for long. */
+static bool is_quiet(void)
+{
+    return idt_told.new_blocks >= WATCHED_BLOCKS;
+}
+
 /* Is a store by the instruction at `pc` to be looked at? */
 static bool watches_store(uint64_t pc)
 {
-    return !told_of_entries && (!idt_told.quiet || last_stores || is_table_writer(pc));
+    return !told_of_entries && (!is_quiet() || last_stores || is_table_writer(pc));
 }
 
 /* Tables change now: look at the stores of what is translated, for a while. */
 static void watch_stores(void)
 {
-    new_blocks = 0;
-    idt_told.quiet = false;
-}
-
-/* A block of kernel code is translated where none was before. */
-static void note_new_block(void)
-{
-    if (++new_blocks == WATCHED_BLOCKS) {
-        idt_told.quiet = true;
-    }
+    idt_told.new_blocks = 0;
 }
 
 /* A vCPU has loaded `t`: who has filled it? */
@@ -152,7 +147,7 @@ static void on_kernel_store(unsigned index, qemu_plugin_meminfo_t info, uint64_t
     vcpu *v = vcpus[index];
     uint64_t pc = (uint64_t)userdata;
 
-    if (!idt_told.quiet) { /* note who stores what */
+    if (!is_quiet()) { /* note who stores what */
         v->noted[idt_hash(address / 8) % NOTED_STORES] = (noted_store){address / 8, pc};
     }
     if (*page_slot(v, address) != address / PAGE_SIZE + 1 || v->tableless_as_of != idt_told.changes) {

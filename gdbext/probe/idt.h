@@ -57,7 +57,7 @@ static _Atomic uint8_t idt_seen[SEEN_BITS / 8]; /* addresses at which a kernel b
 /* Every vCPU reads them at every store that is looked at: nothing that is written often shares their cache line. */
 static struct {
     _Alignas(128) _Atomic uint64_t changes; /* of what is loaded, and of gates */
-    atomic_bool quiet;                      /* none have come for long: see gates.h */
+    _Atomic uint32_t new_blocks;            /* of kernel code, translated since the last of them: see gates.h */
 } idt_told;
 static _Alignas(128) pthread_mutex_t idt_lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -73,12 +73,11 @@ static inline bool idt_was_translated(uint64_t address)
     return idt_seen[bit / 8] >> (bit % 8) & 1;
 }
 
-/* A kernel block is being translated at `address`. True for a first one there, mostly. */
-static inline bool idt_note_translated(uint64_t address)
+static inline void idt_note_translated(uint64_t address)
 {
     uint64_t bit = idt_hash(address) % SEEN_BITS;
     uint8_t mask = (uint8_t)(1 << (bit % 8));
-    return !(atomic_fetch_or(&idt_seen[bit / 8], mask) & mask);
+    idt_told.new_blocks += !(atomic_fetch_or(&idt_seen[bit / 8], mask) & mask);
 }
 
 static inline bool idt_is_target(uint64_t address)

@@ -275,9 +275,7 @@ static bool begins_entry_point(vcpu *any, uint64_t start, unsigned bits)
     if (calling && is_called_first(any, bits)) {
         add_entry_point(start);
     }
-    if (idt_note_translated(start)) {
-        note_new_block();
-    }
+    idt_note_translated(start);
     return idt_is_target(start);
 }
 
