@@ -189,14 +189,15 @@ class AreaJudge:
 
     def _not_resumed(self, offsets: U64) -> Bools:
         """True for each offset into an area at which nothing lies that a resume loads: the slot of an error code, in a
-        learnt area also words that are no slot. An exit path that runs on its save area may push there."""
+        learnt area also words among the slots that are none. An exit path that runs on its save area may push there.
+        Behind the slots lies the image of FXSAVE."""
         layout = self._layout
         if layout is None:
             return np.zeros(len(offsets), bool)
         places = {name: (at, at + layout.word - 1) for name, at in layout.slots.items()}
         error = places.pop("error", None)
         if self._learnt:
-            return ~_within(offsets, list(places.values()))
+            return ~_within(offsets, list(places.values())) & (offsets < layout.size)
         return _within(offsets, [error] if error else [])
 
     def _doubtful(self, batch: Columns, stores: Indices, owner: U64) -> Bools:

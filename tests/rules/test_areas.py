@@ -82,6 +82,7 @@ def test_push_onto_what_no_resume_loads() -> None:
     learnt = [event(Kind.SLOT, addr=at, value=SLOT_NAMES.index(name), size=8) for name, at in offsets.items()]
     assert judge(area(size=56), *learnt, push(8, 1), policy=Policy()) == []
     assert [f.slot for f in judge(area(size=56), *learnt, push(16, 1), policy=Policy())] == ["slot rip"]
+    assert len(judge(area(size=56 + 512), *learnt, push(56 + 500, 1), policy=Policy())) == 1  # FXSAVE's image
     own = Policy(layout=Layout({"rip": 16, "error": 8}, 56))
     assert judge(area(size=56), push(8, 1), policy=own) == []
     assert len(judge(area(size=56), push(32, 1), policy=own)) == 1
