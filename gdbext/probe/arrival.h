@@ -6,6 +6,10 @@
 
 #include "events.h"
 
+#ifndef BY_LOG_ALONE
+#define BY_LOG_ALONE false /* true in a test: what the log says is to be what is seen */
+#endif
+
 /* A page mapped at several addresses is translated once, for whichever came first: `pc`, or the one that RIP tells. It
  * does so where a block begins, but for a few ways there on which QEMU leaves it behind; those are no deliveries. */
 static uint64_t here(vcpu *v, uint64_t pc)
@@ -16,10 +20,21 @@ static uint64_t here(vcpu *v, uint64_t pc)
 
 static void on_entry_point(unsigned index, void *userdata)
 {
-    vcpu *v = vcpu_of(index);
+    vcpu *v = vcpus[index];
     uint64_t pc = here(v, (uint64_t)userdata), sp = vcpu_sp(v, vcpu_bits(v));
+    log_record record;
+    bool heard = hear(v, pc, &record);
 
-    if (!emit_call(v, pc, sp) && !told_of_entries && !deliver_task(v, pc) && !deliver(v, pc, sp, false, 0)) {
+    if (heard && BY_LOG_ALONE) {
+        emit_heard(v, &record);
+        return;
+    }
+    if (emit_call(v, pc, sp) || told_of_entries || deliver_task(v, pc) || deliver(v, pc, sp, false, 0)) {
+        return;
+    }
+    if (heard) {
+        emit_heard(v, &record);
+    } else {
         ring_cpu(&shared, index)->stray++;
         v->score->jump_target = 0; /* this was that jump */
     }

@@ -15,6 +15,8 @@
  * rows    rows in each vCPU's ring
  * check   say that this QEMU takes the object, and refuse to start
  *
+ * A QEMU before 10.2 is to be given -d plugin,tid -D FILE.log%d, too: see heard.h.
+ *
  * Copyright (C) 2026 the ctxwatch authors. SPDX-License-Identifier: GPL-2.0-or-later
  */
 #define _GNU_SOURCE
@@ -26,9 +28,18 @@
 static vcpu **vcpus;
 static unsigned vcpu_most;
 
+static bool hear(vcpu *v, uint64_t pc, log_record *last);
+
+/* The vCPU at which something happens. What happened to it before comes first. */
 static inline vcpu *vcpu_of(unsigned index)
 {
-    return vcpus[index];
+    vcpu *v = vcpus[index];
+    log_record record;
+
+    if (v->log) {
+        hear(v, 0, &record);
+    }
+    return v;
 }
 
 #include "translate.h"
@@ -36,8 +47,26 @@ static inline vcpu *vcpu_of(unsigned index)
 
 EXPORT int qemu_plugin_version = API;
 
+static char log_prefix[PATH_MAX]; /* of the names of QEMU's logs, before the thread's number */
 static qemu_plugin_id_t plugin_id;
 static atomic_bool flush_pending;
+
+/* Find the log of this thread's interrupts. Of several vCPUs in one thread it does not say which is meant. */
+static void listen(vcpu *v)
+{
+    static _Thread_local const vcpu *first;
+
+    if (told_of_entries) {
+        return;
+    }
+    if (!first) {
+        v->log = log_open(log_prefix, qemu_plugin_outs);
+        first = v;
+    }
+    if (!v->log) {
+        atomic_store(&no_log, true);
+    }
+}
 
 static CB_VCPU(on_vcpu_init, index)
 {
@@ -45,6 +74,7 @@ static CB_VCPU(on_vcpu_init, index)
     vcpu *v = index < vcpu_most ? vcpus[index] : NULL;
     if (v && !v->buffer) {
         vcpu_find_registers(v, v->word);
+        listen(v);
     }
     /* A new vCPU makes QEMU move the scoreboard; nobody runs meanwhile. */
     for (unsigned i = 0; i < vcpu_most; i++) {
@@ -58,6 +88,7 @@ static CB_ATEXIT(on_exit_of_qemu)
 {
     CB_UNUSED();
     (void)userdata_;
+    log_remove(log_prefix);
     atomic_store_explicit(SHARED(shared.header->state, uint32_t), RING_STATE_ENDED, memory_order_release);
 }
 
@@ -165,7 +196,7 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int
         }
     }
     if (o.check) {
-        fprintf(stderr, "ctxprobe: fits API %d\n", API);
+        fprintf(stderr, "ctxprobe: fits API %d%s\n", API, qemu_plugin_register_vcpu_discon_cb ? ", told of entries" : "");
         return -1;
     }
     if (!o.ring) {
@@ -181,6 +212,8 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int
     if (!ring_open(&shared, o.ring, cpus, (unsigned)o.rows, flags, API)) {
         return -1;
     }
+    snprintf(log_prefix, sizeof(log_prefix), "%s.log", o.ring);
+    log_remove(log_prefix);
     last_stores = o.stores ? calloc(STORE_PLACES, sizeof(*last_stores)) : NULL;
     if (!make_vcpus(cpus, x86_64 ? 8 : 4) || (o.stores && !last_stores)) {
         ring_refuse(&shared, "no memory for %u vCPUs", cpus);

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "gates.h"
+#include "log.h"
 #include "tables.h"
 
 enum { FRAME_RIP, FRAME_CS, FRAME_RFLAGS, FRAME_RSP, FRAME_SS, FRAME_WORDS = 9 };
@@ -193,8 +194,7 @@ static void fill_frame(vcpu *v, ctx_row *row, const delivery *d)
         row->rsp = w[FRAME_RSP];
         row->ss = (uint16_t)w[FRAME_SS];
     } else {
-        row->rsp = d->at + 3 * 4;
-        row->ss = (uint16_t)vcpu_reg(v, REG_SS);
+        row->rsp = d->at + 3 * 4; /* SS stays */
         row->flags |= CTX_FLAG_NO_STACK;
     }
     if (d->bits == 32 && outer) {
@@ -212,7 +212,10 @@ static void fill_frame(vcpu *v, ctx_row *row, const delivery *d)
     row->flags |= d->bits == 32 || !vcpu_is_code64(v, row->cs) ? CTX_FLAG_LINEAR32 : 0;
 }
 
-static void emit_delivery(vcpu *v, const delivery *d)
+static void fill_heard(ctx_row *row, const log_record *r);
+
+/* `heard`: it is over, and this tells of it; NULL: it is just now. */
+static void emit_delivery(vcpu *v, const delivery *d, const log_record *heard)
 {
     uint64_t frame_cs = d->frame[FRAME_CS];
 
@@ -222,6 +225,11 @@ static void emit_delivery(vcpu *v, const delivery *d)
     update_alarm(v);
     ctx_row *row = begin(v, CTX_KIND_ENTRY, how_of(d), d->pc, d->bits);
     fill_context(v, row);
+    if (heard) {
+        fill_heard(row, heard);
+    } else {
+        row->ss = (uint16_t)vcpu_reg(v, REG_SS);
+    }
     row->cpl = d->live_cs & 3;
     row->vector = (uint16_t)d->vector;
     fill_frame(v, row, d);
@@ -261,7 +269,7 @@ static bool deliver(vcpu *v, uint64_t pc, uint64_t sp, bool told, unsigned depth
         return false;
     }
     if (!identify_by_table(v, &d)) {
-        look_at_tables(v, vcpu_bits(v)); /* a gate may be new, and lead to a handler that has long been translated */
+        read_tables(v, vcpu_bits(v)); /* a gate may be new, and lead to a handler that has long been translated */
         if (!identify_by_table(v, &d)) {
             return false;
         }
@@ -280,7 +288,7 @@ static bool deliver(vcpu *v, uint64_t pc, uint64_t sp, bool told, unsigned depth
         idt_is_target(d.frame[FRAME_RIP])) {
         deliver(v, d.frame[FRAME_RIP], inner_sp(&d), false, depth + 1);
     }
-    emit_delivery(v, &d);
+    emit_delivery(v, &d, NULL);
     return true;
 }
 

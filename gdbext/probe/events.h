@@ -184,7 +184,6 @@ static void on_table_operand(unsigned index, qemu_plugin_meminfo_t info, uint64_
     if (stale) {
         flush_translations();
     }
-    find_table_writers(v->idt);
     if (s->bits != 16) {
         ctx_row *row = begin(v, CTX_KIND_IDT, 0, s->pc, s->bits);
         fill_small(v, row);

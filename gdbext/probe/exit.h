@@ -4,7 +4,7 @@
 #pragma once
 
 #include "switch.h"
-#include "tasks.h"
+#include "heard.h"
 
 enum { SYSRET_FLAGS = 0x3c7fd7 };
 
@@ -71,7 +71,7 @@ static void emit_exit(vcpu *v, ctx_row *row)
     } else if (!(row->flags & CTX_FLAG_SELF)) {
         c->unmatched += !row->match;
         if (!row->match) {
-            look_at_tables(v, vcpu_bits(v)); /* its entry may have gone by: a gate is new, its handler's code is not */
+            read_tables(v, vcpu_bits(v)); /* its entry may have gone by: a gate is new, its handler's code is not */
         }
         if (is_users(row) && !(row->flags & CTX_FLAG_UNREADABLE)) {
             fill_in_front(v, row);

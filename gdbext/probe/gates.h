@@ -1,11 +1,12 @@
 /*
  * Stores into the loaded interrupt tables. A gate that is written in place tells nobody, and QEMU before 10.2 tells nobody of
  * a delivery either: what a gate leads to must be known before it is used. New code is a reason to read the tables again; a
- * gate that is written by code which ran before, to lead to code which ran before, shows in its store alone.
+ * gate that is written by code which ran before, to lead to code which ran before, shows in its store alone. So all stores
+ * of kernel code are looked at, but for those on the stack.
  *
- * To look at every store of kernel code for good would cost a seventh of a Linux boot. So once WATCHED_BLOCKS of new code
- * were translated since a table was loaded or changed, callbacks are put only into instructions that have stored into a
- * table: kernels write gates by one function or two. Most kernels are smaller than that, and all their stores are seen.
+ * That costs nothing that could be measured in the first WATCHED_BLOCKS blocks of code, and most kernels have no more. In a
+ * large one it costs more than QEMU's log of its interrupts, which shows what was delivered (heard.h): from then on that is
+ * asked for, and nothing is added once it is there. It has no FPU registers.
  *
  * Nearly all stores go to pages that hold no table. Such a page is remembered by the vCPU as it maps it now, and a further
  * store into it costs a comparison. A page holds a table if it lies at the table's own address, or shows one of its gates
@@ -17,58 +18,30 @@
 
 #include "switch.h"
 
+enum { WATCHED_BLOCKS = 1 << 14 };
+
 static bool told_of_entries; /* by QEMU 10.2 and later */
+static atomic_bool no_log;   /* for one vCPU at least */
 
-enum { WATCHED_BLOCKS = 1 << 14, WRITER_BITS = 1 << 12 };
-
-static _Atomic uint64_t table_writers[WRITER_BITS / 64]; /* instructions that have stored into a table, by hash */
-
-static bool is_table_writer(uint64_t pc)
+static _Atomic uint32_t *log_state(void)
 {
-    uint64_t bit = idt_hash(pc) % WRITER_BITS;
-    return table_writers[bit / 64] >> bit % 64 & 1;
+    return SHARED(shared.header->log, uint32_t);
 }
 
-static void note_table_writer(uint64_t pc)
+/* Are stores to be looked at? */
+static bool watches_gates(void)
 {
-    uint64_t bit = idt_hash(pc) % WRITER_BITS;
-    atomic_fetch_or(&table_writers[bit / 64], 1ull << bit % 64);
+    return !told_of_entries && (simd_wanted || atomic_load_explicit(log_state(), memory_order_acquire) != RING_LOG_ON);
 }
 
-/* No table has changed for long. */
-static bool is_quiet(void)
+/* There is another block of code: has the kernel become a large one? */
+static void want_log(void)
 {
-    return idt_told.new_blocks >= WATCHED_BLOCKS;
-}
+    uint32_t off = RING_LOG_OFF;
 
-/* Is a store by the instruction at `pc` to be looked at? */
-static bool watches_store(uint64_t pc)
-{
-    return !told_of_entries && (!is_quiet() || last_stores || is_table_writer(pc));
-}
-
-/* Tables change now: look at the stores of what is translated, for a while. */
-static void watch_stores(void)
-{
-    idt_told.new_blocks = 0;
-}
-
-/* A vCPU has loaded `t`: who has filled it? */
-static void find_table_writers(idt_table *t)
-{
-    if (!t || t->writers_sought) {
-        return;
+    if (idt_told.new_blocks >= WATCHED_BLOCKS && watches_gates() && !simd_wanted && !no_log) {
+        atomic_compare_exchange_strong(log_state(), &off, RING_LOG_WANTED);
     }
-    t->writers_sought = true;
-    for (uint64_t word = t->base / 8; word <= (t->base + idt_length(t) - 1) / 8; word++) {
-        for (unsigned i = 0; i < vcpu_most; i++) {
-            const noted_store *noted = &vcpus[i]->noted[idt_hash(word) % NOTED_STORES];
-            if (noted->word == word) {
-                note_table_writer(noted->pc);
-            }
-        }
-    }
-    watch_stores();
 }
 
 /* Where a page is remembered: the kernel's half of the address space apart from the other. */
@@ -119,10 +92,10 @@ static page_holds table_at(vcpu *v, uint64_t address)
     return found;
 }
 
-static bool read_tables(vcpu *any, unsigned bits);
+static void read_tables(vcpu *any, unsigned bits);
 
-/* The instruction at `pc` stored into a page that may hold a table. */
-static void look_at_store(vcpu *v, uint64_t address, bool device, uint64_t pc)
+/* Something was stored into a page that may hold a table. */
+static void look_at_store(vcpu *v, uint64_t address, bool device)
 {
     uint64_t changes = idt_told.changes;
 
@@ -132,10 +105,6 @@ static void look_at_store(vcpu *v, uint64_t address, bool device, uint64_t pc)
     }
     page_holds holds = device ? NO_TABLE : table_at(v, address);
     if (holds == GATES) {
-        if (!is_table_writer(pc)) {
-            note_table_writer(pc);
-            watch_stores();
-        }
         read_tables(v, vcpu_bits(v));
     } else if (holds == NO_TABLE) {
         *page_slot(v, address) = address / PAGE_SIZE + 1;
@@ -145,14 +114,11 @@ static void look_at_store(vcpu *v, uint64_t address, bool device, uint64_t pc)
 static void on_kernel_store(unsigned index, qemu_plugin_meminfo_t info, uint64_t address, void *userdata)
 {
     vcpu *v = vcpus[index];
-    uint64_t pc = (uint64_t)userdata;
 
-    if (!is_quiet()) { /* note who stores what */
-        v->noted[idt_hash(address / 8) % NOTED_STORES] = (noted_store){address / 8, pc};
-    }
+    (void)userdata;
     if (*page_slot(v, address) != address / PAGE_SIZE + 1 || v->tableless_as_of != idt_told.changes) {
         const struct qemu_plugin_hwaddr *place = qemu_plugin_get_hwaddr(info, address);
-        look_at_store(v, address, !place || qemu_plugin_hwaddr_is_io(place), pc);
+        look_at_store(v, address, !place || qemu_plugin_hwaddr_is_io(place));
     }
 }
 
@@ -168,12 +134,4 @@ static void on_paging(unsigned index, void *userdata)
 
     (void)userdata;
     memset(v->tableless, 0, sizeof(v->tableless));
-}
-
-/* Read the tables again: somebody may have changed them unseen. */
-static void look_at_tables(vcpu *any, unsigned bits)
-{
-    if (read_tables(any, bits)) {
-        watch_stores();
-    }
 }

@@ -2,7 +2,7 @@
  * The interrupt descriptor tables the vCPUs have loaded, and the set of addresses at which handlers begin.
  *
  * A table is read again whenever kernel code is translated: gates are mostly written in place, long after lidt, and a
- * handler that was never run is translated when it first is. What that leaves open is in gates.h. An
+ * handler that was never run is translated when it first is. What that leaves open is in heard.h. An
  * address that was ever in a gate stays a target for good. One that had been translated as ordinary code before it
  * became a target has blocks without our callback; the caller then has them thrown away. One vCPU may translate at an
  * address while another makes it a target: each says so before it looks for the other, and at least one finds it.
@@ -39,7 +39,7 @@ typedef struct {
     unsigned loaded; /* by how many vCPUs */
     unsigned bits;   /* 32 or 64, 0 before it is read */
     unsigned tasks;  /* task gates met */
-    bool read, writers_sought; /* see gates.h */
+    bool read;
     uint8_t bytes[IDT_BYTES];
     uint16_t mark[IDT_PAGES][2]; /* where in bytes the first and the last present gate of each page lie; NO_MARK: none */
     uint64_t target[IDT_GATES]; /* beside the gates: searched at every entry */
@@ -57,7 +57,7 @@ static _Atomic uint8_t idt_seen[SEEN_BITS / 8]; /* addresses at which a kernel b
 /* Every vCPU reads them at every store that is looked at: nothing that is written often shares their cache line. */
 static struct {
     _Alignas(128) _Atomic uint64_t changes; /* of what is loaded, and of gates */
-    _Atomic uint32_t new_blocks;            /* of kernel code, translated since the last of them: see gates.h */
+    _Atomic uint32_t new_blocks;            /* of kernel code, translated so far: see gates.h */
 } idt_told;
 static _Alignas(128) pthread_mutex_t idt_lock = PTHREAD_MUTEX_INITIALIZER;
 

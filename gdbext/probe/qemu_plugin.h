@@ -158,6 +158,7 @@ bool qemu_plugin_read_register(struct qemu_plugin_register *handle, GByteArray *
 #else
 int qemu_plugin_read_register(struct qemu_plugin_register *handle, GByteArray *buffer);
 #endif
+void qemu_plugin_outs(const char *text);
 bool qemu_plugin_read_memory_vaddr(uint64_t address, GByteArray *data, size_t length);
 
 struct qemu_plugin_scoreboard *qemu_plugin_scoreboard_new(size_t element_size);

@@ -204,7 +204,7 @@ static void instrument_block(block *b)
     size_t count = qemu_plugin_tb_n_insns(b->tb), length = 0, length_before = 0;
     uint8_t both[2][16];
     uint8_t rsp_in = NO_REG;
-    bool cs_read = false, told_stores = atomic_load(&stores_seen);
+    bool cs_read = false, told_stores = atomic_load(&stores_seen), watched = watches_gates();
 
     for (size_t n = 0; n < count; n++, length_before = length) {
         struct qemu_plugin_insn *at = qemu_plugin_tb_get_insn(b->tb, n);
@@ -216,7 +216,7 @@ static void instrument_block(block *b)
         if (told_stores && b->bits != 16) {
             qemu_plugin_register_vcpu_mem_cb(at, on_store, QEMU_PLUGIN_CB_R_REGS, QEMU_PLUGIN_MEM_W, (void *)pc);
         }
-        if (b->bits != 16 && watches_store(pc) && may_store(bytes, length, b->bits)) {
+        if (b->bits != 16 && watched && may_store(bytes, length, b->bits)) {
             qemu_plugin_register_vcpu_mem_cb(at, on_kernel_store, QEMU_PLUGIN_CB_NO_REGS, QEMU_PLUGIN_MEM_W, (void *)pc);
         }
         if (may_matter(bytes, length, b->bits)) {
@@ -244,11 +244,10 @@ static void instrument_block(block *b)
     }
 }
 
-/* Read the loaded tables again; where one leads to code that was translated before, start afresh. True if one changed. */
-static bool read_tables(vcpu *any, unsigned bits)
+/* Read the loaded tables again; where one leads to code that was translated before, start afresh. */
+static void read_tables(vcpu *any, unsigned bits)
 {
     bool stale = false;
-    uint64_t changes = idt_told.changes;
 
     pthread_mutex_lock(&idt_lock);
     for (unsigned i = 0; i < idt_count; i++) {
@@ -263,19 +262,19 @@ static bool read_tables(vcpu *any, unsigned bits)
     if (stale) {
         flush_translations();
     }
-    return changes != idt_told.changes;
 }
 
 /* Does a block of kernel code begin a handler? */
 static bool begins_entry_point(vcpu *any, uint64_t start, unsigned bits)
 {
     if (!told_of_entries) {
-        look_at_tables(any, bits);
+        read_tables(any, bits);
     }
     if (calling && is_called_first(any, bits)) {
         add_entry_point(start);
     }
     idt_note_translated(start);
+    want_log();
     return idt_is_target(start);
 }
 

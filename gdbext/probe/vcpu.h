@@ -6,6 +6,7 @@
 
 #include "idt.h"
 #include "layout.h"
+#include "log.h"
 #include "qemu_plugin.h"
 
 /* Register numbers; the general ones in encoding order, which is the order of a row's columns. */
@@ -48,12 +49,7 @@ typedef struct {
     uint64_t words[5];
 } last_event;
 
-enum { STANDING = 9, REMEMBERED_PAGES = 512, NOTED_STORES = 1 << 12 };
-
-/* The last store into a word of eight bytes, by hash of the word. Other vCPUs may read it half written: a hint. */
-typedef struct {
-    uint64_t word, pc;
-} noted_store;
+enum { STANDING = 9, REMEMBERED_PAGES = 512 };
 
 /* A vCPU's registers as it stands still: callee-saved ones, CR3, RIP, and RSP's page. */
 typedef struct {
@@ -68,6 +64,7 @@ typedef struct {
     GByteArray *buffer; /* for registers */
     GByteArray *memory; /* for guest memory */
     score *score;
+    log_reader *log; /* QEMU's, of its interrupts; NULL: there is none, or no need */
 
     idt_table *idt;
     uint64_t gdt;
@@ -114,7 +111,6 @@ typedef struct {
     uint64_t tracked_at[RING_TRACKED_SLOTS]; /* where the tracked variables lie for this vCPU */
     uint64_t tableless[2][REMEMBERED_PAGES]; /* pages that hold no interrupt table, plus 1: see gates.h */
     uint64_t tableless_as_of;                /* idt_told.changes then */
-    noted_store noted[NOTED_STORES];
     ctx_row away; /* registers at the start of that block */
     _Atomic uint64_t came_to; /* RSP with which it last took up a thread by a switch, 0 once it has switched again */
 } vcpu;

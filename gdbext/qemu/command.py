@@ -43,7 +43,8 @@ class Launch:
     gdbstub: bool
     """Whether a gdbstub is open at ``gdb_socket`` from the start."""
     log: Path | None
-    """Where QEMU writes down triple faults, if it does; its QMP events do not tell them from other resets."""
+    """Where QEMU writes down triple faults, if it does; its QMP events do not tell them from other resets. A ``%d`` in
+    the name stands for a thread's number."""
 
 
 class Options:
@@ -114,12 +115,20 @@ def complete(argv: Sequence[str], directory: Path, *, gdbstub: bool, plugin: Seq
         added += ["-display", "none"]
     if gdbstub:
         added += ["-gdb", f"unix:{gdb},server=on,wait=off"]
-    log = None
-    if not ("d" in options or "D" in options or options.accelerator != "tcg"):  # only TCG tells of triple faults
-        log = directory / "resets.log"
-        added += ["-d", "cpu_reset", "-D", str(log)]
-    added += plugin
+    logged, plugin = _split_log(plugin)
+    if "d" in options or "D" in options or options.accelerator != "tcg":  # only TCG tells of triple faults
+        logged = []
+    elif not logged:
+        logged = ["-d", "cpu_reset", "-D", str(directory / "resets.log")]
+    added += [*logged, *plugin]
+    log = Path(logged[-1]) if logged else None
     return Launch((*argv, *added), tuple(added), options.serial, qmp, serial, gdb, gdbstub, log)
+
+
+def _split_log(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The log that the probe asks for, as ``-d ITEMS -D FILE``, and the rest of its words."""
+    length = 4 if words[:1] == ["-d"] else 0
+    return list(words[:length]), list(words[length:])
 
 
 def _refuse(options: Options, gdbstub: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import signal
@@ -55,8 +56,11 @@ _REASONS: Final = {
 }
 
 _RESTART: Final = Ending("restart", "the guest reset the machine, by no triple fault")
-_TRIPLE_FAULT: Final = "Triple fault"
+_TRIPLE_FAULT: Final = b"Triple fault"
 """What QEMU's log says of one."""
+
+_LAST: Final = 1 << 16
+"""Bytes of the log in which it says so: the machine stops there."""
 
 
 def which(program: str) -> Path:
@@ -204,8 +208,9 @@ class Machine:
 
     def _no_triple_fault(self) -> bool:
         """Whether QEMU would have put down a triple fault and has not."""
+        log = self.launch.log
         try:
-            return self.launch.log is not None and _TRIPLE_FAULT not in self.launch.log.read_text(errors="replace")
+            return log is not None and not any(_TRIPLE_FAULT in _end_of(one) for one in _logs(log))
         except OSError:
             return False  # the log could not be made: nothing is known
 
@@ -259,6 +264,19 @@ class Machine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _logs(log: Path) -> list[Path]:
+    """The files that `log` stands for, one for each thread where it has a ``%d``."""
+    return list(log.parent.glob(log.name.replace("%d", "[0-9]*"))) if "%d" in log.name else [log]
+
+
+def _end_of(log: Path) -> bytes:
+    """The last of what is in `log`, of which the probe frees what it has read."""
+    with log.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _LAST))
+        return file.read()
 
 
 def _listen(path: Path) -> socket.socket:

@@ -22,7 +22,7 @@ from typing import Final
 
 from gdbext.errors import EnvironmentUnusable, UsageError
 from gdbext.qemu import cache, child
-from gdbext.sources.ring import DEFAULT_ROWS, c_layout
+from gdbext.sources.ring import DEFAULT_ROWS, LOGGED, c_layout
 
 APIS: Final = (4, 5, 6, 7)
 """Plugin API generations the probe can be built for, QEMU 9.2 to 11.1 (older ones cannot read memory)."""
@@ -37,11 +37,13 @@ _TIMEOUT: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class ProbeBuild:
-    """One built probe. ``path``: the shared object; ``api``: the plugin API it is for; ``qemu``: the program."""
+    """One built probe. ``path``: the shared object; ``api``: the plugin API it is for; ``qemu``: the program;
+    ``told``: whether that one tells plugins what it delivers (10.2 and later)."""
 
     path: Path
     api: int
     qemu: Path
+    told: bool
 
 
 def build(qemu: Path, cc: str = "cc", accelerator: str = "tcg") -> ProbeBuild:
@@ -55,11 +57,12 @@ def build(qemu: Path, cc: str = "cc", accelerator: str = "tcg") -> ProbeBuild:
         raise EnvironmentUnusable(f"the probe needs TCG, not {accelerator}", "plugins see only code QEMU translates")
     kept = cache.made("probe")
     known = kept / f"qemu-{_identity(qemu)}.json"
-    api = _remembered(known)
-    if api is None:
-        api = _api_of(qemu, kept, cc)
-        _replace(known, json.dumps({"qemu": str(qemu), "api": api}).encode())
-    return ProbeBuild(_object(kept, cc, api), api, qemu)
+    taken = _remembered(known)
+    if taken is None:
+        taken = _taken_by(qemu, kept, cc)
+        _replace(known, json.dumps({"qemu": str(qemu), "api": taken[0], "told": taken[1]}).encode())
+    api, told = taken
+    return ProbeBuild(_object(kept, cc, api), api, qemu, told)
 
 
 def plugin_args(
@@ -78,13 +81,17 @@ def plugin_args(
     simd: capture x87, XMM and MXCSR.  halt: begin with vCPUs waiting at exits that are not identical.  watch: see
     stores into watched ranges and tracked variables.  stores: look at all stores of kernel code from the beginning.
     every_self: report irets that only serialise, too.  rows: in each vCPU's ring, a power of two.
+
+    A QEMU that does not tell plugins what it delivers writes that down for the probe, once that wants it, in files
+    beside the ring.
     """
     words = [_escape(str(probe.path)), f"ring={_escape(str(ring))}"]
     switches = {"simd": simd, "halt": halt, "watch": watch, "stores": stores, "self": every_self}
     words += [f"{name}=on" for name, wanted in switches.items() if wanted]
     if rows != DEFAULT_ROWS:
         words.append(f"rows={rows}")
-    return ["-plugin", ",".join(words)]
+    log = [] if probe.told or "%" in str(ring) else ["-d", ",".join((*LOGGED, "tid")), "-D", f"{ring}.log%d"]
+    return [*log, "-plugin", ",".join(words)]
 
 
 def attachable(probe: ProbeBuild, stem: Path, *, simd: bool = False) -> list[str]:
@@ -107,23 +114,24 @@ def _identity(qemu: Path) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
-def _remembered(known: Path) -> int | None:
+def _remembered(known: Path) -> tuple[int, bool] | None:
     try:
-        api = json.loads(known.read_bytes())["api"]
+        taken = json.loads(known.read_bytes())
+        api, told = taken["api"], taken["told"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return api if api in APIS else None
+    return (api, told) if api in APIS and isinstance(told, bool) else None
 
 
-def _api_of(qemu: Path, kept: Path, cc: str) -> int:
-    """Offer `qemu` an object of the newest API; it takes it, or says which it wants."""
+def _taken_by(qemu: Path, kept: Path, cc: str) -> tuple[int, bool]:
+    """Offer `qemu` an object of the newest API; it takes it, or says which it wants. Returns the API, and ``told``."""
     tried: set[int] = set()
     api = APIS[-1]
     while api not in tried:
         tried.add(api)
         said = _offer(qemu, _object(kept, cc, api))
         if "ctxprobe: fits" in said:
-            return api
+            return api, "told of entries" in said
         wanted = _wanted(said)
         if _LACKS in said:  # found out before versions are compared
             raise EnvironmentUnusable(

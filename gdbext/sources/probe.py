@@ -24,9 +24,11 @@ from gdbext.sources.base import Capability
 from gdbext.sources.memory import GuestMemory
 from gdbext.sources.ring import (
     COUNTERS,
+    LOGGED,
     TRACKED_GS,
     WATCH_BITS,
     WATCH_RANGES,
+    Log,
     Option,
     Release,
     release_word,
@@ -47,6 +49,9 @@ _PATIENCE: Final = 0.1
 """Seconds for QEMU to answer before vCPUs that stand in the probe are let go: it may be waiting for them."""
 _TRIES: Final = 64
 """How often a halt may meet a pending interrupt, which QEMU delivers before it stops, and is tried again."""
+
+_LOGGED: Final = ",".join((*LOGGED, "int"))
+"""What QEMU is to log once the probe wants to know what is delivered: that takes microseconds each time."""
 
 _RIP: Final = re.compile(r"\b[RE]IP=([0-9a-fA-F]+)")
 _PROTECTED: Final = re.compile(r"\bCR0=[0-9a-f]+[13579bdf]\b")
@@ -172,6 +177,7 @@ class ProbeSource:
             if self._ready:
                 return self._note(self._ready.pop(0))
             self._rest(deadline)
+            self._begin_log()
             lives = self._ring.writer_lives()  # asked first: what it wrote before it ended is then all there
             rows = self._merger.merge(self._ring.take(), final=not lives)
             if rows is not None:
@@ -183,6 +189,17 @@ class ProbeSource:
             time.sleep(min(nap, max(deadline - time.monotonic(), 0)))
             nap = min(nap * 1.5, _NAP[1])
         return None
+
+    def _begin_log(self) -> None:
+        """Have QEMU write down what it delivers, if the probe wants that; not while a vCPU waits for a verdict."""
+        header = self._ring.header
+        if int(header["log"][0]) != Log.WANTED or self._monitor is None or self._ring.control["waiting"].any():
+            return
+        try:
+            said = self._ask("human-monitor-command", {"command-line": f"log {_LOGGED}"})
+        except CtxwatchError as error:
+            said = str(error)
+        header["log"] = Log.REFUSED if said else Log.ON
 
     def _rest(self, deadline: float) -> None:
         """Let rows gather, as long as there is room for many more."""

@@ -21,7 +21,7 @@ import numpy as np
 from gdbext.events.row import ROW_SIMD, TRACKED_SLOTS, Field, c_header
 
 MAGIC: Final = int.from_bytes(b"CTXRING1", "little")
-VERSION: Final = 4
+VERSION: Final = 5
 PAGE: Final = 4096
 DEFAULT_ROWS: Final = 16384
 """Rows in one vCPU's ring: some 7 MB, a tenth of a second of the busiest guest."""
@@ -53,6 +53,18 @@ class Option:
     SELF = 1 << 2
 
 
+class Log:
+    """Header column ``log``: whether QEMU writes down for the probe what it delivers."""
+
+    OFF = 0
+    WANTED = 1
+    ON = 2
+    REFUSED = 3
+
+
+LOGGED: Final = ("cpu_reset", "plugin")
+"""What QEMU is to log from the beginning: triple faults for us, and what makes each thread's file for the probe."""
+
 TICKET_SHIFT: Final = 2
 TICKET_MASK: Final = (1 << TICKET_SHIFT) - 1
 """``waiting`` and ``release`` name the event in which a vCPU waits by the low bits of its number, shifted; below them
@@ -76,11 +88,12 @@ TRACKED_GS: Final = 1
 """Bit of ``tracked_flags``: the address is an offset from the CPU's kernel GS base."""
 
 COUNTERS: Final = (
-    "entries", "exits", "syscalls", "swapgs", "identical", "unmatched", "self", "stray", "flushes", "overwritten",
+    "entries", "exits", "syscalls", "swapgs", "identical", "unmatched", "self", "stray", "heard", "flushes",
+    "overwritten",
 )  # fmt: skip
 """Per-vCPU counts. self: serialising irets that resume the next instruction. stray: executions of a handler's first
-instruction that were no entry. overwritten: rows that no reader took; one more where the probe had no memory to keep
-track of something."""
+instruction that were no entry. heard: entries that QEMU's log alone told of. overwritten: rows that no reader took; one
+more where the probe had no memory to keep track of something, or QEMU's log no room for more."""
 
 
 def _u32(name: str, doc: str, length: int = 1) -> Field:
@@ -119,7 +132,7 @@ HEADER_FIELDS: Final[tuple[Field, ...]] = (
     _u32("tracked_flags", "TRACKED_GS", TRACKED_SLOTS),
     _u32("watch_active", "counts changes of the watch table; its lowest bit: which of the two is in force; reader"),
     _u32("watch_count", "ranges in each watch table; reader", 2),
-    _u32("spare2", "zero"),
+    _u32("log", "a Log; probe and reader"),
 )
 
 WATCH_FIELDS: Final[tuple[Field, ...]] = (
@@ -213,7 +226,7 @@ def c_layout() -> str:
         "TICKET_SHIFT": TICKET_SHIFT, "TICKET_MASK": f"{TICKET_MASK}u",
     }  # fmt: skip
     lines += [f"#define RING_{name} {value}" for name, value in constants.items()]
-    for prefix, source in (("STATE", State), ("OPTION", Option), ("RELEASE", Release)):
+    for prefix, source in (("STATE", State), ("OPTION", Option), ("RELEASE", Release), ("LOG", Log)):
         lines += [f"#define RING_{prefix}_{n} {v}u" for n, v in vars(source).items() if n.isupper()]
     for name, fields, dtype in (
         ("ring_header", HEADER_FIELDS, HEADER),

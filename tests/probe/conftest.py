@@ -71,6 +71,7 @@ class Watched:
     """A guest under the probe. ``rows``: all that was read so far."""
 
     machine: Machine
+    ring: RingFile
     source: ProbeSource
     parts: list[Batch] = field(default_factory=list)
     serial: list[str] = field(default_factory=list)
@@ -111,15 +112,15 @@ def watch(probe: ProbeBuild) -> Iterator[Callable[..., Watched]]:
     """Start a QEMU command line under the probe, stopped; ended with the test."""
     opened: list[Watched] = []
 
-    def start(*words: str, halt: bool = False, **options: bool | int) -> Watched:
+    def start(*words: str, halt: bool = False, build: ProbeBuild | None = None, **options: bool | int) -> Watched:
         rings: list[RingFile] = []
 
         def plugin(directory: Path) -> list[str]:
             rings.append(RingFile.create(directory / "ring"))
-            return plugin_args(probe, directory / "ring", **options)  # type: ignore[arg-type]
+            return plugin_args(build or probe, directory / "ring", **options)  # type: ignore[arg-type]
 
         machine = Machine([str(probe.qemu), "-m", "64M", "-net", "none", *words], plugin=plugin)
-        watched = Watched(machine, ProbeSource(rings[0], machine.qmp, halt=halt))
+        watched = Watched(machine, rings[0], ProbeSource(rings[0], machine.qmp, halt=halt))
         opened.append(watched)
         return watched
 

@@ -126,7 +126,7 @@ def test_a_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_words_that_load_it(tmp_path: Path) -> None:
-    made = ProbeBuild(tmp_path / "a,b.so", 4, Path("qemu"))
+    made = ProbeBuild(tmp_path / "a,b.so", 4, Path("qemu"), told=True)
     assert plugin_args(made, Path("/r,ing")) == ["-plugin", f"{tmp_path}/a,,b.so,ring=/r,,ing"]
     words = plugin_args(made, Path("/r"), simd=True, halt=True, watch=True, stores=True, every_self=True, rows=64)[1]
     assert words.endswith(",ring=/r,simd=on,halt=on,watch=on,stores=on,self=on,rows=64")

@@ -2,7 +2,8 @@
  * A guest that runs handlers as ordinary code, and later makes a gate lead to one of them after the other, by an
  * instruction that has stored elsewhere first: all in a loop that has been translated, each time through the table's other
  * address (64-bit code). Before that come a million stores; behind it more new code than a kernel of middle size has, all
- * that once more, and again with other handlers by another instruction, which is new then. Ends by isa-debug-exit.
+ * that once more, and again, after an NMI, with other handlers by another instruction, which is new then. Ends by
+ * isa-debug-exit.
  */
 #include "boot.h"
 
@@ -76,12 +77,19 @@ main:
         jmp . + 2
         .endr
         jmp 3b
-4:      run_all order+4*HANDLERS+4
+4:      gate 2, on_nmi
+        movl $0, told
+5:      cmpl $0, told
+        je 5b
+        run_all order+4*HANDLERS+4
         pass order+4*HANDLERS
         mov $0xf4, %edx
         out %al, %dx
 6:      hlt
         jmp 6b
+
+on_nmi: movl $1, told
+        IRET
 
         .balign 64
 handlers:
@@ -112,6 +120,7 @@ another:
 elsewhere:
         .long 0, 0
 left:   .long 0
+told:   .long 0
 order:
         .long another
         .set n, 0

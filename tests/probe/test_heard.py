@@ -1,0 +1,84 @@
+"""What the probe makes of QEMU's log, in real guests: the entries that it sees at the handlers, in every column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gdbext.events.row import Batch, Kind
+from gdbext.qemu import guests
+from gdbext.qemu.machine import COUNTED_TIME
+from gdbext.qemu.probe import ProbeBuild, build
+from gdbext.sources.ring import LOGGED, Log
+
+from .conftest import Watched, built
+
+pytestmark = pytest.mark.guest
+
+OWN_TIME = {"seq", "time", "match"}
+
+
+Start = Callable[..., Watched]
+
+
+@pytest.fixture
+def by_log(probe: ProbeBuild) -> ProbeBuild:
+    """A probe that takes the log's word at every entry."""
+    if probe.told:
+        pytest.skip("this QEMU tells plugins what it delivers")
+    return build(probe.qemu, cc="cc -DBY_LOG_ALONE=true")
+
+
+def entries(watched: Watched, enough: int) -> Batch:
+    """The entries of a guest whose interrupts are logged from the beginning, to its end or until there are `enough`."""
+    watched.machine.qmp.hmp(f"log {','.join((*LOGGED, 'int'))}")
+    watched.ring.header["log"] = Log.ON
+    watched.machine.cont()
+    watched.run(lambda: watched.machine.ending() is not None or watched.source.counters["entries"] >= enough)
+    if watched.machine.ending() is None:
+        watched.source.pause()
+    watched.drain()
+    rows = watched.rows
+    found: Batch = rows[rows["kind"] == Kind.ENTRY][:enough]
+    return found
+
+
+def differing(one: Batch, other: Batch) -> dict[str, object]:
+    """The columns in which two runs are not alike, with the first two values that differ. Of the stack the words count
+    that every frame has: above them may lie what the firmware left, which goes by the host's clock."""
+    found: dict[str, object] = {}
+    for name in set(one.dtype.names or ()) - OWN_TIME:
+        apart = one[name] != other[name]
+        if name == "stack":
+            apart = apart[:, :3].any(axis=1)
+        elif apart.ndim > 1:
+            apart = apart.any(axis=1)
+        if apart.any():
+            first = int(np.argmax(apart))
+            found[name] = first, one[name][first], other[name][first]
+    return found
+
+
+@pytest.mark.parametrize("name", ["clean-noswapgs", "ist-reused", "iret-fault-parity", "selector-lost", "triple-fault"])
+def test_bundled_guests(watch: Start, by_log: ProbeBuild, name: str) -> None:
+    """System calls, interrupts, NMIs, faults with and without error codes; a double fault on a stack of its own."""
+    guest = guests.find(name)
+    words = [*guest.command(guests.build(guest))[1:], "-icount", COUNTED_TIME]
+    seen, heard = (entries(watch(*words, build=one), 250) for one in (None, by_log))
+    assert len(seen) == len(heard) > 30
+    assert differing(seen, heard) == {}
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("name", ["late", "tables", "moved", "many", "pointer", "smm"])
+def test_guests_of_one_kind_each(watch: Start, by_log: ProbeBuild, tmp_path: Path, name: str, bits: int) -> None:
+    """See there."""
+    if (name, bits) == ("moved", 32):
+        pytest.skip("its table is mapped twice")
+    words = ["-kernel", str(built(name, tmp_path, bits)), "-device", "isa-debug-exit,iobase=0xf4", "-machine", "pc"]
+    seen, heard = (entries(watch(*words, "-icount", COUNTED_TIME, build=one), 1 << 16) for one in (None, by_log))
+    assert len(seen) == len(heard) > 0
+    assert differing(seen, heard) == {}
