@@ -22,6 +22,26 @@ static uint64_t stack_in_tss(vcpu *v, uint64_t base, unsigned bits, unsigned cpl
     return bits == 64 ? words[0] : descriptor_base(vcpu_descriptor(v, (uint16_t)words[1])) + words[0];
 }
 
+/* Where the TSS lies that `selector` names. The log shows of addresses what the code that ran could use: in 32-bit code the
+ * lower half. */
+static uint64_t tss_base(vcpu *v, uint16_t selector, unsigned bits)
+{
+    uint64_t base = descriptor_base(vcpu_descriptor(v, selector));
+    const uint8_t *high = bits == 64 ? vcpu_memory(v, v->gdt + (selector & ~7u) + 8, 4) : NULL;
+    uint32_t value = 0;
+
+    if (high) {
+        memcpy(&value, high, sizeof(value));
+    }
+    return base | (uint64_t)value << 32;
+}
+
+/* A segment's base as the log shows it, which may be its lower half, while the register is `now`. */
+static uint64_t base_of(uint64_t shown, uint64_t now)
+{
+    return shown == (uint32_t)now ? now : shown;
+}
+
 /* Does the stack pointer of the segment `d` have all its bits? So it has where it cannot be read. */
 static bool is_big(uint64_t d)
 {
@@ -75,10 +95,15 @@ static void fill_heard(ctx_row *row, const log_record *r)
     log_number(r, "CR3=", &row->cr3);
     row->ds = log_segment(r, "DS =", &base);
     row->es = log_segment(r, "ES =", &base);
-    row->fs = log_segment(r, "FS =", &row->fs_base);
-    row->gs = log_segment(r, "GS =", &row->gs_base);
+    row->fs = log_segment(r, "FS =", &base);
+    row->fs_base = base_of(base, row->fs_base);
+    row->gs = log_segment(r, "GS =", &base);
+    row->gs_base = base_of(base, row->gs_base);
     row->ss = log_segment(r, "SS =", &base);
     row->flags &= (uint16_t)~(CTX_FLAG_SIMD | CTX_FLAG_FPU_OFF);
+    if (log_number(r, "FL=", &base) && (base & RFLAGS_VM)) {
+        row->fs_base = row->gs_base = 0; /* delivery clears them (Intel SDM vol. 3B, 21.3.1) */
+    }
 }
 
 /* Where the delivery of `r` went, by the gate as it is now. False: to no gate that is looked at. */
@@ -87,7 +112,7 @@ static bool identify_heard(vcpu *v, const log_record *r, delivery *d)
     const idt_gate *gate = &v->idt->gate[r->vector % IDT_GATES];
     unsigned size = v->idt->bits / 8;
     const uint8_t *raw = v->idt->bytes + (size_t)(r->vector % IDT_GATES) * 2 * size;
-    uint64_t tss, base, rsp = 0, rflags = 0;
+    uint64_t base, rsp = 0, rflags = 0;
 
     if (!gate->target) {
         return false;
@@ -99,7 +124,7 @@ static bool identify_heard(vcpu *v, const log_record *r, delivery *d)
     unsigned cpl = d->live_cs & 3;
     log_number(r, "SP=", &rsp);
     log_number(r, "FL=", &rflags);
-    log_segment(r, "TR =", &tss);
+    uint64_t tss = tss_base(v, log_segment(r, "TR =", &base), d->bits);
     bool vm86 = rflags & RFLAGS_VM, outer = vm86 || (log_segment(r, "CS =", &base) & 3u) > cpl;
     uint16_t ss = log_segment(r, "SS =", &base);
     if (d->bits == 32 && !is_big(vcpu_descriptor(v, ss))) {

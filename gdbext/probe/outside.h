@@ -9,6 +9,18 @@
 
 #include "events.h"
 
+/* The vCPU as it stands. What was delivered to it is heard, but for a handler that it has not begun: that tells itself. */
+static vcpu *standing_vcpu(unsigned index)
+{
+    vcpu *v = vcpus[index];
+    log_record record;
+
+    if (v->log) {
+        hear(v, vcpu_linear(v, vcpu_reg(v, REG_RIP), (uint16_t)vcpu_reg(v, REG_CS)), &record);
+    }
+    return v;
+}
+
 static void note_standing(vcpu *v, standing *s)
 {
     ctx_row row = {0};
@@ -22,7 +34,7 @@ static void note_standing(vcpu *v, standing *s)
 static CB_VCPU(on_vcpu_idle, index)
 {
     CB_UNUSED();
-    vcpu *v = vcpu_of(index);
+    vcpu *v = standing_vcpu(index);
     if (v->buffer) {
         note_standing(v, &v->standing);
     }
@@ -32,7 +44,7 @@ static CB_VCPU(on_vcpu_idle, index)
 static CB_VCPU(on_vcpu_resume, index)
 {
     CB_UNUSED();
-    vcpu *v = vcpu_of(index);
+    vcpu *v = standing_vcpu(index);
     standing now;
     unsigned moved = 0;
 
