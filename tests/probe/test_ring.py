@@ -279,7 +279,7 @@ def test_another_version_is_refused_on_both_sides(start: Start, compiled: Compil
     for read in (RingFile.open_leftover, Recording):
         with pytest.raises(RecordingError) as refused:
             read(ring.path)
-        assert str(refused.value) == f"cannot read the ring {ring.path}: it is version 77.1, this ctxwatch reads 4.1"
+        assert str(refused.value) == f"cannot read the ring {ring.path}: it is version 77.1, this ctxwatch reads 5.1"
     ring.close()
 
 
