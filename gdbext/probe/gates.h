@@ -4,7 +4,7 @@
  * gate that is written by code which ran before, to lead to code which ran before, shows in its store alone. So all stores
  * of kernel code are looked at, but for those on the stack.
  *
- * That costs nothing that could be measured in the first WATCHED_BLOCKS blocks of code, and most kernels have no more. In a
+ * That costs nothing that could be measured in the first WATCHED_BLOCKS blocks of code, and small kernels have no more. In a
  * large one it costs more than QEMU's log of its interrupts, which shows what was delivered (heard.h): from then on that is
  * asked for, and nothing is added once it is there. It has no FPU registers.
  *
@@ -18,7 +18,7 @@
 
 #include "switch.h"
 
-enum { WATCHED_BLOCKS = 1 << 14 };
+enum { WATCHED_BLOCKS = 1 << 12 };
 
 static bool told_of_entries; /* by QEMU 10.2 and later */
 static atomic_bool no_log;   /* for one vCPU at least */

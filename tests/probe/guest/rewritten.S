@@ -9,7 +9,7 @@
 
 #define HANDLERS 8
 #define STORES 600000 /* of two instructions each */
-#define BLOCKS 20000
+#define BLOCKS 6000
 
 /* Raise vector 6 with the handler that its gate has, and with each of the HANDLERS behind it in \order. */
         .macro pass order
