@@ -40,7 +40,8 @@ COMMAND = Command(
     details="Print the options that load the probe into a QEMU that you start yourself, from a script of yours for\n"
     "example. Its events then wait in a ring, the latest ones kept; `ctx watch` in a GDB attached to that guest finds\n"
     "it, and `ctxwatch replay RING` reads what is in it after the guest has died; the next guest moves it to\n"
-    "RING.old. The probe is built first if needed.",
+    "RING.old. The probe is built first if needed. A -d with its -D of your own belongs behind them: the probe\n"
+    "then does without QEMU's log, and looks at all stores of kernel code instead.",
     example="ctxwatch qemu-args\nqemu-system-x86_64 -kernel kernel.elf -s $(ctxwatch qemu-args)",
     arguments=(
         argument("--qemu", metavar="PROGRAM", default="qemu-system-x86_64", help="the QEMU it is for"),
