@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -169,10 +170,14 @@ static bool log_next(log_reader *l, log_record *r)
         if (log_is_delivery(line, r)) {
             r->text = end + 1;
             r->end = strstr(end, "\nEFER=");
+            const char *stop = r->end ? strchr(r->end + 1, '\n') : NULL;
+            if (!stop) {
+                break;
+            }
             r->nested = l->failed;
             l->failed = false;
-            l->used = r->end ? (size_t)(strchr(r->end + 1, '\n') + 1 - l->text) : l->used;
-            return r->end;
+            l->used = (size_t)(stop + 1 - l->text);
+            return true;
         }
         if (log_begins(line, "Servicing hardware INT=")) {
             r->external = true;
@@ -182,6 +187,7 @@ static bool log_next(log_reader *l, log_record *r)
             log_keep(l, line);
         }
     }
+    log_skip(l); /* QEMU writes whole records: what is cut off had no room */
     return false;
 }
 

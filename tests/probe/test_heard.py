@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +16,6 @@ from gdbext.qemu.probe import ProbeBuild, build
 from gdbext.sources.ring import LOGGED, Log
 
 from .conftest import Watched, built
-
-pytestmark = pytest.mark.guest
 
 OWN_TIME = {"seq", "time", "match"}
 
@@ -67,6 +66,7 @@ def differing(one: Batch, other: Batch) -> dict[str, object]:
     return found
 
 
+@pytest.mark.guest
 @pytest.mark.parametrize("name", ["clean-noswapgs", "ist-reused", "iret-fault-parity", "selector-lost", "triple-fault"])
 def test_bundled_guests(watch: Start, by_log: ProbeBuild, name: str) -> None:
     """System calls, interrupts, NMIs, faults with and without error codes; a double fault on a stack of its own."""
@@ -77,6 +77,7 @@ def test_bundled_guests(watch: Start, by_log: ProbeBuild, name: str) -> None:
     assert differing(seen, heard) == {}
 
 
+@pytest.mark.guest
 @pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("name", ["late", "tables", "moved", "many", "pointer", "smm"])
 def test_guests_of_one_kind_each(watch: Start, by_log: ProbeBuild, tmp_path: Path, name: str, bits: int) -> None:
@@ -89,6 +90,7 @@ def test_guests_of_one_kind_each(watch: Start, by_log: ProbeBuild, tmp_path: Pat
     assert differing(seen, heard) == {}
 
 
+@pytest.mark.guest
 def test_a_guest_that_is_stopped_again_and_again(watch: Start, probe: ProbeBuild) -> None:
     """A vCPU often stands where a handler is about to begin: that entry is seen once."""
     if probe.told:
@@ -113,3 +115,10 @@ def test_a_guest_that_is_stopped_again_and_again(watch: Start, probe: ProbeBuild
             again &= own[name][1:] == own[name][:-1]
         assert not (again & (own["kind"][1:] == Kind.ENTRY)).any()
     assert watched.source.counters["heard"] == 0
+
+
+def test_a_log_that_does_not_fit_is_told_and_begun_anew(compiled: Callable[..., Path], tmp_path: Path) -> None:
+    """The last record is cut off where the room ends."""
+    done = subprocess.run([compiled("log_lines.c"), tmp_path / "log"], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done
+    assert done.stdout.splitlines() == ["2, last 6", "many, left: 0, whole: 0", "1, last 13, whole: 1"]
