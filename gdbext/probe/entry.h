@@ -8,7 +8,6 @@
 #pragma once
 
 #include "gates.h"
-#include "log.h"
 #include "tables.h"
 
 enum { FRAME_RIP, FRAME_CS, FRAME_RFLAGS, FRAME_RSP, FRAME_SS, FRAME_WORDS = 9 };
@@ -29,6 +28,7 @@ typedef struct {
     unsigned words;
     uint64_t raw[FRAME_WORDS + 1]; /* from sp up */
     const uint64_t *frame;         /* in raw */
+    const log_record *heard;       /* it is over, and this tells of it; NULL: it is just now */
 } delivery;
 
 static bool pushes_error(unsigned vector)
@@ -194,7 +194,8 @@ static void fill_frame(vcpu *v, ctx_row *row, const delivery *d)
         row->rsp = w[FRAME_RSP];
         row->ss = (uint16_t)w[FRAME_SS];
     } else {
-        row->rsp = d->at + 3 * 4; /* SS stays */
+        row->rsp = d->at + 3 * 4;
+        row->ss = d->heard ? row->ss : (uint16_t)vcpu_reg(v, REG_SS);
         row->flags |= CTX_FLAG_NO_STACK;
     }
     if (d->bits == 32 && outer) {
@@ -214,8 +215,7 @@ static void fill_frame(vcpu *v, ctx_row *row, const delivery *d)
 
 static void fill_heard(ctx_row *row, const log_record *r);
 
-/* `heard`: it is over, and this tells of it; NULL: it is just now. */
-static void emit_delivery(vcpu *v, const delivery *d, const log_record *heard)
+static void emit_delivery(vcpu *v, const delivery *d)
 {
     uint64_t frame_cs = d->frame[FRAME_CS];
 
@@ -225,10 +225,8 @@ static void emit_delivery(vcpu *v, const delivery *d, const log_record *heard)
     update_alarm(v);
     ctx_row *row = begin(v, CTX_KIND_ENTRY, how_of(d), d->pc, d->bits);
     fill_context(v, row);
-    if (heard) {
-        fill_heard(row, heard);
-    } else {
-        row->ss = (uint16_t)vcpu_reg(v, REG_SS);
+    if (d->heard) {
+        fill_heard(row, d->heard);
     }
     row->cpl = d->live_cs & 3;
     row->vector = (uint16_t)d->vector;
@@ -288,7 +286,7 @@ static bool deliver(vcpu *v, uint64_t pc, uint64_t sp, bool told, unsigned depth
         idt_is_target(d.frame[FRAME_RIP])) {
         deliver(v, d.frame[FRAME_RIP], inner_sp(&d), false, depth + 1);
     }
-    emit_delivery(v, &d, NULL);
+    emit_delivery(v, &d);
     return true;
 }
 

@@ -15,10 +15,10 @@
  * 8-2 and 8-11). `cpl`: the handler's. */
 static uint64_t stack_in_tss(vcpu *v, uint64_t base, unsigned bits, unsigned cpl, unsigned ist)
 {
-    enum { RSP0 = 4, IST1 = 36, ESP0 = 4 };
-    uint64_t at = base + (bits == 32 ? ESP0 + 8 * cpl : ist ? IST1 + 8 * (ist - 1) : RSP0 + 8 * cpl), words[2] = {0};
+    enum { RSP0 = 4, IST1 = 36 }; /* ESP0 is there, too, with SS0 behind it */
+    uint64_t words[2] = {0};
 
-    vcpu_words(v, at, bits / 8, bits == 32 ? 2 : 1, words);
+    vcpu_words(v, base + (ist ? IST1 + 8 * (ist - 1) : RSP0 + 8 * cpl), bits / 8, bits == 32 ? 2 : 1, words);
     return bits == 64 ? words[0] : descriptor_base(vcpu_descriptor(v, (uint16_t)words[1])) + words[0];
 }
 
@@ -26,14 +26,12 @@ static uint64_t stack_in_tss(vcpu *v, uint64_t base, unsigned bits, unsigned cpl
  * lower half. */
 static uint64_t tss_base(vcpu *v, uint16_t selector, unsigned bits)
 {
-    uint64_t base = descriptor_base(vcpu_descriptor(v, selector));
-    const uint8_t *high = bits == 64 ? vcpu_memory(v, v->gdt + (selector & ~7u) + 8, 4) : NULL;
-    uint32_t value = 0;
+    uint64_t high = 0;
 
-    if (high) {
-        memcpy(&value, high, sizeof(value));
+    if (bits == 64) {
+        vcpu_words(v, v->gdt + (selector & ~7u) + 8, 4, 1, &high);
     }
-    return base | (uint64_t)value << 32;
+    return descriptor_base(vcpu_descriptor(v, selector)) | high << 32;
 }
 
 /* A segment's base as the log shows it, which may be its lower half, while the register is `now`. */
@@ -42,17 +40,12 @@ static uint64_t base_of(uint64_t shown, uint64_t now)
     return shown == (uint32_t)now ? now : shown;
 }
 
-/* Does the stack pointer of the segment `d` have all its bits? So it has where it cannot be read. */
-static bool is_big(uint64_t d)
+/* The words that the CPU must have pushed, all that virtual 8086 mode has. */
+static void read_pushed(const vcpu *v, const delivery *d, uint64_t *pushed)
 {
-    enum { BIG = 54 };
-    return d == 0 || (d >> BIG & 1);
-}
-
-/* The words that the CPU pushed: those that lie there, if they are the ones, or what they must have been. */
-static void fill_pushed(vcpu *v, delivery *d, const log_record *r, bool outer)
-{
-    uint64_t pushed[FRAME_WORDS] = {0}, *w = d->raw + d->error_pushed, base;
+    static const char *const data[] = {"ES =", "DS =", "FS =", "GS ="};
+    const log_record *r = d->heard;
+    uint64_t base;
 
     log_number(r, "IP=", &pushed[FRAME_RIP]);
     pushed[FRAME_CS] = log_segment(r, "CS =", &base);
@@ -62,19 +55,23 @@ static void fill_pushed(vcpu *v, delivery *d, const log_record *r, bool outer)
     log_number(r, "FL=", &pushed[FRAME_RFLAGS]);
     log_number(r, "SP=", &pushed[FRAME_RSP]);
     pushed[FRAME_SS] = log_segment(r, "SS =", &base);
-    static const char *const data[] = {"ES =", "DS =", "FS =", "GS ="}; /* of virtual 8086 mode */
     for (unsigned i = 0; i < 4; i++) {
         pushed[FRAME_SS + 1 + i] = log_segment(r, data[i], &base);
     }
-    bool vm86 = pushed[FRAME_RFLAGS] & RFLAGS_VM;
-    unsigned words = vm86 ? FRAME_WORDS : d->bits == 64 || outer ? FRAME_SS + 1 : FRAME_RFLAGS + 1;
+}
+
+/* The frame, of `words` words: those that lie there, if they are the ones that were pushed, or these. */
+static void fill_pushed(vcpu *v, delivery *d, const uint64_t *pushed, unsigned words)
+{
+    uint64_t *w = d->raw + d->error_pushed;
+
     d->words = vcpu_words(v, d->at, d->bits / 8, FRAME_WORDS, w);
     bool stand = d->words >= words && w[FRAME_RIP] == pushed[FRAME_RIP] && w[FRAME_CS] == pushed[FRAME_CS];
     if (!stand || ((w[FRAME_RFLAGS] ^ pushed[FRAME_RFLAGS]) & ~(uint64_t)RFLAGS_RF)) {
         memcpy(w, pushed, words * sizeof(*w));
         d->words = words;
     }
-    d->raw[0] = d->error_pushed ? r->error : d->raw[0];
+    d->raw[0] = d->error_pushed ? d->heard->error : d->raw[0];
     d->frame = w;
 }
 
@@ -111,30 +108,28 @@ static bool identify_heard(vcpu *v, const log_record *r, delivery *d)
 {
     const idt_gate *gate = &v->idt->gate[r->vector % IDT_GATES];
     unsigned size = v->idt->bits / 8;
-    const uint8_t *raw = v->idt->bytes + (size_t)(r->vector % IDT_GATES) * 2 * size;
-    uint64_t base, rsp = 0, rflags = 0;
+    uint64_t pushed[FRAME_WORDS] = {0}, base, top;
 
     if (!gate->target) {
         return false;
     }
-    *d = (delivery){.pc = gate->target, .bits = v->idt->bits, .vector = r->vector, .gate = gate,
+    *d = (delivery){.pc = gate->target, .bits = v->idt->bits, .vector = r->vector, .gate = gate, .heard = r,
                     .soft = r->soft && v->soft.pending && v->soft.vector == r->vector,
-                    .live_cs = (uint16_t)(raw[2] | raw[3] << 8),
+                    .live_cs = gate->selector,
                     .error_pushed = pushes_error(r->vector) && !r->soft && !r->external};
+    read_pushed(v, d, pushed);
     unsigned cpl = d->live_cs & 3;
-    log_number(r, "SP=", &rsp);
-    log_number(r, "FL=", &rflags);
-    uint64_t tss = tss_base(v, log_segment(r, "TR =", &base), d->bits);
-    bool vm86 = rflags & RFLAGS_VM, outer = vm86 || (log_segment(r, "CS =", &base) & 3u) > cpl;
-    uint16_t ss = log_segment(r, "SS =", &base);
-    if (d->bits == 32 && !is_big(vcpu_descriptor(v, ss))) {
-        rsp &= 0xffff;
+    bool vm86 = pushed[FRAME_RFLAGS] & RFLAGS_VM, outer = vm86 || (pushed[FRAME_CS] & 3) > cpl;
+    if (outer || gate->ist) {
+        top = stack_in_tss(v, tss_base(v, log_segment(r, "TR =", &base), d->bits), d->bits, cpl, gate->ist);
+    } else {
+        top = d->bits == 64 ? pushed[FRAME_RSP] : vcpu_stack_in(v, (uint16_t)pushed[FRAME_SS], pushed[FRAME_RSP]);
     }
-    uint64_t top = outer || gate->ist ? stack_in_tss(v, tss, d->bits, cpl, gate->ist) : d->bits == 64 ? rsp : base + rsp;
     top = d->bits == 64 ? top & ~15ull : (uint32_t)top;
-    d->at = top - (vm86 ? 9 : d->bits == 64 || outer ? 5 : 3) * size;
+    unsigned words = vm86 ? FRAME_WORDS : d->bits == 64 || outer ? FRAME_SS + 1 : FRAME_RFLAGS + 1;
+    d->at = top - words * size;
     d->sp = d->at - d->error_pushed * size;
-    fill_pushed(v, d, r, outer);
+    fill_pushed(v, d, pushed, words);
     return true;
 }
 
@@ -161,7 +156,7 @@ static void emit_heard(vcpu *v, const log_record *r)
         if (is_unseen(v, &d)) {
             emit_call(v, d.frame[FRAME_RIP], inner_sp(&d));
         }
-        emit_delivery(v, &d, r);
+        emit_delivery(v, &d);
         ring_cpu(&shared, v->index)->heard++;
     }
 }

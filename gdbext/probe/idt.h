@@ -27,8 +27,9 @@ enum { IDT_TABLES = 1024, IDT_BYTES = 4096, IDT_PAGES = 2, IDT_GATES = 256, TARG
 enum { NO_MARK = 0xffff };
 
 typedef struct {
-    uint64_t target; /* 0: no usable gate */
-    uint16_t task;   /* a task gate's TSS, 0 for others */
+    uint64_t target;   /* 0: no usable gate */
+    uint16_t task;     /* a task gate's TSS, 0 for others */
+    uint16_t selector; /* of the target's code segment */
     uint8_t ist, dpl;
     bool trap;
 } idt_gate;
@@ -115,12 +116,17 @@ static bool idt_add_target(uint64_t address)
     return idt_was_translated(address);
 }
 
+static uint16_t gate_selector(const uint8_t *raw)
+{
+    return (uint16_t)(raw[2] | raw[3] << 8);
+}
+
 static idt_gate idt_decode(const uint8_t *raw, unsigned bits)
 {
     enum { PRESENT = 0x80, TASK_GATE = 0x5, INTERRUPT_GATE = 0xe, TRAP_GATE = 0xf };
     unsigned kind = raw[5] & 0x1f;
     if ((raw[5] & PRESENT) && kind == TASK_GATE && bits == 32) {
-        return (idt_gate){.task = (uint16_t)(raw[2] | raw[3] << 8), .dpl = raw[5] >> 5 & 3};
+        return (idt_gate){.task = gate_selector(raw), .dpl = raw[5] >> 5 & 3};
     }
     if (!(raw[5] & PRESENT) || (kind != INTERRUPT_GATE && kind != TRAP_GATE)) {
         return (idt_gate){0};
@@ -131,7 +137,7 @@ static idt_gate idt_decode(const uint8_t *raw, unsigned bits)
         memcpy(&high, raw + 8, sizeof(high));
         target |= (uint64_t)high << 32;
     }
-    return (idt_gate){target, 0, bits == 64 ? raw[4] & 7 : 0, raw[5] >> 5 & 3, kind == TRAP_GATE};
+    return (idt_gate){target, 0, gate_selector(raw), bits == 64 ? raw[4] & 7 : 0, raw[5] >> 5 & 3, kind == TRAP_GATE};
 }
 
 /* Where the segment begins that the descriptor `d` describes (Intel SDM vol. 3A, figure 3-8). */
@@ -143,7 +149,7 @@ static inline uint32_t descriptor_base(uint64_t d)
 /* Where the code segment begins that the 32-bit gate `raw` names; 0 as long as its descriptor cannot be read. */
 static uint32_t idt_code_base(const idt_table *t, const uint8_t *raw, idt_reader reader, void *context)
 {
-    uint16_t selector = (uint16_t)(raw[2] | raw[3] << 8);
+    uint16_t selector = gate_selector(raw);
     uint8_t bytes[8];
     uint64_t d;
 

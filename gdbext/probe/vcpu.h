@@ -257,11 +257,10 @@ static bool vcpu_is_code64(vcpu *v, uint16_t selector)
     return known->code64;
 }
 
-/* Where SS:`sp` points in 32-bit code: the base is 0 but for the 16-bit stacks that return to 16-bit code. */
-static uint64_t vcpu_stack(vcpu *v, uint64_t sp)
+/* Where `ss`:`sp` points in 32-bit code: the base is 0 but for the 16-bit stacks that return to 16-bit code. */
+static uint64_t vcpu_stack_in(vcpu *v, uint16_t ss, uint64_t sp)
 {
     enum { BIG = 54 };
-    uint16_t ss = (uint16_t)vcpu_reg(v, REG_SS);
 
     if (ss == v->flat_ss) {
         return sp;
@@ -273,6 +272,12 @@ static uint64_t vcpu_stack(vcpu *v, uint64_t sp)
         return sp;
     }
     return (uint32_t)(base + (d >> BIG & 1 ? sp : sp & 0xffff));
+}
+
+/* Where SS:`sp` points now. */
+static uint64_t vcpu_stack(vcpu *v, uint64_t sp)
+{
+    return vcpu_stack_in(v, (uint16_t)vcpu_reg(v, REG_SS), sp);
 }
 
 /* Where kernel code at RIP lies: in 32-bit code, its segment may begin elsewhere than at 0. */
