@@ -53,6 +53,11 @@ class Probed:
         """The GDB commands that attach to it with symbols."""
         return f"file {self.kernel}", f"target remote {self.gdb}"
 
+    @property
+    def logs(self) -> list[Path]:
+        """QEMU's logs, which are there as long as it is."""
+        return list(self.directory.glob(f"{self.ring.name}.log*"))
+
     def printed(self, text: str, seconds: float = 150.0) -> None:
         """Wait until the guest printed `text`."""
         deadline = time.monotonic() + seconds

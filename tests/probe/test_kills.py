@@ -205,9 +205,13 @@ def test_a_guest_outlives_the_gdb_that_watches_it(halt: str) -> None:
             assert "Traceback" not in said
             live.printed("guest: done")
             assert not [pid for pid in below if _runs(pid)]
-            assert {path.name for path in live.directory.iterdir()} <= {"gdb", "guest.ring", "guest.qmp", "serial"}
+            of_qemu = {"gdb", "guest.ring", "guest.qmp", "serial", *(path.name for path in live.logs)}
+            assert {path.name for path in live.directory.iterdir()} <= of_qemu
             again = run_gdb(*live.connect, "ctx watch", "ctx watch off", "detach")
             assert "Watching through the probe" in again, again
+            live.process.terminate()
+            live.process.wait(10)
+            assert not live.logs
 
 
 def until(condition: Callable[[], bool], seconds: float = 40.0) -> None:
