@@ -6,10 +6,6 @@
 
 #include "events.h"
 
-#ifndef BY_LOG_ALONE
-#define BY_LOG_ALONE false /* true in a test: what the log says is to be what is seen */
-#endif
-
 /* A page mapped at several addresses is translated once, for whichever came first: `pc`, or the one that RIP tells. It
  * does so where a block begins, but for a few ways there on which QEMU leaves it behind; those are no deliveries. */
 static uint64_t here(vcpu *v, uint64_t pc)
@@ -23,6 +19,9 @@ static void on_entry_point(unsigned index, void *userdata)
     vcpu *v = vcpus[index];
     uint64_t pc = here(v, (uint64_t)userdata), sp = vcpu_sp(v, vcpu_bits(v));
     log_record record;
+    if (v->log) {
+        log_unmark(v->log);
+    }
     bool heard = hear(v, pc, &record);
 
     if (heard && BY_LOG_ALONE) {
@@ -49,7 +48,7 @@ static CB_DISCON(on_discontinuity, index, from, to)
     vcpu *v = vcpu_of(index);
     if (v->idt && (vcpu_reg(v, REG_CR0) & CR0_PE)) {
         pthread_mutex_lock(&idt_lock);
-        idt_refresh(v->idt, vcpu_bits(v), vcpu_read_idt, v);
+        idt_refresh(v->idt, vcpu_bits(v), vcpu_read, v);
         pthread_mutex_unlock(&idt_lock);
         if (!deliver_task(v, to)) {
             deliver(v, to, vcpu_sp(v, vcpu_bits(v)), true, 0);
@@ -88,10 +87,17 @@ static void on_call(unsigned index, void *userdata)
     calling = (v->call.syscall && !v->lstar) || (v->call.sysenter && !v->sysenter_eip) ? v : NULL;
 }
 
+/* User code leaves by a far jump or call, to a task or through a call gate: see muted.h. */
+static void on_users_far(unsigned index, void *userdata)
+{
+    (void)userdata;
+    vcpu_of(index);
+}
+
 static void on_int(unsigned index, void *userdata)
 {
     const site *s = userdata;
-    vcpu *v = vcpu_of(index);
+    vcpu *v = is_muted(vcpus[index]) ? vcpus[index] : vcpu_of(index); /* goes on so until the handler */
 
     v->soft.pending = true;
     v->soft.vector = (uint8_t)s->insn.imm;

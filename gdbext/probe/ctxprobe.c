@@ -37,6 +37,7 @@ static inline vcpu *vcpu_of(unsigned index)
     log_record record;
 
     if (v->log) {
+        log_unmark(v->log); /* it lives */
         hear(v, 0, &record);
     }
     return v;
@@ -49,7 +50,6 @@ EXPORT int qemu_plugin_version = API;
 
 static char log_prefix[PATH_MAX]; /* of the names of QEMU's logs, before the thread's number */
 static qemu_plugin_id_t plugin_id;
-static atomic_bool flush_pending;
 
 /* Find the log of this thread's interrupts. Of several vCPUs in one thread it does not say which is meant. */
 static void listen(vcpu *v)
@@ -126,7 +126,7 @@ static CB_PLAIN(after_reset)
 {
     CB_UNUSED();
     pthread_mutex_lock(&idt_lock);
-    memset(idt_seen, 0, sizeof(idt_seen));
+    forget_translated();
     pthread_mutex_unlock(&idt_lock);
     atomic_store(&flush_pending, false);
     register_callbacks();

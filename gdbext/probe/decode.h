@@ -379,6 +379,18 @@ static inline bool may_store(const uint8_t *bytes, size_t length, unsigned bits)
     return p[1] < 0xc0 && ((p[1] & 7) != 4 || end - p < 3 || (p[2] & 7) != 4 || rebased || address_size);
 }
 
+/* Is it a far jump or call? */
+static inline bool leaves_segment(const uint8_t *bytes, size_t length, unsigned bits)
+{
+    const uint8_t *p = bytes, *end = bytes + length;
+
+    while (p < end && ((bits == 64 && (*p & 0xf0) == 0x40) || (*p & 0xfc) == 0x64 || (*p & 0xe7) == 0x26)) {
+        p++;
+    }
+    bool direct = p < end && bits == 32 && (*p == 0x9a || *p == 0xea);
+    return direct || (end - p > 1 && *p == 0xff && p[1] < 0xc0 && ((p[1] >> 3 & 7) == 3 || (p[1] >> 3 & 7) == 5));
+}
+
 /* Does the instruction read CS (mov from CS; push CS, which 64-bit code lacks)? */
 static inline bool reads_cs(const uint8_t *bytes, size_t length, unsigned bits)
 {

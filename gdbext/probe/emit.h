@@ -183,6 +183,7 @@ static void await_pause(void)
 }
 
 static void flush_translations(void);
+static atomic_bool flush_pending;
 
 /* Stores are looked at from when there is a reason, as the reader's wish to see some: a callback at each costs time. */
 static inline void look_at_wishes(void)

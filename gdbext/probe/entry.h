@@ -283,7 +283,7 @@ static bool deliver(vcpu *v, uint64_t pc, uint64_t sp, bool told, unsigned depth
         }
     }
     if (depth < 4 && is_unseen(v, &d) && !emit_call(v, d.frame[FRAME_RIP], inner_sp(&d)) && !told &&
-        idt_is_target(d.frame[FRAME_RIP])) {
+        is_target(d.frame[FRAME_RIP])) {
         deliver(v, d.frame[FRAME_RIP], inner_sp(&d), false, depth + 1);
     }
     emit_delivery(v, &d);

@@ -21,10 +21,10 @@ static void on_swapgs(unsigned index, void *userdata)
 }
 
 /* An entry point may have been run as ordinary code before; then its blocks lack our callback. */
-static void add_entry_point(uint64_t address)
+static void add_entry_point(vcpu *v, uint64_t address)
 {
     pthread_mutex_lock(&idt_lock);
-    bool stale = idt_add_target(address);
+    bool stale = add_target(address, vcpu_read, v);
     pthread_mutex_unlock(&idt_lock);
     if (stale) {
         flush_translations();
@@ -69,7 +69,7 @@ static void on_wrmsr(unsigned index, void *userdata)
         emit_base(v, CTX_HOW_WRMSR, s->pc, s->bits, msr, value);
     }
     if (msr == MSR_LSTAR || msr == MSR_CSTAR || msr == MSR_SYSENTER_EIP) {
-        add_entry_point(value);
+        add_entry_point(v, value);
     }
 }
 
@@ -179,7 +179,7 @@ static void on_table_operand(unsigned index, qemu_plugin_meminfo_t info, uint64_
     if (v->idt) {
         idt_note_segments(v->idt, v->gdt, v->gdt_limit);
     }
-    bool stale = v->idt && s->bits != 16 && idt_refresh(v->idt, s->bits, vcpu_read_idt, v);
+    bool stale = v->idt && s->bits != 16 && idt_refresh(v->idt, s->bits, vcpu_read, v);
     pthread_mutex_unlock(&idt_lock);
     if (stale) {
         flush_translations();

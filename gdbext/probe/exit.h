@@ -4,7 +4,7 @@
 #pragma once
 
 #include "switch.h"
-#include "heard.h"
+#include "muted.h"
 
 enum { SYSRET_FLAGS = 0x3c7fd7 };
 
@@ -56,7 +56,7 @@ static ctx_row *tell_last_stores(vcpu *v, ctx_row *row)
 static void emit_exit(vcpu *v, ctx_row *row)
 {
     ring_control *c = ring_cpu(&shared, v->index);
-    bool caught;
+    bool caught, to_user = is_users(row) && !(row->flags & CTX_FLAG_UNREADABLE);
 
     c->exits++;
     c->self = v->self_irets + v->score->self_irets;
@@ -73,7 +73,7 @@ static void emit_exit(vcpu *v, ctx_row *row)
         if (!row->match) {
             read_tables(v, vcpu_bits(v)); /* its entry may have gone by: a gate is new, its handler's code is not */
         }
-        if (is_users(row) && !(row->flags & CTX_FLAG_UNREADABLE)) {
+        if (to_user) {
             fill_in_front(v, row);
         }
         v->score->switching = 0; /* a switch that ends in an iret, to a thread that was preempted */
@@ -87,6 +87,9 @@ static void emit_exit(vcpu *v, ctx_row *row)
     ring_number(&shared, row);
     bool wait = wants_verdict(row, &caught);
     publish(v, row, wait, caught);
+    if (to_user) {
+        mute_log(v);
+    }
 }
 
 typedef struct {

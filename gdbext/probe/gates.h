@@ -4,9 +4,8 @@
  * gate that is written by code which ran before, to lead to code which ran before, shows in its store alone. So all stores
  * of kernel code are looked at, but for those on the stack.
  *
- * That costs nothing that could be measured in the first WATCHED_BLOCKS blocks of code, and small kernels have no more. In a
- * large one it costs more than QEMU's log of its interrupts, which shows what was delivered (heard.h): from then on that is
- * asked for, and nothing is added once it is there. It has no FPU registers.
+ * That costs more than QEMU's log of its interrupts, which shows what was delivered (heard.h): after WATCHED_BLOCKS blocks of
+ * code in protected mode that is asked for, and nothing is added once it is there. It has no FPU registers.
  *
  * Nearly all stores go to pages that hold no table. Such a page is remembered by the vCPU as it maps it now, and a further
  * store into it costs a comparison. A page holds a table if it lies at the table's own address, or shows one of its gates
@@ -18,7 +17,7 @@
 
 #include "switch.h"
 
-enum { WATCHED_BLOCKS = 1 << 12 };
+enum { WATCHED_BLOCKS = 1 << 10 };
 
 static bool told_of_entries; /* by QEMU 10.2 and later */
 static atomic_bool no_log;   /* for one vCPU at least */
@@ -34,7 +33,7 @@ static bool watches_gates(void)
     return !told_of_entries && (simd_wanted || atomic_load_explicit(log_state(), memory_order_acquire) != RING_LOG_ON);
 }
 
-/* There is another block of code: has the kernel become a large one? */
+/* There is another block of code: is it time for the log? */
 static void want_log(void)
 {
     uint32_t off = RING_LOG_OFF;

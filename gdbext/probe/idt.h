@@ -1,11 +1,8 @@
 /*
- * The interrupt descriptor tables the vCPUs have loaded, and the set of addresses at which handlers begin.
+ * The interrupt descriptor tables the vCPUs have loaded.
  *
  * A table is read again whenever kernel code is translated: gates are mostly written in place, long after lidt, and a
- * handler that was never run is translated when it first is. What that leaves open is in heard.h. An
- * address that was ever in a gate stays a target for good. One that had been translated as ordinary code before it
- * became a target has blocks without our callback; the caller then has them thrown away. One vCPU may translate at an
- * address while another makes it a target: each says so before it looks for the other, and at least one finds it.
+ * handler that was never run is translated when it first is. What that leaves open is in heard.h.
  *
  * Tables are changed under the lock. A vCPU reads the gates of its own without: one that is being rewritten is delivered
  * through by nobody who knows which gate it will be.
@@ -16,14 +13,11 @@
 #pragma once
 
 #include <pthread.h>
-#include <stdatomic.h>
-#include <stdbool.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 
-enum { PAGE_SIZE = 4096, PAGE_OFFSET = PAGE_SIZE - 1 };
-enum { IDT_TABLES = 1024, IDT_BYTES = 4096, IDT_PAGES = 2, IDT_GATES = 256, TARGET_SLOTS = 1 << 20, SEEN_BITS = 1 << 22 };
+#include "targets.h"
+
+enum { IDT_TABLES = 1024, IDT_BYTES = 4096, IDT_PAGES = 2, IDT_GATES = 256 };
 enum { NO_MARK = 0xffff };
 
 typedef struct {
@@ -47,74 +41,14 @@ typedef struct {
     idt_gate gate[IDT_GATES];
 } idt_table;
 
-typedef bool (*idt_reader)(void *context, uint64_t address, uint8_t *to, size_t length);
-
 static idt_table *idt_tables[IDT_TABLES];
 static unsigned idt_count;
-static _Atomic uint64_t idt_targets[TARGET_SLOTS]; /* open addressing; 0: free; memory only as far as it is used */
-static _Atomic uint64_t idt_target_hint[256];      /* a bit by hash: mostly tells at once that an address is no target */
-static unsigned idt_target_count;
-static _Atomic uint8_t idt_seen[SEEN_BITS / 8]; /* addresses at which a kernel block was translated, by hash */
 /* Every vCPU reads them at every store that is looked at: nothing that is written often shares their cache line. */
 static struct {
     _Alignas(128) _Atomic uint64_t changes; /* of what is loaded, and of gates */
     _Atomic uint32_t new_blocks;            /* of kernel code, translated so far: see gates.h */
 } idt_told;
 static _Alignas(128) pthread_mutex_t idt_lock = PTHREAD_MUTEX_INITIALIZER;
-
-static inline uint64_t idt_hash(uint64_t address)
-{
-    return address * 0x9e3779b97f4a7c15ull >> 32;
-}
-
-/* Was a kernel block translated at `address`? Sometimes true when it was not. */
-static inline bool idt_was_translated(uint64_t address)
-{
-    uint64_t bit = idt_hash(address) % SEEN_BITS;
-    return idt_seen[bit / 8] >> (bit % 8) & 1;
-}
-
-static inline void idt_note_translated(uint64_t address)
-{
-    uint64_t bit = idt_hash(address) % SEEN_BITS;
-    uint8_t mask = (uint8_t)(1 << (bit % 8));
-    idt_told.new_blocks += !(atomic_fetch_or(&idt_seen[bit / 8], mask) & mask);
-}
-
-static inline bool idt_is_target(uint64_t address)
-{
-    uint64_t bit = idt_hash(address) % (64 * 256);
-
-    if (!(idt_target_hint[bit / 64] >> bit % 64 & 1)) {
-        return false;
-    }
-    for (uint64_t i = idt_hash(address);; i++) {
-        uint64_t slot = idt_targets[i % TARGET_SLOTS];
-        if (slot == address) {
-            return address != 0;
-        }
-        if (slot == 0) {
-            return false;
-        }
-    }
-}
-
-/* Make `address` a target. True if blocks that begin there may exist already and lack our callback. */
-static bool idt_add_target(uint64_t address)
-{
-    if (address == 0 || idt_is_target(address) || idt_target_count >= TARGET_SLOTS / 2) {
-        return false;
-    }
-    uint64_t i = idt_hash(address);
-    while (idt_targets[i % TARGET_SLOTS]) {
-        i++;
-    }
-    idt_targets[i % TARGET_SLOTS] = address;
-    i = idt_hash(address) % (64 * 256);
-    idt_target_hint[i / 64] |= 1ull << i % 64;
-    idt_target_count++;
-    return idt_was_translated(address);
-}
 
 static uint16_t gate_selector(const uint8_t *raw)
 {
@@ -147,7 +81,7 @@ static inline uint32_t descriptor_base(uint64_t d)
 }
 
 /* Where the code segment begins that the 32-bit gate `raw` names; 0 as long as its descriptor cannot be read. */
-static uint32_t idt_code_base(const idt_table *t, const uint8_t *raw, idt_reader reader, void *context)
+static uint32_t idt_code_base(const idt_table *t, const uint8_t *raw, memory_reader reader, void *context)
 {
     uint16_t selector = gate_selector(raw);
     uint8_t bytes[8];
@@ -163,7 +97,7 @@ static uint32_t idt_code_base(const idt_table *t, const uint8_t *raw, idt_reader
 
 /* The table's first `length` bytes, as far as they are mapped: a limit may reach behind the last gate's page. What is not
  * stays as it was. False: nothing is mapped. */
-static bool idt_read(const idt_table *t, size_t length, uint8_t *to, idt_reader reader, void *context)
+static bool idt_read(const idt_table *t, size_t length, uint8_t *to, memory_reader reader, void *context)
 {
     size_t first = PAGE_SIZE - t->base % PAGE_SIZE;
 
@@ -199,7 +133,7 @@ static void idt_mark(idt_table *t, size_t size, size_t gates)
 
 /* Read the table again, on a vCPU that runs `bits`-bit code; true if a new target was translated before. A table may
  * be loaded in 32-bit code and serve 64-bit code later, never the reverse. Unreadable for now: it stays as it was. */
-static bool idt_refresh(idt_table *t, unsigned bits, idt_reader reader, void *context)
+static bool idt_refresh(idt_table *t, unsigned bits, memory_reader reader, void *context)
 {
     if (bits > t->bits) {
         t->bits = bits;
@@ -225,7 +159,7 @@ static bool idt_refresh(idt_table *t, unsigned bits, idt_reader reader, void *co
         }
         t->target[vector] = t->gate[vector].target;
         t->tasks += t->gate[vector].task != 0;
-        stale |= idt_add_target(t->target[vector]);
+        stale |= add_target(t->target[vector], reader, context);
     }
     memcpy(t->bytes, now, gates * size);
     idt_mark(t, size, gates);

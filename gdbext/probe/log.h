@@ -24,7 +24,10 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-enum { LOG_BYTES = 1 << 18, LOG_LONG = LOG_BYTES / 4, LOG_END = 64 /* what is kept there: see log_keep */ };
+#include "stream.h"
+
+enum { LOG_BYTES = 1 << 18, LOG_LONG = LOG_BYTES / 4, LOG_END = 64 /* what is kept there: see log_keep, log_mute */,
+       LOG_MARK = 16 };
 
 typedef struct {
     unsigned vector;
@@ -39,6 +42,8 @@ typedef struct {
     char *text;  /* LOG_BYTES of them, zero where nothing is written yet */
     size_t used; /* so far it was read */
     int theirs;  /* QEMU's descriptor of the file */
+    FILE *stream; /* QEMU's, that can be muted; NULL: it cannot */
+    bool muted, marked;
     bool failed; /* behind the last delivery, there is word that it came to nothing */
 } log_reader;
 
@@ -82,6 +87,61 @@ static int log_other(int ours)
     return found;
 }
 
+/* Is anything new there? */
+static inline bool log_look(const log_reader *l)
+{
+    return ((volatile char *)l->text)[l->used];
+}
+
+/* Leave out what is there. */
+static inline void log_skip(log_reader *l)
+{
+    l->used += strlen(l->text + l->used);
+}
+
+/* Have QEMU write nothing until log_unmute. Whether the vCPU dies meanwhile of a triple fault, nobody will know: that it may
+ * have done so stands at the end until log_unmark. */
+static inline void log_mute(log_reader *l)
+{
+    memcpy(l->text + LOG_BYTES - LOG_MARK, "\nTriple fault?\n", LOG_MARK);
+    stream_refuse(l->stream, true);
+    l->muted = l->marked = true;
+}
+
+static inline void log_unmute(log_reader *l)
+{
+    if (l->muted) {
+        stream_refuse(l->stream, false);
+        l->muted = false;
+    }
+}
+
+static inline void log_unmark(log_reader *l)
+{
+    if (l->marked) {
+        memset(l->text + LOG_BYTES - LOG_MARK, 0, LOG_MARK);
+        l->marked = false;
+    }
+}
+
+/* Can it be muted? `say` makes QEMU write. */
+static void log_try_muting(log_reader *l, void (*say)(const char *))
+{
+    log_skip(l);
+    l->stream = stream_of(l->theirs);
+    if (!l->stream) {
+        return;
+    }
+    log_mute(l);
+    say("\n");
+    bool refused = !log_look(l);
+    log_unmute(l);
+    log_unmark(l);
+    say("\n");
+    l->stream = refused && log_look(l) ? l->stream : NULL;
+    log_skip(l);
+}
+
 /* This thread's log among those whose names begin with `prefix`; NULL: there is none. `say` makes QEMU write to it. */
 static log_reader *log_open(const char *prefix, void (*say)(const char *))
 {
@@ -105,13 +165,8 @@ static log_reader *log_open(const char *prefix, void (*say)(const char *))
         free(l);
         return NULL;
     }
+    log_try_muting(l, say);
     return l;
-}
-
-/* Is anything new there? */
-static inline bool log_look(const log_reader *l)
-{
-    return ((volatile char *)l->text)[l->used];
 }
 
 /* All was read: begin anew, if it has grown long. False: there was more than there is room for. */
@@ -127,16 +182,10 @@ static inline bool log_rewind(log_reader *l)
     return whole;
 }
 
-/* Leave out what is there. */
-static inline void log_skip(log_reader *l)
-{
-    l->used += strlen(l->text + l->used);
-}
-
 /* What somebody who reads the file after us wants to know is put at its end, where nothing else comes. */
 static void log_keep(log_reader *l, const char *line)
 {
-    snprintf(l->text + LOG_BYTES - LOG_END, LOG_END, "\n%.*s\n", (int)strcspn(line, "\n"), line);
+    snprintf(l->text + LOG_BYTES - LOG_END, LOG_END - LOG_MARK, "\n%.*s\n", (int)strcspn(line, "\n"), line);
 }
 
 /* `line` begins a record? Then its numbers go to `r`. */

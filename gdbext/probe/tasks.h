@@ -133,7 +133,7 @@ static bool find_task_entries(vcpu *any, const vcpu *v)
         uint16_t task = v->idt->gate[at].task;
         tss t;
         if (task && read_tss_of(any, descriptor_in(any, v->gdt, v->gdt_limit, task), &t)) {
-            stale |= idt_add_target(t.word[TSS_EIP]);
+            stale |= add_target(t.word[TSS_EIP], vcpu_read, any);
         }
     }
     return stale;

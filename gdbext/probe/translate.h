@@ -15,7 +15,7 @@ static pthread_mutex_t site_lock = PTHREAD_MUTEX_INITIALIZER;
 /* One record for one instruction, however often it is translated. NULL without memory. */
 static site *site_of(uint64_t pc, const uint8_t *bytes, unsigned bits, const insn *i)
 {
-    site **bucket = &sites[idt_hash(pc) % SITE_BUCKETS];
+    site **bucket = &sites[target_hash(pc) % SITE_BUCKETS];
 
     pthread_mutex_lock(&site_lock);
     site *s = *bucket;
@@ -156,7 +156,7 @@ static void note_end(struct qemu_plugin_insn *at, uint64_t next, const insn *i)
 {
     bool jumps = i->kind == OP_JUMP || i->kind == OP_JUMP_IF || i->kind == OP_CALL;
     uint64_t target = jumps ? next + (uint64_t)i->imm : next;
-    uint64_t handler = idt_is_target(target) ? target : idt_is_target(next) ? next : 0;
+    uint64_t handler = is_target(target) ? target : is_target(next) ? next : 0;
 
     if (handler && i->kind != OP_IRET) {
         qemu_plugin_u64 entry = {scores, offsetof(score, jump_target)};
@@ -252,7 +252,7 @@ static void read_tables(vcpu *any, unsigned bits)
     pthread_mutex_lock(&idt_lock);
     for (unsigned i = 0; i < idt_count; i++) {
         if (idt_tables[i]->loaded) {
-            stale |= idt_refresh(idt_tables[i], bits, vcpu_read_idt, any);
+            stale |= idt_refresh(idt_tables[i], bits, vcpu_read, any);
         }
     }
     for (unsigned i = 0; i < vcpu_most; i++) {
@@ -264,18 +264,29 @@ static void read_tables(vcpu *any, unsigned bits)
     }
 }
 
+static block_head head_of(const struct qemu_plugin_tb *tb)
+{
+    block_head head = {.start = qemu_plugin_tb_vaddr(tb)};
+
+    for (size_t n = 0; n < qemu_plugin_tb_n_insns(tb) && head.length < BLOCK_BYTES; n++) {
+        struct qemu_plugin_insn *at = qemu_plugin_tb_get_insn(tb, n);
+        head.length += qemu_plugin_insn_data(at, head.bytes + head.length, BLOCK_BYTES - head.length);
+    }
+    return head;
+}
+
 /* Does a block of kernel code begin a handler? */
-static bool begins_entry_point(vcpu *any, uint64_t start, unsigned bits)
+static bool begins_entry_point(vcpu *any, const block_head *head, unsigned bits)
 {
     if (!told_of_entries) {
         read_tables(any, bits);
     }
     if (calling && is_called_first(any, bits)) {
-        add_entry_point(start);
+        add_entry_point(any, head->start);
     }
-    idt_note_translated(start);
+    idt_told.new_blocks += note_translated(head);
     want_log();
-    return idt_is_target(start);
+    return is_targets_block(head, vcpu_read, any);
 }
 
 /* The translator's own view of the CPU it translates for: buffers of its thread, handles of any vCPU. */
@@ -309,12 +320,15 @@ static CB_TB(on_translation, tb)
         /* Only what leaves user mode matters, and it ends its block. */
         struct qemu_plugin_insn *at = qemu_plugin_tb_get_insn(tb, count - 1);
         uint8_t bytes[16];
-        insn i = decode(bytes, qemu_plugin_insn_data(at, bytes, sizeof(bytes)), b.bits);
+        size_t length = qemu_plugin_insn_data(at, bytes, sizeof(bytes));
+        insn i = decode(bytes, length, b.bits);
         if (i.kind == OP_SYSCALL || i.kind == OP_SYSENTER || i.kind == OP_INT_N) {
             site *s = site_of(qemu_plugin_insn_vaddr(at), bytes, b.bits, &i);
             if (s) {
                 instrument(&b, at, s);
             }
+        } else if (leaves_segment(bytes, length, b.bits)) {
+            call_at(at, on_users_far, NULL);
         }
         return;
     }
@@ -325,9 +339,12 @@ static CB_TB(on_translation, tb)
         } else if (b.start % 256 == 0) {
             call_at(first, on_smi, NULL);
         }
-    } else if (begins_entry_point(v, b.start, b.bits)) {
-        b.entry_point = true;
-        call_at(first, on_entry_point, (void *)b.start);
+    } else {
+        block_head head = head_of(tb);
+        b.entry_point = begins_entry_point(v, &head, b.bits);
+        if (b.entry_point) {
+            call_at(first, on_entry_point, (void *)b.start);
+        }
     }
     instrument_block(&b);
 }

@@ -304,7 +304,7 @@ static uint64_t vcpu_sp(vcpu *v, unsigned bits)
     return bits == 32 ? vcpu_stack(v, sp) : sp;
 }
 
-static bool vcpu_read_idt(void *context, uint64_t address, uint8_t *to, size_t length)
+static bool vcpu_read(void *context, uint64_t address, uint8_t *to, size_t length)
 {
     const uint8_t *bytes = vcpu_memory(context, address, length);
     if (bytes) {

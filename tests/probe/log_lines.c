@@ -1,14 +1,18 @@
-/* A log as QEMU writes it, read to its end: what it tells of, and what is done where it did not fit. */
+/* A log as QEMU writes it, read to its end: what it tells of, what is done where it did not fit, and how it is muted. */
 #define _GNU_SOURCE
 #include "log.h"
 
 static log_reader own;
+static FILE *stream; /* QEMU's; NULL before there is need of it */
 
 /* Write `text` where QEMU stands in the file. */
 static void say(const char *text)
 {
     size_t length = strlen(text);
-    if (write(own.theirs, text, length) != (ssize_t)length) {
+    if (stream) {
+        fputs(text, stream);
+        fflush(stream);
+    } else if (write(own.theirs, text, length) != (ssize_t)length) {
         abort();
     }
 }
@@ -34,6 +38,15 @@ static unsigned heard(unsigned *vector)
     return count;
 }
 
+/* What becomes of what QEMU prints. */
+static void print(void)
+{
+    bool refused = fprintf(stream, "text\n") < 0;
+    fflush(stream);
+    printf("muted: %d, refused: %d, left: %d, mark: %.13s\n", own.muted, refused, log_look(&own),
+           own.text + LOG_BYTES - LOG_MARK + 1);
+}
+
 int main(int argc, char **argv)
 {
     unsigned vector = 0, count;
@@ -57,5 +70,15 @@ int main(int argc, char **argv)
     record(13);
     count = heard(&vector);
     printf("%u, last %u, whole: %d\n", count, vector, log_rewind(&own));
+    stream = fdopen(own.theirs, "w");
+    log_try_muting(&own, say);
+    if (!stream || own.stream != stream) {
+        return 1;
+    }
+    log_mute(&own);
+    print();
+    log_unmute(&own);
+    log_unmark(&own);
+    print();
     return 0;
 }

@@ -3,7 +3,8 @@
  *
  *     shared_race targets|frames|watches|rows RING
  *
- * targets  one vCPU translates at an address while another makes it a target: one of them must see the other
+ * targets  one vCPU translates at an address while another makes it a target, or another one of the same memory: one of
+ *          them must see the other
  * frames   two frames that share a place are live in turn; a store that changes nothing of either is no change
  * watches  the reader changes the table of watched ranges all the time; a range that is in all of them is watched
  * rows     (one thread) a row that is begun twice displaces one
@@ -41,6 +42,18 @@ static uint64_t address_of(unsigned n)
     return 0xffffffff81000000ull + n * 16ull;
 }
 
+/* Memory shows the address, without the bit that tells the two mappings apart. */
+enum { OTHER_MAPPING = 1 << 30 };
+
+static bool read_address(void *unused, uint64_t address, uint8_t *to, size_t length)
+{
+    uint64_t words[2] = {address & ~(uint64_t)OTHER_MAPPING, 0};
+
+    (void)unused;
+    memcpy(to, words, length);
+    return true;
+}
+
 /* Side by side: each waits until the other has come to the address, too. */
 static void meet(unsigned n)
 {
@@ -52,9 +65,11 @@ static void meet(unsigned n)
 static void *translate(void *unused)
 {
     for (unsigned n = 0; n < ADDRESSES; n++) {
+        block_head head = {.start = address_of(n) ^ (n % 2 ? OTHER_MAPPING : 0), .length = 8};
+        read_address(NULL, head.start, head.bytes, head.length);
         meet(n);
-        idt_note_translated(address_of(n));
-        translated[n] = !idt_is_target(address_of(n));
+        note_translated(&head);
+        translated[n] = !is_targets_block(&head, read_address, NULL);
     }
     return unused;
 }
@@ -64,7 +79,7 @@ static void *add_targets(void *unused)
     for (unsigned n = 0; n < ADDRESSES; n++) {
         meet(n);
         pthread_mutex_lock(&idt_lock);
-        stale[n] = idt_add_target(address_of(n));
+        stale[n] = add_target(address_of(n), read_address, NULL);
         pthread_mutex_unlock(&idt_lock);
     }
     return unused;
@@ -73,10 +88,11 @@ static void *add_targets(void *unused)
 static void race_targets(void)
 {
     for (unsigned lap = 0; lap < LAPS; lap++) {
-        memset((void *)idt_targets, 0, sizeof(idt_targets));
-        memset((void *)idt_target_hint, 0, sizeof(idt_target_hint));
-        memset((void *)idt_seen, 0, sizeof(idt_seen));
-        idt_target_count = 0;
+        memset((void *)target_slots, 0, sizeof(target_slots));
+        memset((void *)target_hints, 0, sizeof(target_hints));
+        memset((void *)target_first, 0, sizeof(target_first));
+        target_count = 0;
+        forget_translated();
         at_address = 0;
         in_parallel(translate, add_targets);
         for (unsigned n = 0; n < ADDRESSES; n++) {

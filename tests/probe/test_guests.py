@@ -217,7 +217,7 @@ def test_a_gate_that_is_rewritten(watch: Watch, tmp_path: Path, bits: int, words
     seen = [handlers.index(pc) for pc in entries()["pc"].tolist()]
     first = len(handlers) - 1  # it lies behind the others
     assert seen == [first, *range(8), 7, *range(8), 7, *range(8, 16)]
-    assert watched.source.counters["heard"] == logged
+    assert (watched.source.counters["heard"] > 0) == logged
 
 
 @pytest.mark.parametrize("bits", [32, 64])
@@ -467,3 +467,10 @@ def test_entries_are_those_that_qemu_logs(watch: Watch, guest: Kernel, tmp_path:
     lines = re.findall(r"^ *\d+: v=(\w+) e=\w+ i=\d cpl=(\d) IP=(\w+):(\w+)", log.read_text(), re.MULTILINE)
     logged = Counter(int(v, 16) for v, cpl, cs, ip in lines if int(cs, 16) & ~3 and int(cs, 16) < 0x80 and len(ip) > 4)
     assert seen == logged
+
+
+def test_a_handler_at_its_other_address(watch: Watch, tmp_path: Path) -> None:
+    """See guest/alias.S."""
+    entries = entries_of(watch, built("alias", tmp_path, 64))
+    assert entries["vector"].tolist() == [6, 6, 4] * 10
+    assert (entries["pc"] >> np.uint64(30) == 1).all()

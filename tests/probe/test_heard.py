@@ -117,8 +117,57 @@ def test_a_guest_that_is_stopped_again_and_again(watch: Start, probe: ProbeBuild
     assert watched.source.counters["heard"] == 0
 
 
+@pytest.mark.guest
+@pytest.mark.parametrize("bits", [32, 64])
+def test_user_code_that_the_log_leaves_out(watch: Start, probe: ProbeBuild, tmp_path: Path, bits: int) -> None:
+    """See guest/muted.S: the kernel's own deliveries are in the log, and user code's through a gate just changed."""
+    if probe.told:
+        pytest.skip("this QEMU tells of what it delivers, and needs no log")
+    watched = watch("-kernel", str(built("muted", tmp_path, bits)), "-device", "isa-debug-exit,iobase=0xf4")
+    watched.machine.cont()
+
+    def entries() -> Batch:
+        rows = watched.rows
+        found: Batch = rows[(rows["kind"] == Kind.ENTRY) & (rows["vector"] == 6)]
+        return found
+
+    watched.run(lambda: len(entries()) == 1 and bool(watched.ring.header["log"][0] == Log.ON))
+    watched.machine.inject_nmi()
+    watched.run(lambda: len(entries()) == 27)
+    ring = Path(watched.ring.path)
+    written = sum(one.read_bytes().count(b"v=06") for one in ring.parent.glob(f"{ring.name}.log*"))
+    watched.machine.inject_nmi()
+    watched.run(lambda: watched.machine.ending() is not None)
+    handlers = sorted(set(entries()["pc"].tolist()))
+    seen = [handlers.index(pc) for pc in entries()["pc"].tolist()]
+    assert seen == [0, *(n for n in range(6) for _ in range(4)), 6, 7]
+    assert (entries()["cs"] & 3).tolist() == [0] + [3] * 24 + [0, 0]
+    assert watched.source.counters["heard"] == 1
+    assert 3 <= written < 16
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("bits", [32, 64])
+def test_user_code_that_dies_while_the_log_is_muted(watch: Start, probe: ProbeBuild, tmp_path: Path, bits: int) -> None:
+    """See guest/muted.S: it is not said to be no triple fault."""
+    watched = watch("-kernel", str(built("muted", tmp_path, bits, "-DDIES")))
+    watched.machine.cont()
+    watched.run(lambda: Kind.EXIT in watched.rows["kind"] and (probe.told or watched.ring.header["log"][0] == Log.ON))
+    watched.machine.inject_nmi()
+    watched.run(lambda: watched.machine.ending() is not None)
+    ending = watched.machine.ending()
+    assert ending is not None
+    assert ending.how == "reset"
+
+
 def test_a_log_that_does_not_fit_is_told_and_begun_anew(compiled: Callable[..., Path], tmp_path: Path) -> None:
     """The last record is cut off where the room ends."""
     done = subprocess.run([compiled("log_lines.c"), tmp_path / "log"], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done
-    assert done.stdout.splitlines() == ["2, last 6", "many, left: 0, whole: 0", "1, last 13, whole: 1"]
+    assert done.stdout.splitlines() == [
+        "2, last 6",
+        "many, left: 0, whole: 0",
+        "1, last 13, whole: 1",
+        "muted: 1, refused: 1, left: 0, mark: Triple fault?",
+        "muted: 0, refused: 0, left: 1, mark: ",
+    ]

@@ -1,7 +1,7 @@
 /*
  * A guest that runs handlers as ordinary code, and later makes a gate lead to one of them after the other, by an
  * instruction that has stored elsewhere first: all in a loop that has been translated, each time through the table's other
- * address (64-bit code). Before that come a million stores; behind it more new code than a small kernel has, all
+ * address (64-bit code). Before that come a million stores; behind it new code, all
  * that once more, and again, after an NMI, with other handlers by another instruction, which is new then. Ends by
  * isa-debug-exit.
  */
