@@ -1,8 +1,9 @@
 """What watching costs, measured in one run: a Linux boot with its workload, unwatched and watched in every way.
 
-The ways of booting take turns, so that what else the machine does falls on all alike; of each the fastest boot counts,
-and of judging and replaying, which are timed in parts, the fastest part. The kernel's own boot differs by its random
-layout, which several turns even out.
+The ways of booting take turns, so that what else the machine does falls on all alike. Their seconds are put together
+of the fastest stretches of all turns (see stretches), those of the processor are the fastest boot's; of judging and
+replaying, which are timed in parts, the fastest part counts. The kernel's own boot differs by its random layout, which
+several turns even out.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from gdbext.errors import CtxwatchError, GuestFailed
 from gdbext.report import outfile, text
 from tests.bench import engine, stops
 from tests.bench.boots import Bench, Boot
+from tests.bench.stretches import undisturbed
 
 MANY: Final = 4
 """vCPUs of the boots with several."""
@@ -46,10 +48,9 @@ class Way:
     goal: float | None
     done: list[Boot] = field(default_factory=list)
 
-    @property
-    def seconds(self) -> float:
-        """The fastest."""
-        return min(boot.seconds for boot in self.done)
+    def seconds(self, against: Way) -> float:
+        """Undisturbed, in stretches that the way has, too, against which it is held."""
+        return undisturbed([boot.marks for boot in self.done], [boot.marks for boot in against.done])
 
     @property
     def cpu(self) -> float:
@@ -142,10 +143,11 @@ def boots_table(chosen: Sequence[Way]) -> Table:
     by_name = {way.name: way for way in chosen}
     for way in chosen:
         base = by_name[way.base]
-        wall, cpu = way.seconds / base.seconds, way.cpu / base.cpu
+        seconds = way.seconds(base)
+        wall, cpu = seconds / base.seconds(way), way.cpu / base.cpu
         rows = f"{way.done[-1].events:,}" if way.done[-1].events else ""
         goal = f"{way.goal:.2f}" if way.goal else ""
-        cells = (f"{way.seconds:.2f}", f"{wall:.3f}", f"{way.cpu:.2f}", f"{cpu:.3f}", rows, goal)
+        cells = (f"{seconds:.2f}", f"{wall:.3f}", f"{way.cpu:.2f}", f"{cpu:.3f}", rows, goal)
         shown.add_row(way.name, *cells, _verdict(wall <= way.goal if way.goal else None))
     return shown
 

@@ -34,7 +34,7 @@ from gdbext.sources.ring_file import RingFile
 
 LATE: Final = 300.0
 """Seconds after which a boot is given up."""
-_LISTENING: Final = 0.005
+_LISTENING: Final = 0.001
 """Seconds between two looks at the serial port."""
 AREAS: Final = 64
 AREA_BYTES: Final = 256
@@ -44,11 +44,13 @@ STACK_BYTES: Final = 16384
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """One boot. ``seconds``: wall time; ``cpu``: QEMU's processor time in seconds; ``events``: rows in the ring."""
+    """One boot. ``seconds``: wall time; ``cpu``: QEMU's processor time in seconds; ``events``: rows in the ring;
+    ``marks``: the lines of its serial port (raw) with the seconds at which they came."""
 
     seconds: float
     cpu: float
     events: int = 0
+    marks: tuple[tuple[str, float], ...] = ()
 
 
 def processor_seconds(pid: int) -> float:
@@ -102,6 +104,7 @@ class Stopwatch:
         self._began = 0.0
         self.seconds = 0.0
         self.cpu = 0.0
+        self._marks: list[tuple[str, float]] = []
 
     def start(self, machine: Machine) -> None:
         """The guest is about to run."""
@@ -110,9 +113,13 @@ class Stopwatch:
         machine.console = Listener(machine.console, self._line)
 
     def _line(self, text: str) -> None:
-        if self._machine is not None and not self.seconds and self._until in text:
+        if self._machine is None or self.seconds:
+            return
+        now = time.monotonic() - self._began
+        self._marks.append((text.strip(), now))
+        if self._until in text:
             self.cpu = processor_seconds(self._machine.pid)
-            self.seconds = time.monotonic() - self._began
+            self.seconds = now
 
     def wait(self, read: Callable[[], None]) -> None:
         """Let the guest run, calling `read` all the time, until it has printed it."""
@@ -129,7 +136,7 @@ class Stopwatch:
         """The boot timed."""
         if not self.seconds:
             raise GuestFailed(f"the guest never printed {self._until!r}")
-        return Boot(self.seconds, self.cpu, events)
+        return Boot(self.seconds, self.cpu, events, tuple(self._marks))
 
 
 class Bench:
@@ -137,7 +144,8 @@ class Bench:
 
     def __init__(self, guest: str, smp: int, rounds: int, scratch: Path) -> None:
         found = guests.find(guest)
-        self.guest: Guest = replace(found, smp=smp, append=f"{found.append} rounds={rounds}")
+        append = found.append.replace("quiet", "loglevel=7")  # the lines that it prints are marks: see stretches
+        self.guest: Guest = replace(found, smp=smp, append=f"{append} rounds={rounds}")
         self.kernel = guests.build(self.guest)
         self.argv = self.guest.command(self.kernel)
         self.scratch = scratch
