@@ -196,17 +196,20 @@ def test_a_gate_that_comes_to_lead_to_code_that_ran_before(watch: Watch, tmp_pat
 @pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("simd", [False, True])
 @pytest.mark.parametrize("words", [(), ("-d", "cpu_reset"), ("-smp", "2", "-accel", "tcg,thread=single")])
-def test_a_gate_that_is_rewritten(watch: Watch, tmp_path: Path, bits: int, words: tuple[str, ...], simd: bool) -> None:
+def test_a_gate_that_is_rewritten(
+    watch: Watch, probe: ProbeBuild, tmp_path: Path, bits: int, words: tuple[str, ...], simd: bool
+) -> None:
     """See guest/rewritten.S. With QEMU's log of its interrupts, and without: it goes elsewhere, or two vCPUs share one,
     or it does not show enough."""
-    logged = not (words or simd)
+    logged = not (words or simd or probe.told)
+    jumps = 0 if probe.told else 1  # one that comes with a frame, to a gate's handler, is taken for an entry
     kernel = built("rewritten", tmp_path, bits)
     watched = watch("-kernel", str(kernel), "-device", "isa-debug-exit,iobase=0xf4", *words, simd=simd)
     watched.machine.cont()
 
     def entries() -> Batch:
         rows = watched.rows
-        found: Batch = rows[(rows["kind"] == Kind.ENTRY) & (rows["vector"] == 6)][1:]  # the first was a jump
+        found: Batch = rows[(rows["kind"] == Kind.ENTRY) & (rows["vector"] == 6)][jumps:]
         return found
 
     watched.run(lambda: len(entries()) == 18 and (not logged or watched.ring.header["log"][0] == Log.ON))
