@@ -108,6 +108,21 @@ set_gate:
         mov %ax, 6(%BX)
         ret
 
+/* Run \handler as ordinary code: with a frame such as the CPU would push, by a jump. */
+        .macro run handler
+#if BITS == 64
+        mov %rsp, %rdx
+        and $-16, %rsp
+        push $DATA_SELECTOR
+        push %rdx
+#endif
+        pushf
+        push $CODE_SELECTOR
+        push $9f
+        jmp \handler
+9:
+        .endm
+
 /* Write \value (below 4 GiB, \high above that) into an MSR. */
         .macro write_msr number, value, high=0
         mov $\number, %ecx

@@ -5,21 +5,6 @@
  */
 #include "boot.h"
 
-/* Run \handler as ordinary code: with a frame such as the CPU would push, by a jump. */
-        .macro run handler
-#if BITS == 64
-        mov %rsp, %rdx
-        and $-16, %rsp
-        push $DATA_SELECTOR
-        push %rdx
-#endif
-        pushf
-        push $CODE_SELECTOR
-        push $9f
-        jmp \handler
-9:
-        .endm
-
 main:
         xor %esi, %esi /* nothing was raised */
         gate 6, first

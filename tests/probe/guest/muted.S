@@ -39,19 +39,9 @@ main:   mov $gdt, %esi
         push $user
         IRET
 
-/* Run the handler at %AX as ordinary code: with a frame such as the CPU would push, by a jump. */
-run:
-#if BITS == 64
-        mov %rsp, %rdx
-        and $-16, %rsp
-        push $DATA_SELECTOR
-        push %rdx
-#endif
-        pushf
-        push $CODE_SELECTOR
-        push $9f
-        jmp *%AX
-9:      ret
+run_at_ax:
+        run *%AX
+        ret
 
         .macro to_kernel
 #if BITS == 64
@@ -83,7 +73,7 @@ leap:   mov $DATA_SELECTOR, %eax /* as in handlers, so that no block is translat
         jne 4f
         mov order + 4 * (HANDLERS - 1), %eax
         xor %esi, %esi /* nothing was raised */
-        call run
+        call run_at_ax
         inc %esi
 #if BITS == 64
         lretq

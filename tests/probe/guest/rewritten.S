@@ -34,26 +34,16 @@
         xor %esi, %esi /* nothing was raised */
         xor %edi, %edi
 11:     mov \order(,%edi,4), %eax
-        call run
+        call run_at_ax
         inc %edi
         cmp $HANDLERS, %edi
         jne 11b
         inc %esi
         .endm
 
-/* Run the handler at %AX as ordinary code: with a frame such as the CPU would push, by a jump. */
-run:
-#if BITS == 64
-        mov %rsp, %rdx
-        and $-16, %rsp
-        push $DATA_SELECTOR
-        push %rdx
-#endif
-        pushf
-        push $CODE_SELECTOR
-        push $9f
-        jmp *%AX
-9:      ret
+run_at_ax:
+        run *%AX
+        ret
 
 main:
 #if BITS == 64
