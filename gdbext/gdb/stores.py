@@ -1,7 +1,8 @@
 """Hardware watchpoints for the rules: the stores into a few ranges of memory, as rows.
 
-QEMU dies where the CPU itself pushes a frame into a watched range (10.0: an assertion), so that no range may be watched
-where frames land; who asks for one sees to that.
+QEMU dies where the CPU itself pushes a frame into a watched range (10.0: an assertion), or the interrupt is lost that
+was acknowledged, and no other comes. So no range may be watched where frames land: who asks for one sees to that, and a
+range into which a stack grows is given up with the first store that shows it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ Hit = Callable[[int, int, int], bool]
 
 WORDS: Final = {4: "unsigned int", 8: "unsigned long long"}
 _VARIABLE: Final = "_ctx_stores"
+_FRAME: Final = 64
+"""Bytes below RSP that a frame takes at most: six words, and what aligns them."""
+_PAGE: Final = 4096
 _ODD: Final = 16
 """Bytes that no debug register can watch."""
 
@@ -57,19 +61,33 @@ class StorePoints:
         self._target = target
         self.hit: Hit = lambda _start, _end, _pc: False
         self._points: dict[Range, StorePoint] = {}
+        self._given_up: set[Range] = set()
         self._able: bool | None = None
 
     def watch(self, ranges: Sequence[Range]) -> bool:
-        """Watch these from now on, and no others; False if they cannot be. May be called from a stop."""
+        """Watch these from now on, and no others but those given up; False if they cannot be. May be called from a
+        stop."""
         for where, point in self._points.items():
-            if point.is_valid() and point.enabled != (where in ranges):
-                point.enabled = where in ranges
+            wanted = where in ranges and where not in self._given_up
+            if point.is_valid() and point.enabled != wanted:
+                point.enabled = wanted
         new = [where for where in ranges if where not in self._points]
         if new and not self._can(new[0][0]):
             return False
         for where in new:
             self._points[where] = StorePoint(where, self.hit)
         return True
+
+    def give_up(self, rsp: int) -> None:
+        """A vCPU that takes interrupts stands with RSP `rsp`. Where the next frame would land in a watched range, watch
+        no more what this stack may reach: the page below, and the frame above. May be called from a stop."""
+        watched = [where for where, point in self._points.items() if point.is_valid() and point.enabled]
+        if not any(start <= rsp < end + _FRAME for start, end in watched):
+            return
+        for start, end in watched:
+            if start <= rsp + _FRAME and end > rsp - _PAGE:
+                self._given_up.add((start, end))
+                self._points[start, end].enabled = False
 
     def clear(self) -> None:
         """Delete all. Not from a stop."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from gdbext.arch import flags as rf
 from gdbext.code.disasm import Code
 from gdbext.code.listing import listing, text
 from gdbext.code.storing import stored
@@ -266,6 +267,8 @@ class Watch:
         if bits == 16 or self.machine.code is None:
             return False
         self.stops += 1
+        if registers["rflags"] & rf.IF:
+            self.stores.give_up(registers["rsp"])
         found = stored(self.machine.code, registers, start, end)
         pc, at = (found.pc, max(found.address, start)) if found is not None else (registers["rip"], start)
         size = min(found.size if found is not None else 8, end - at, 8)

@@ -286,8 +286,12 @@ class AreaWatcher:
         wanted = [(start, end) for start, end in self._wanted.items() if self._area_at(start) is not None]
         area = self._profile.data.area
         unused = _size_behind_fxsave(self._size, area.simd if area is not None else None)
-        ends = [(start + self._size - unused, start + self._size) for start in self._areas] if unused else []
-        spans = [*wanted, *ends]
+        word = self._profile.data.bits // 8
+        ends = [start + self._size for start in self._areas]
+        # The last word by itself, and before the rest: its stores are told though they change nothing, as they do where
+        # the same calls go through it again, and others of more than a word are not.
+        last = [(end - word, end) for end in ends if unused >= word]
+        spans = [*wanted, *last, *((end - unused, end - word) for end in ends if unused > word)]
         if few.landed_in(self._areas, self._size):
             if wanted:
                 self._say(_PUSHED_BY_CPU)

@@ -63,3 +63,32 @@ def test_a_push_over_a_save_area_halts_the_guest_behind_it(boot: Boot) -> None:
     assert re.search(r"stopped before 0x[0-9a-f]+ <sum_below\+0x3>: dec rdi", text), text
     assert "byte 696, last written at sum_below+0x2" in text
     assert "Traceback" not in text
+
+
+def test_watchpoints_are_given_up_where_a_stack_has_grown_into_them(boot: Boot) -> None:
+    """An interrupt's frame would be next, and QEMU loses the interrupt or dies."""
+    live = boot("clean-nrk")
+    text = run_gdb(
+        *live.connect,
+        "python from gdbext.gdb.stores import StorePoints",
+        "python from gdbext.gdb.target import Target",
+        "python points = StorePoints(Target())",
+        "python low, mid, high = (0x7000, 0x7008), (0x7008, 0x7060), (0x9000, 0x9008)",
+        "python print('taken', points.watch([low, mid, high]))",
+        "python on = lambda: print('on', [points._points[where].enabled for where in (low, mid, high)])",
+        "python points.give_up(0x6ff8); on()",
+        "python points.give_up(0x70a8); on()",
+        "python points.give_up(0x7098); on()",
+        "python points.watch([low, mid, high]); on()",
+        "python points.watch([high]); points.give_up(0x8ff8); on()",
+        "kill",
+    )
+    assert "taken True" in text
+    assert re.findall(r"^on (.*)$", text, re.MULTILINE) == [
+        "[True, True, True]",  # below all of them: frames land further down
+        "[True, True, True]",  # above, with room for a frame
+        "[False, False, True]",
+        "[False, False, True]",
+        "[False, False, True]",
+    ]
+    assert "Traceback" not in text
