@@ -145,6 +145,9 @@ def test_a_cut(pti: str, capsys: pytest.CaptureFixture[str]) -> None:
     except EnvironmentUnusable as error:
         pytest.skip(str(error))
     words = ["linux-amd64", "--minutes", "0.4", "--cpu", "qemu64", "--smp", "1", "--pti", pti, "--nmi", "10"]
-    assert soak.main(words) == 0, capsys.readouterr()
-    said = capsys.readouterr().out.replace("\n", " ")
-    assert re.search(r" 0 findings of severity error, \d+ others, 0 lost", said), said  # probes' changes are warnings
+    status = soak.main(words)
+    said = capsys.readouterr()
+    trouble = [line for line in said.out.splitlines() if line.startswith("linux-amd64 -cpu") or " FAILED" in line]
+    assert status == 0, "\n".join([*trouble, said.err])
+    text = said.out.replace("\n", " ")
+    assert re.search(r" 0 findings of severity error, \d+ others, 0 lost", text), text  # probes' changes are warnings
