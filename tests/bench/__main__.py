@@ -1,9 +1,9 @@
 """What watching costs, measured in one run: a Linux boot with its workload, unwatched and watched in every way.
 
-The ways of booting take turns, so that what else the machine does falls on all alike. Their seconds are put together
-of the fastest stretches of all turns (see stretches), those of the processor are the fastest boot's; of judging and
-replaying, which are timed in parts, the fastest part counts. The kernel's own boot differs by its random layout, which
-several turns even out.
+The ways of booting take turns, so that what else the machine does falls on all alike, until three more turns change
+no way's time by over 1 %. Their seconds are put together of the fastest stretches of all turns (see stretches), the
+processor's are the fastest boot's; of judging and replaying, which are timed in parts, the fastest part counts. The
+kernel's own boot differs by its random layout, which several turns even out.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ MANY: Final = 4
 """vCPUs of the boots with several."""
 GOAL: Final = 2e6
 """Events a second wanted at least."""
+LATELY: Final = 3
+"""Turns..."""
+STEADY: Final = 1.01
+"""...in which no way may have become faster by more than this."""
 REPLAYED: Final = 10_000_000
 """Events of the recording that is replayed, at most."""
 
@@ -51,6 +55,13 @@ class Way:
     def seconds(self, against: Way) -> float:
         """Undisturbed, in stretches that the way has, too, against which it is held."""
         return undisturbed([boot.marks for boot in self.done], [boot.marks for boot in against.done])
+
+    @property
+    def settled(self) -> bool:
+        """True if the last turns changed nothing of note."""
+        marks = [boot.marks for boot in self.done]
+        earlier = marks[:-LATELY]
+        return len(earlier) > 1 and undisturbed(earlier, marks) <= STEADY * undisturbed(marks)
 
     @property
     def cpu(self) -> float:
@@ -84,7 +95,8 @@ def ways(one: Bench, many: Bench) -> list[Way]:
 
 
 def boot_in_turns(chosen: Sequence[Way], turns: int) -> None:
-    """Boot in every way, `turns` times. Where QEMU or its guest fails, that boot is left out, unless none succeeds."""
+    """Boot in every way until that changes no time any more, `turns` times at most. Where QEMU or its guest fails, that
+    boot is left out, unless none succeeds."""
     for turn in range(turns):
         for way in chosen:
             try:
@@ -95,18 +107,19 @@ def boot_in_turns(chosen: Sequence[Way], turns: int) -> None:
                     raise
                 what = f"left out: {error}"
             print(f"bench: turn {turn + 1}, {way.name}: {what}", file=sys.stderr)
+        if all(way.settled for way in chosen):
+            return
 
 
 def costs(chosen: Sequence[Way], seconds: float) -> list[Measure]:
     """What an event costs each way that looks at every one.
 
-    The probe's is the difference of two boots that differ by more from turn to turn: of the middle ones.
+    The probe's is what the same stretches of boots take longer.
     """
     by_name = {way.name: way for way in chosen}
     alone, checked = by_name["alone"], by_name["checked (ctxwatch run)"]
     events = statistics.median(boot.events for boot in checked.done)
-    more = statistics.median(boot.cpu for boot in checked.done) - statistics.median(boot.cpu for boot in alone.done)
-    probe = max(more, 1e-6) / events
+    probe = max(checked.seconds(alone) - alone.seconds(checked), 1e-6) / events
     script, stub = stops.by_user_script(seconds), stops.by_gdbstub_source(seconds)
     return [
         Measure("a GDB Python script, an event", script, f"{script * 1e3:.2f} ms", "", None),
@@ -195,7 +208,7 @@ def parser() -> argparse.ArgumentParser:
         "scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--guest", default="linux-amd64", help="the Linux guest to boot (default %(default)s)")
-    made.add_argument("--turns", type=int, default=5, help="boots in each way (default %(default)s)")
+    made.add_argument("--turns", type=int, default=16, help="boots in each way at most (default %(default)s)")
     made.add_argument("--rounds", type=int, default=1, help="how much of the workload a boot does (default 1)")
     made.add_argument("--only", metavar="TEXT", help="only the ways of booting that have TEXT in their name, and alone")
     made.add_argument("--recording", metavar="FILE", help="boot nothing: only judge and replay FILE, of a whole boot")

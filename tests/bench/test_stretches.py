@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from .__main__ import LATELY, Way
+from .boots import Boot
 from .stretches import Marks, undisturbed
 
 FIRST: Marks = [("[    0.100000] begin", 1.0), ("tick", 1.5), ("tick", 2.0), ("[    0.5] a", 5.0), ("done", 6.0)]
@@ -28,3 +30,14 @@ def test_a_boot_is_as_long_as_it_was() -> None:
 
 def test_nothing_in_common() -> None:
     assert undisturbed([FIRST], [[("other", 1.0)]]) == 0
+
+
+def test_a_way_of_booting_has_settled_when_the_last_turns_changed_nothing() -> None:
+    boot = Boot(3.0, 3.0, marks=(("begin", 1.0), ("done", 3.0)))
+    faster = Boot(2.9, 2.9, marks=(("begin", 1.2), ("done", 2.9)))  # in its second half, by a hundredth of all and more
+    way = Way("alone", lambda: boot, "alone", None, [boot] * (LATELY + 1))
+    settled = [way.settled]  # one boot before the last ones is none to speak of
+    for more in ([boot], [faster], [boot] * LATELY):
+        way.done += more
+        settled.append(way.settled)
+    assert settled == [False, True, False, True]
