@@ -114,19 +114,24 @@ def boot_in_turns(chosen: Sequence[Way], turns: int) -> None:
 def costs(chosen: Sequence[Way], seconds: float) -> list[Measure]:
     """What an event costs each way that looks at every one.
 
-    The probe's is what the same stretches of boots take longer.
+    The probe's is what its fastest boot takes more of the processor than the fastest unwatched one. Where that is
+    nothing, there is no telling.
     """
     by_name = {way.name: way for way in chosen}
     alone, checked = by_name["alone"], by_name["checked (ctxwatch run)"]
     events = statistics.median(boot.events for boot in checked.done)
-    probe = max(checked.seconds(alone) - alone.seconds(checked), 1e-6) / events
+    probe = (checked.cpu - alone.cpu) / events
     script, stub = stops.by_user_script(seconds), stops.by_gdbstub_source(seconds)
     return [
         Measure("a GDB Python script, an event", script, f"{script * 1e3:.2f} ms", "", None),
         Measure("the gdbstub source, an event", stub, f"{stub * 1e3:.2f} ms", "", None),
         Measure("the probe, an event", probe, f"{probe * 1e6:.2f} µs", "", None),
-        Measure("GDB script : probe", script / probe, f"{script / probe:.0f} : 1", "1000 : 1", script / probe >= 1000),
+        *([_ratio(script / probe)] if probe > 0 else []),
     ]
+
+
+def _ratio(times: float) -> Measure:
+    return Measure("GDB script : probe", times, f"{times:.0f} : 1", "1000 : 1", times >= 1000)
 
 
 def engine_measures(recording: Path, events: int, scratch: Path) -> list[Measure]:

@@ -13,6 +13,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 _TIME: Final = re.compile(r"^\[ *[0-9.]+\] ")
 
 Marks = Sequence[tuple[str, float]]
@@ -23,17 +26,31 @@ def undisturbed(boots: Sequence[Marks], others: Sequence[Marks] = ()) -> float:
     """Seconds that a boot takes: of each stretch those of the fastest of `boots`.
 
     others: boots that it is to be held against. The stretches lie between lines that every boot of either kind has
-    printed once, in the same order. Without such lines it is 0.
+    printed once, as many of them as come in the same order in all. Without such lines it is 0.
     """
     times = [_once(marks) for marks in boots]
     everyone = [*times, *(_once(marks) for marks in others)]
-    common: list[str] = []
-    for line in times[0]:
-        if all(line in other and (not common or other[line] >= other[common[-1]]) for other in everyone):
-            common.append(line)
-    ends = [[own[line] for line in common] for own in times]
-    stretches = [[end - begin for begin, end in zip([0.0, *own], own, strict=False)] for own in ends]
-    return math.fsum(min(durations) for durations in zip(*stretches, strict=True))
+    lines = [line for line in times[0] if all(line in other for other in everyone)]
+    when = np.array([[other[line] for line in lines] for other in everyone])
+    own = when[: len(times), _longest_chain(when)]
+    return math.fsum(np.diff(own, axis=1, prepend=0.0).min(axis=0).tolist())
+
+
+def _longest_chain(when: NDArray[np.float64]) -> list[int]:
+    """The most columns of `when` (a row a boot, a column a line) that rise from left to right in every row. A line that
+    comes at any time, as of something that goes on beside the rest, thus costs itself alone."""
+    length, before = list[int](), list[int]()
+    for at in range(when.shape[1]):
+        fit = np.flatnonzero((when[:, :at] <= when[:, at : at + 1]).all(axis=0)).tolist()
+        last = max(fit, key=lambda index: length[index], default=-1)
+        length.append(length[last] + 1 if last >= 0 else 1)
+        before.append(last)
+    chain = list[int]()
+    at = max(range(len(length)), key=lambda index: length[index], default=-1)
+    while at >= 0:
+        chain.append(at)
+        at = before[at]
+    return chain[::-1]
 
 
 def _once(marks: Marks) -> dict[str, float]:

@@ -24,6 +24,12 @@ def test_lines_in_another_order_end_no_stretch() -> None:
     assert undisturbed([FIRST, SECOND], [[("a", 1.0), ("begin", 2.0), ("done", 3.0)]]) == pytest.approx(1.0 + 5.0)
 
 
+def test_a_line_that_comes_at_any_time_costs_itself_alone() -> None:
+    early: Marks = [("any time", 0.5), ("a", 1.0), ("b", 3.0), ("c", 4.0)]
+    late: Marks = [("a", 2.0), ("b", 3.0), ("c", 5.0), ("any time", 6.0)]
+    assert undisturbed([early, late]) == pytest.approx(1.0 + 1.0 + 1.0)
+
+
 def test_a_boot_is_as_long_as_it_was() -> None:
     assert undisturbed([FIRST]) == pytest.approx(6.0)
 
