@@ -65,7 +65,7 @@ class StorePoints:
         self._able: bool | None = None
 
     def watch(self, ranges: Sequence[Range]) -> bool:
-        """Watch these from now on, and no others but those given up; False if they cannot be. May be called from a
+        """Watch these from now on, but for those given up, and no others; False if they cannot be. May be called from a
         stop."""
         for where, point in self._points.items():
             wanted = where in ranges and where not in self._given_up

@@ -288,8 +288,8 @@ class AreaWatcher:
         unused = _size_behind_fxsave(self._size, area.simd if area is not None else None)
         word = self._profile.data.bits // 8
         ends = [start + self._size for start in self._areas]
-        # The last word by itself, and before the rest: its stores are told though they change nothing, as they do where
-        # the same calls go through it again, and others of more than a word are not.
+        # A store that changes nothing, as of a recursion that is made again, is told of a single word only. So the last
+        # one, which a stack reaches first, is watched by itself, and before the others.
         last = [(end - word, end) for end in ends if unused >= word]
         spans = [*wanted, *last, *((end - unused, end - word) for end in ends if unused > word)]
         if few.landed_in(self._areas, self._size):

@@ -1,8 +1,7 @@
 """How long a boot takes when nothing disturbs it, put together from several that were disturbed.
 
-A machine that others use, too, changes its pace by half within a second: no boot of some seconds escapes that, but of
-the stretches between two lines that its kernel prints, each does so in one boot or another. So of each the fastest
-counts.
+A machine that others use, too, halves its pace for seconds: no boot of some seconds escapes that, but of the stretches
+between two lines that its kernel prints, each does so in one boot or another. So of each the fastest counts.
 """
 
 from __future__ import annotations
