@@ -78,7 +78,8 @@ static void emit_exit(vcpu *v, ctx_row *row)
         }
         v->score->switching = 0; /* a switch that ends in an iret, to a thread that was preempted */
     }
-    if (row->how == CTX_HOW_IRET && !(row->flags & (CTX_FLAG_UNREADABLE | CTX_FLAG_SELF)) && frame_popped(row)) {
+    if (row->how == CTX_HOW_IRET && !(row->flags & (CTX_FLAG_UNREADABLE | CTX_FLAG_SELF)) && frame_popped(row) &&
+        !(row->flags & CTX_FLAG_IDENTICAL)) {
         atomic_store(&frame_was_changed, true);
     }
     if (last_stores && row->how == CTX_HOW_IRET && !(row->flags & (CTX_FLAG_IDENTICAL | CTX_FLAG_UNREADABLE | CTX_FLAG_SELF))) {

@@ -14,7 +14,7 @@
 #include <stddef.h>
 #include <string.h>
 
-#include "layout.h"
+#include "ledger.h"
 
 enum { FRAME_PLACES = 1024, FRAME_GRANULES = 4096, FRAME_GRANULE = 8, FRAME_LEAST = 3, FRAME_MOST = 5,
        FRAME_CHANGES = 16 /* told of one: where there are more, its context was left behind, and its stack is in use */ };
@@ -24,6 +24,7 @@ typedef struct {
     uint64_t words[FRAME_MOST];
     unsigned changes;   /* told of it */
     uint64_t registers; /* a digest of the interrupted context's general registers but RSP */
+    uint64_t space;     /* user code's address space, 0: kernel code */
 } live_frame;
 
 static live_frame live_frames[FRAME_PLACES];
@@ -65,6 +66,7 @@ static void frame_pushed(const ctx_row *row)
     memcpy(f->words, row->stack, words * sizeof(*f->words));
     f->changes = 0;
     f->registers = frame_digest(row);
+    f->space = ledger_space(row);
     for (uint64_t granule = row->frame / FRAME_GRANULE; granule * FRAME_GRANULE < end; granule++) {
         atomic_store_explicit(&frame_granules[frame_hash(granule)], row->frame, memory_order_relaxed);
     }
@@ -79,7 +81,8 @@ static void frames_forget(void)
 }
 
 /* The iret of `row` pops a frame. Is it the one that the CPU pushed there, and were words of it changed, and nothing
- * else of the context? An exception that is fixed up goes on at another RIP, in kernel code. */
+ * else of the context? An exception that is fixed up goes on at another RIP, in kernel code. All processes may leave from
+ * one place, and one of two that were one before may have the other's registers: that is another address space. */
 static bool frame_popped(const ctx_row *row)
 {
     live_frame *f = frame_place(row->frame);
@@ -91,7 +94,8 @@ static bool frame_popped(const ctx_row *row)
         for (unsigned i = (row->cs & 3) == 3 ? 0 : 1; i < words && i < FRAME_MOST; i++) {
             changed |= f->words[i] != row->stack[i];
         }
-        changed = changed && f->registers == frame_digest(row);
+        bool other = f->space && ledger_space(row) && f->space != ledger_space(row);
+        changed = changed && !other && f->registers == frame_digest(row);
         f->at = 0;
     }
     pthread_mutex_unlock(&frame_lock);

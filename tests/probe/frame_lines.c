@@ -1,6 +1,6 @@
 /* Follows frames, one event a line, all numbers hexadecimal:
- * `push FRAME MODE WORDS REGISTER WORD...` an entry; `pop FRAME MODE CS REGISTER WORD...` an iret, prints whether the
- * frame was changed; `store ADDRESS VALUE SIZE RSP` prints the frame that it changes, or 0; `stand FRAME WORD WORD WORD`
+ * `push FRAME MODE WORDS REGISTER CR3 WORD...` an entry; `pop FRAME MODE CS REGISTER CR3 WORD...` an iret, prints whether
+ * the frame was changed; `store ADDRESS VALUE SIZE RSP` prints the frame that it changes, or 0; `stand FRAME WORD WORD WORD`
  * whether a live frame with these words lies there. */
 #include <stdio.h>
 #include <string.h>
@@ -13,6 +13,9 @@ static void read_row(ctx_row *row, unsigned words)
 
     if (scanf("%llx", &value) == 1) {
         row->rbx = value;
+    }
+    if (scanf("%llx", &value) == 1) {
+        row->cr3 = value;
     }
     for (unsigned i = 0; i < words && scanf("%llx", &value) == 1; i++) {
         row->stack[i] = value;
@@ -29,6 +32,7 @@ int main(void)
         if (strcmp(what, "push") == 0) {
             row.flags = c == FRAME_LEAST ? CTX_FLAG_NO_STACK : 0;
             read_row(&row, (unsigned)c);
+            row.cs = (uint16_t)row.stack[1];
             frame_pushed(&row);
         } else if (strcmp(what, "pop") == 0) {
             row.cs = (uint16_t)c;

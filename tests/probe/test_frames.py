@@ -11,6 +11,7 @@ import pytest
 FRAME, BELOW = 0xFFFFFFFF80300FD8, 0xFFFFFFFF80300E00
 WORDS = (0x401000, 0x33, 0x246, 0x7FFE00, 0x2B)
 REGISTER = 0x1234
+CR3 = 0x293C000
 RSP_WORD = FRAME + 24
 CHANGES = 16
 
@@ -29,11 +30,13 @@ def follow(compiled: Callable[..., Path]) -> Follow:
 
 
 def push(frame: int = FRAME, words: tuple[int, ...] = WORDS, mode: int = 64) -> str:
-    return f"push {frame:x} {mode:x} {len(words):x} {REGISTER:x} " + " ".join(f"{word:x}" for word in words)
+    return f"push {frame:x} {mode:x} {len(words):x} {REGISTER:x} {CR3:x} " + " ".join(f"{word:x}" for word in words)
 
 
-def pop(words: tuple[int, ...] = WORDS, register: int = REGISTER, frame: int = FRAME, mode: int = 64) -> str:
-    row = f"pop {frame:x} {mode:x} {words[1]:x} {register:x} "
+def pop(
+    words: tuple[int, ...] = WORDS, register: int = REGISTER, frame: int = FRAME, mode: int = 64, cr3: int = CR3
+) -> str:
+    row = f"pop {frame:x} {mode:x} {words[1]:x} {register:x} {cr3:x} "
     return row + " ".join(f"{word:x}" for word in (*words, 0, 0)[:5])
 
 
@@ -55,6 +58,9 @@ def test_a_frame_popped_in_place(follow: Follow) -> None:
     assert follow([push(), pop(changed(0, 0x402000))]) == [1]
     assert follow([push(), pop(), pop(user)]) == [0, 0], "popped already"
     assert follow([push(), pop(user, frame=FRAME - 64)]) == [0]
+    assert follow([push(), pop(user, cr3=CR3 + 0x1000)]) == [0], "another process, that leaves from there, too"
+    assert follow([push(), pop(user, cr3=CR3 | 5)]) == [1], "by another PCID"
+    assert follow([push(), pop(changed(1, 0x10), cr3=CR3 + 0x1000)]) == [1], "that is kernel code, and has none"
 
 
 def test_a_frame_is_no_return_address(follow: Follow) -> None:
