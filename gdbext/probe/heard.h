@@ -15,6 +15,16 @@
 #define BY_LOG_ALONE false /* true in a test: what the log says is to be what is seen */
 #endif
 
+/* The log of the vCPU that this thread runs; NULL: there is none. */
+static _Thread_local const log_reader *own_log;
+
+/* Is it sure that nothing was delivered since this thread's vCPU had its last event? */
+static bool nothing_delivered(void)
+{
+    bool listens = own_log && !no_log && !simd_wanted && atomic_load_explicit(log_state(), memory_order_acquire) == RING_LOG_ON;
+    return listens && !own_log->muted && !log_look(own_log);
+}
+
 /* What the CPU loads as its stack pointer where it leaves the stack: out of the TSS at `base` (Intel SDM vol. 3A, figures
  * 8-2 and 8-11). `cpl`: the handler's. */
 static uint64_t stack_in_tss(vcpu *v, uint64_t base, unsigned bits, unsigned cpl, unsigned ist)

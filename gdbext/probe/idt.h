@@ -115,6 +115,13 @@ static inline size_t idt_length(const idt_table *t)
     return t->limit < IDT_BYTES ? t->limit + 1u : IDT_BYTES;
 }
 
+/* How many bytes of it are read: whole gates. */
+static inline size_t idt_read_length(const idt_table *t)
+{
+    size_t size = t->bits == 64 ? 16 : 8, gates = (t->limit + 1) / size;
+    return (gates > IDT_GATES ? IDT_GATES : gates) * size;
+}
+
 /* Choose the gates by which each page of the table is known. */
 static void idt_mark(idt_table *t, size_t size, size_t gates)
 {
@@ -140,12 +147,10 @@ static bool idt_refresh(idt_table *t, unsigned bits, memory_reader reader, void 
         t->read = false;
     }
     uint8_t now[IDT_BYTES];
-    size_t size = t->bits == 64 ? 16 : 8, gates = (t->limit + 1) / size;
+    size_t size = t->bits == 64 ? 16 : 8, length = idt_read_length(t), gates = length / size;
     bool stale = false;
 
-    gates = gates > IDT_GATES ? IDT_GATES : gates;
-    if (gates == 0 || !idt_read(t, gates * size, now, reader, context) ||
-        (t->read && memcmp(now, t->bytes, gates * size) == 0)) {
+    if (gates == 0 || !idt_read(t, length, now, reader, context) || (t->read && memcmp(now, t->bytes, length) == 0)) {
         return false;
     }
     for (unsigned vector = 0; vector < gates; vector++) {
@@ -161,7 +166,7 @@ static bool idt_refresh(idt_table *t, unsigned bits, memory_reader reader, void 
         t->tasks += t->gate[vector].task != 0;
         stale |= add_target(t->target[vector], reader, context);
     }
-    memcpy(t->bytes, now, gates * size);
+    memcpy(t->bytes, now, length);
     idt_mark(t, size, gates);
     idt_told.changes++;
     t->read = true;

@@ -18,7 +18,7 @@
 
 enum { PAGE_SIZE = 4096, PAGE_OFFSET = PAGE_SIZE - 1 };
 enum { TARGET_SLOTS = 1 << 20, TARGETS = TARGET_SLOTS / 2, TARGET_HINTS = 256 * 64 };
-enum { SEEN_BITS = 1 << 24, SEEN_LOOKS = 4, BLOCK_BYTES = 16 };
+enum { SEEN_LINES = 1 << 15, SEEN_WORDS = 8, SEEN_LOOKS = 4, BLOCK_BYTES = 16 };
 
 typedef bool (*memory_reader)(void *context, uint64_t address, uint8_t *to, size_t length);
 
@@ -38,7 +38,8 @@ static struct {
 } target_list[TARGETS];
 static _Atomic uint32_t target_first[PAGE_SIZE]; /* in target_list, plus 1 */
 static unsigned target_count;
-static _Atomic uint8_t seen_bits[SEEN_BITS / 8]; /* what was translated: a Bloom filter */
+/* What was translated: a Bloom filter. What is known of one key lies in one of the host's cache lines. */
+static _Alignas(64) _Atomic uint64_t seen_bits[SEEN_LINES][SEEN_WORDS];
 
 static inline uint64_t target_hash(uint64_t address)
 {
@@ -51,10 +52,10 @@ static inline uint64_t mix(uint64_t value)
     return value ^ value >> 29;
 }
 
-/* By its address, or by what can be seen of it at any of them. */
-static inline uint64_t key_by_address(uint64_t address)
+/* By its page, or by what can be seen of it at any of its addresses. */
+static inline uint64_t key_by_page(uint64_t address)
 {
-    return mix(mix(address));
+    return mix(mix(address / PAGE_SIZE));
 }
 
 static inline uint64_t key_by_bytes(uint64_t address, const uint8_t *bytes, size_t length)
@@ -65,9 +66,20 @@ static inline uint64_t key_by_bytes(uint64_t address, const uint8_t *bytes, size
     return mix(mix(mix((address & PAGE_OFFSET) << 8 | length) ^ words[0]) ^ words[1]);
 }
 
+static inline _Atomic uint64_t *seen_line(uint64_t key)
+{
+    return seen_bits[key % SEEN_LINES];
+}
+
+/* Of the nine bits of `key` that a look takes, three tell the word, and the others its bit. */
+static inline unsigned seen_word(uint64_t key, unsigned look)
+{
+    return key >> (28 + 9 * look) & (SEEN_WORDS - 1);
+}
+
 static inline uint64_t seen_bit(uint64_t key, unsigned look)
 {
-    return (key + look * (key >> 32 | 1)) % SEEN_BITS;
+    return 1ull << (key >> (31 + 9 * look) & 63);
 }
 
 /* Sometimes true of what was not noted. */
@@ -75,7 +87,7 @@ static bool seen_has(uint64_t key)
 {
     unsigned look = 0;
 
-    while (look < SEEN_LOOKS && (seen_bits[seen_bit(key, look) / 8] >> seen_bit(key, look) % 8 & 1)) {
+    while (look < SEEN_LOOKS && (seen_line(key)[seen_word(key, look)] & seen_bit(key, look))) {
         look++;
     }
     return look == SEEN_LOOKS;
@@ -87,18 +99,17 @@ static bool seen_add(uint64_t key)
     bool added = false;
 
     for (unsigned look = 0; look < SEEN_LOOKS; look++) {
-        uint64_t bit = seen_bit(key, look);
-        uint8_t mask = (uint8_t)(1 << bit % 8);
-        added |= !(atomic_fetch_or(&seen_bits[bit / 8], mask) & mask);
+        _Atomic uint64_t *word = &seen_line(key)[seen_word(key, look)];
+        added |= !(*word & seen_bit(key, look)) && !(atomic_fetch_or(word, seen_bit(key, look)) & seen_bit(key, look));
     }
     return added;
 }
 
-/* A block of kernel code is translated. True if none was before at its address. */
+/* A block of kernel code is translated. True if none like it was before. */
 static bool note_translated(const block_head *b)
 {
-    seen_add(key_by_bytes(b->start, b->bytes, b->length));
-    return seen_add(key_by_address(b->start));
+    seen_add(key_by_page(b->start));
+    return seen_add(key_by_bytes(b->start, b->bytes, b->length));
 }
 
 static void forget_translated(void)
@@ -106,17 +117,18 @@ static void forget_translated(void)
     memset((void *)seen_bits, 0, sizeof(seen_bits));
 }
 
-/* Was a block translated that runs at `address`, too? Sometimes true when none was. */
+/* Was a block translated that runs at `address`, too? Sometimes true when none was; where nothing can be read now, if any
+ * was in its page. */
 static bool was_translated(uint64_t address, memory_reader reader, void *context)
 {
     uint8_t bytes[BLOCK_BYTES];
     size_t left = PAGE_SIZE - (address & PAGE_OFFSET), length = sizeof(bytes);
 
-    if (seen_has(key_by_address(address))) {
-        return true;
-    }
     if (!reader(context, address, bytes, length)) { /* nothing may be mapped behind this page */
-        length = left < length && reader(context, address, bytes, left) ? left : 0;
+        length = left;
+        if (left >= sizeof(bytes) || !reader(context, address, bytes, left)) {
+            return seen_has(key_by_page(address));
+        }
     }
     while (length && !seen_has(key_by_bytes(address, bytes, length))) {
         length--;

@@ -244,6 +244,14 @@ static void instrument_block(block *b)
     }
 }
 
+/* Does the table still show what was read of it? Without a copy: mostly it does. */
+static bool is_unchanged(vcpu *any, const idt_table *t, unsigned bits)
+{
+    size_t length = idt_read_length(t);
+    const uint8_t *now = t->read && bits <= t->bits ? vcpu_memory(any, t->base, length) : NULL;
+    return now && memcmp(now, t->bytes, length) == 0;
+}
+
 /* Read the loaded tables again; where one leads to code that was translated before, start afresh. */
 static void read_tables(vcpu *any, unsigned bits)
 {
@@ -251,7 +259,7 @@ static void read_tables(vcpu *any, unsigned bits)
 
     pthread_mutex_lock(&idt_lock);
     for (unsigned i = 0; i < idt_count; i++) {
-        if (idt_tables[i]->loaded) {
+        if (idt_tables[i]->loaded && !is_unchanged(any, idt_tables[i], bits)) {
             stale |= idt_refresh(idt_tables[i], bits, vcpu_read, any);
         }
     }
@@ -275,10 +283,11 @@ static block_head head_of(const struct qemu_plugin_tb *tb)
     return head;
 }
 
-/* Does a block of kernel code begin a handler? */
+/* Does a block of kernel code begin a handler? One that runs first because something was delivered to it must be known now;
+ * of others the log will tell. */
 static bool begins_entry_point(vcpu *any, const block_head *head, unsigned bits)
 {
-    if (!told_of_entries) {
+    if (!told_of_entries && !nothing_delivered()) {
         read_tables(any, bits);
     }
     if (calling && is_called_first(any, bits)) {
