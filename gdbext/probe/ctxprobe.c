@@ -60,8 +60,11 @@ static void listen(vcpu *v)
         return;
     }
     if (!first) {
-        v->log = log_open(log_prefix, qemu_plugin_outs);
+        own_log = v->log = log_open(log_prefix, qemu_plugin_outs);
         first = v;
+        if (v->log && vcpu_most == 1) {
+            log_try_muting(v->log, qemu_plugin_outs);
+        }
     }
     if (!v->log) {
         atomic_store(&no_log, true);

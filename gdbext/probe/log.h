@@ -24,6 +24,7 @@
 #include <sys/types.h>
 #include <unistd.h>
 
+#include "level.h"
 #include "stream.h"
 
 enum { LOG_BYTES = 1 << 18, LOG_LONG = LOG_BYTES / 4, LOG_END = 64 /* what is kept there: see log_keep, log_mute */,
@@ -42,7 +43,9 @@ typedef struct {
     char *text;  /* LOG_BYTES of them, zero where nothing is written yet */
     size_t used; /* so far it was read */
     int theirs;  /* QEMU's descriptor of the file */
-    FILE *stream; /* QEMU's, that can be muted; NULL: it cannot */
+    enum { MUTED_NEVER, MUTED_BY_LEVEL, MUTED_BY_STREAM } way;
+    FILE *stream;  /* QEMU's, of the last way */
+    int left_out;  /* of the first: kinds of messages */
     bool muted, marked;
     bool failed; /* behind the last delivery, there is word that it came to nothing */
 } log_reader;
@@ -104,14 +107,22 @@ static inline void log_skip(log_reader *l)
 static inline void log_mute(log_reader *l)
 {
     memcpy(l->text + LOG_BYTES - LOG_MARK, "\nTriple fault?\n", LOG_MARK);
-    stream_refuse(l->stream, true);
+    if (l->way == MUTED_BY_LEVEL) {
+        l->left_out = level_leave_out();
+    } else {
+        stream_refuse(l->stream, true);
+    }
     l->muted = l->marked = true;
 }
 
 static inline void log_unmute(log_reader *l)
 {
     if (l->muted) {
-        stream_refuse(l->stream, false);
+        if (l->way == MUTED_BY_LEVEL) {
+            level_take_in(l->left_out);
+        } else {
+            stream_refuse(l->stream, false);
+        }
         l->muted = false;
     }
 }
@@ -124,22 +135,33 @@ static inline void log_unmark(log_reader *l)
     }
 }
 
-/* Can it be muted? `say` makes QEMU write. */
-static void log_try_muting(log_reader *l, void (*say)(const char *))
+/* Can it be muted the way that is set? `say` makes QEMU write. */
+static bool log_mutes(log_reader *l, void (*say)(const char *))
 {
     log_skip(l);
-    l->stream = stream_of(l->theirs);
-    if (!l->stream) {
-        return;
-    }
     log_mute(l);
     say("\n");
     bool refused = !log_look(l);
     log_unmute(l);
     log_unmark(l);
     say("\n");
-    l->stream = refused && log_look(l) ? l->stream : NULL;
+    bool heard = log_look(l);
     log_skip(l);
+    return refused && heard;
+}
+
+/* Choose the way to mute it, the one that costs least first. */
+static void log_try_muting(log_reader *l, void (*say)(const char *))
+{
+    l->way = MUTED_BY_LEVEL;
+    if (level_known() && log_mutes(l, say)) {
+        return;
+    }
+    l->way = MUTED_BY_STREAM;
+    l->stream = stream_of(l->theirs);
+    if (!l->stream || !log_mutes(l, say)) {
+        l->way = MUTED_NEVER;
+    }
 }
 
 /* This thread's log among those whose names begin with `prefix`; NULL: there is none. `say` makes QEMU write to it. */
@@ -165,7 +187,7 @@ static log_reader *log_open(const char *prefix, void (*say)(const char *))
         free(l);
         return NULL;
     }
-    log_try_muting(l, say);
+    log_skip(l);
     return l;
 }
 

@@ -18,7 +18,9 @@ static bool is_muted(const vcpu *v)
 /* The code that `v` resumes now is a user's. */
 static void mute_log(vcpu *v)
 {
-    if (!v->log || !v->log->stream || vcpu_most > 1 || BY_LOG_ALONE || watches_gates() || !v->idt || !v->idt->read) {
+    bool can = v->log && v->log->way != MUTED_NEVER && vcpu_most == 1 && !BY_LOG_ALONE;
+
+    if (!can || watches_gates() || !v->idt || !v->idt->read) {
         return;
     }
     uint64_t changes = idt_told.changes;

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -24,7 +25,7 @@ import numpy as np
 from rich.table import Table
 
 from gdbext.cli import output
-from gdbext.errors import CtxwatchError, GuestFailed
+from gdbext.errors import CtxwatchError, GuestFailed, UsageError
 from gdbext.report import outfile, text
 from tests.bench import engine, stops
 from tests.bench.boots import Bench, Boot
@@ -96,9 +97,10 @@ def ways(one: Bench, many: Bench) -> list[Way]:
 
 def boot_in_turns(chosen: Sequence[Way], turns: int) -> None:
     """Boot in every way until that changes no time any more, `turns` times at most. Where QEMU or its guest fails, that
-    boot is left out, unless none succeeds."""
+    boot is left out, unless none succeeds. Each turn has an order of its own: what else the machine does may have a
+    rhythm, too."""
     for turn in range(turns):
-        for way in chosen:
+        for way in random.Random(turn).sample(chosen, len(chosen)):
             try:
                 way.done.append(way.boot())
                 what = f"{way.done[-1].seconds:.2f} s"
@@ -231,6 +233,9 @@ def run(options: argparse.Namespace, scratch: Path) -> tuple[list[Way], list[Mea
     chosen = ways(one, many)
     if options.only is not None:
         wanted = {way.name for way in chosen if options.only in way.name}
+        if not wanted:
+            names = "; ".join(way.name for way in chosen)
+            raise UsageError(f"--only {options.only}: no way of booting has that in its name", f"there are {names}")
         for way in reversed(chosen):  # what it is held against comes before it
             if way.name in wanted:
                 wanted.add(way.base)

@@ -36,6 +36,8 @@ LATE: Final = 300.0
 """Seconds after which a boot is given up."""
 _LISTENING: Final = 0.001
 """Seconds between two looks at the serial port."""
+PROGRESS: Final = 5
+"""Processes of the workload after which the guest prints a line."""
 AREAS: Final = 64
 AREA_BYTES: Final = 256
 STACK_BYTES: Final = 16384
@@ -145,7 +147,7 @@ class Bench:
     def __init__(self, guest: str, smp: int, rounds: int, scratch: Path) -> None:
         found = guests.find(guest)
         append = found.append.replace("quiet", "loglevel=7")  # the lines that it prints are marks: see stretches
-        self.guest: Guest = replace(found, smp=smp, append=f"{append} rounds={rounds}")
+        self.guest: Guest = replace(found, smp=smp, append=f"{append} rounds={rounds} progress={PROGRESS}")
         self.kernel = guests.build(self.guest)
         self.argv = self.guest.command(self.kernel)
         self.scratch = scratch
