@@ -2,7 +2,8 @@
  * The interrupt descriptor tables the vCPUs have loaded.
  *
  * A table is read again whenever kernel code is translated: gates are mostly written in place, long after lidt, and a
- * handler that was never run is translated when it first is. What that leaves open is in heard.h.
+ * handler that was never run is translated when it first is. What that leaves open is in heard.h, and so is when there is no
+ * need of it.
  *
  * Tables are changed under the lock. A vCPU reads the gates of its own without: one that is being rewritten is delivered
  * through by nobody who knows which gate it will be.
