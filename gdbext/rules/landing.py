@@ -4,14 +4,16 @@ No data structure is known. A kernel with a stack per thread shows itself: each 
 one address that no other thread uses. A thread known that way that lands on another's address, while that one lives
 (it enters again later, or runs in user code on another CPU at that time), ran with the wrong RSP0. So did one where
 either of the two comes back wrong: the loss then follows from where it landed. A stack that several threads share (one
-per CPU) is never judged, nor one whose owner may have died, nor what lands on the only stack of its CPU: a thread that
+per CPU) is never judged, nor one whose owner may have died, nor a thread that may be another one by now
+(:mod:`gdbext.rules.renewed`), nor what lands on the only stack of its CPU: a thread that
 came from another CPU lands there if the stacks are the CPUs'. Within one address space only a loss tells, for there it
 may be the thread itself, under another FS base.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +25,7 @@ from gdbext.ledger.compare import Bools, contexts, is_user, mixed, space
 from gdbext.rules.codes import ERROR
 from gdbext.rules.draft import Draft, Judged
 from gdbext.rules.finding import Difference
+from gdbext.rules.renewed import Renewals, Thread
 
 STEADY: Final = 5
 """Entries at one address after which it counts as a thread's own."""
@@ -32,9 +35,6 @@ _LOOK_CPUS: Final = f"{_LOOK}; every CPU needs a TSS of its own, and no two the 
 
 _FOLLOW: Final = frozenset(("CW101", "CW102", "CW103", "CW104", "CW107", "CW204", "CW302", "CW404"))
 """What is found of a thread whose frame is not where it was pushed, or was overwritten."""
-
-Thread = tuple[int, int]
-"""Address space and FS base."""
 
 
 @dataclass(slots=True)
@@ -65,6 +65,7 @@ class LandingJudge:
         """By owner of the stack."""
         self._stacks: dict[int, set[int]] = {}
         """By CPU: where frames have landed."""
+        self._renewals = Renewals()
         self._runs: dict[int, Thread | None] = {}
         """By CPU: the thread whose user code it returned to last, None where it was entered since."""
 
@@ -72,16 +73,20 @@ class LandingJudge:
         """Judge the entries from user mode that pushed a frame; IST stacks belong to nobody."""
         rows = contexts(batch)
         landings = np.flatnonzero(_landings(rows))
-        judged = self._judge(rows, landings) if len(landings) else []
+        renewed = deque(self._renewals.feed(rows))
+        judged = self._judge(rows, landings, renewed) if len(landings) else []
+        self._forget(renewed)
         self._runs |= _last_left(rows)
         return judged
 
-    def _judge(self, every: Columns, landings: Indices) -> list[Judged]:
-        """Judge those at `landings` among the contexts `every`."""
+    def _judge(self, every: Columns, landings: Indices, renewed: deque[tuple[int, Thread]]) -> list[Judged]:
+        """Judge those at `landings` among the contexts `every`, of whose threads those in `renewed` may be others from
+        that position on; what is forgotten is taken out of it."""
         rows = every.take(landings)
         judged: list[Judged] = []
         spaces, bases, frames, cpus = space(rows), rows["fs_base"], rows["frame"], rows["cpu"]
-        for at in self._unsettled(spaces, bases, frames, cpus):
+        for at in self._unsettled(spaces, bases, frames, cpus, {thread for _, thread in renewed}):
+            self._forget(renewed, int(landings[at]))
             thread, frame, cpu = (int(spaces[at]), int(bases[at])), int(frames[at]), int(cpus[at])
             self._note_stack(cpu, frame)
             judged += self._owner_lives(thread)
@@ -99,6 +104,15 @@ class LandingJudge:
                 else:
                     self._suspect(owner, _Suspected(thread, frame, int(rows["seq"][at]), found))
         return judged
+
+    def _forget(self, renewed: deque[tuple[int, Thread]], before: int | None = None) -> None:
+        """Forget where those landed, alone, that may be other threads now; takes them out of `renewed`, in order, up to
+        the position `before`."""
+        while renewed and (before is None or renewed[0][0] < before):
+            _, thread = renewed.popleft()
+            own = self._own.get(thread)
+            if own is not None and self._owner.get(own.frame) == thread:
+                del self._own[thread], self._owner[own.frame]
 
     def _owner_lives(self, owner: Thread) -> list[Judged]:
         """The verdicts on those who landed on the stack of `owner`; in one address space both may be one thread."""
@@ -147,7 +161,9 @@ class LandingJudge:
         if len(stacks) < CAPACITY:
             stacks.add(frame)
 
-    def _unsettled(self, spaces: Array, bases: Array, frames: Array, cpus: Array) -> list[int]:
+    def _unsettled(
+        self, spaces: Array, bases: Array, frames: Array, cpus: Array, renewed: Collection[Thread]
+    ) -> list[int]:
         """Positions that need a look; the rest, of settled threads that land where they always do, is counted."""
         key = mixed(spaces, bases, cpus.astype(np.uint64))
         groups = grouped(key)
@@ -159,6 +175,8 @@ class LandingJudge:
             thread = (int(spaces[at]), int(bases[at]))
             own = self._own.get(thread)
             if own is None or own.frame != int(frames[at]) or own.count < STEADY or thread in self._suspected:
+                continue
+            if thread in renewed and self._owner.get(own.frame) == thread:
                 continue
             if not strays[group]:
                 settled[group] = True

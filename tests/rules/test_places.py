@@ -142,6 +142,22 @@ def test_landing_on_the_stack_of_a_thread_that_runs_elsewhere() -> None:
     assert found(*own, *landing(2, 0x2000, cpu=1)[:1], *landing(1, 0x2000)[:1]) == []
 
 
+def test_landing_of_a_process_with_the_address_space_of_one_that_has_ended() -> None:
+    """Two have ended, and two that began have the address space of one and the stack of the other."""
+    own = [*landing(1, 0x1000, 6), *landing(2, 0x2000, 6), *landing(1, 0x1000)]
+    begin, near = (exit_(context(1, rip=context(1)["rip"] + there)) for there in (0x100, 7))
+    owner_runs = landing(2, 0x2000, cpu=1)
+    assert found(*own, begin, *owner_runs, *landing(1, 0x2000)[:1]) == []
+    assert found(*own, near, *owner_runs, *landing(1, 0x2000)[:1]) == ["CW303"], "behind an instruction, as emulated"
+    assert found(*own, begin, *landing(1, 0x1000, 6), *owner_runs, *landing(1, 0x2000)[:1]) == ["CW303"]
+
+
+def test_landing_on_the_stack_of_a_process_that_has_ended() -> None:
+    own = [*landing(1, 0x1000, 6), *landing(2, 0x2000, 6), *landing(1, 0x1000)]
+    begin = exit_(context(2, rip=context(2)["rip"] + 0x100), cpu=1)
+    assert found(*own, begin, *landing(1, 0x2000)[:1]) == []
+
+
 def test_stack_shared_by_threads_is_never_judged() -> None:
     rows = [row for _ in range(8) for n in (1, 2, 3) for row in landing(n, 0x1000)]
     assert found(*rows, *landing(1, 0x2000, 8), *landing(1, 0x1000, 8)) == []
