@@ -174,10 +174,11 @@ class ProbeSource:
         deadline = time.monotonic() + timeout
         nap = _NAP[0]
         while self._open:
-            if self._ready:
+            if not self._ready:
+                self._rest(deadline)
+                self._begin_log()
+            if self._ready:  # asked behind that: QEMU may take its time to answer, and what comes meanwhile is drained
                 return self._note(self._ready.pop(0))
-            self._rest(deadline)
-            self._begin_log()
             lives = self._ring.writer_lives()  # asked first: what it wrote before it ended is then all there
             rows = self._merger.merge(self._ring.take(), final=not lives)
             if rows is not None:

@@ -19,7 +19,7 @@ from gdbext.events.row import Batch, Flag, Kind, empty
 from gdbext.recording.reader import Recording
 from gdbext.sources.leftover import LeftoverSource
 from gdbext.sources.probe import ProbeSource, _disjoint
-from gdbext.sources.ring import HEADER_SIZE, WATCH_BITS, Release, State, release_word, watch_granules
+from gdbext.sources.ring import HEADER_SIZE, WATCH_BITS, Log, Release, State, release_word, watch_granules
 from gdbext.sources.ring_file import Merger, RingFile
 from tests.repl.processes import wait_until_gone
 
@@ -436,6 +436,39 @@ def test_a_vcpu_is_let_go_where_qemu_waits_for_it(start: Start, compiled: Compil
         source.read_memory(0x1000, 8)
         assert not int(ring.control["waiting"][0])
         assert writer.wait(60) == 0
+
+
+class Slow:
+    """The monitor of a QEMU that takes its time: meanwhile the rings fill, are emptied, and fill again."""
+
+    def __init__(self, ring: RingFile) -> None:
+        self.ring = ring
+
+    def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        timeout: float | None = None,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> str:
+        assert meanwhile is not None
+        end = time.monotonic() + 0.3
+        while time.monotonic() < end:
+            meanwhile()
+            time.sleep(0.05)
+        return ""
+
+
+def test_rows_that_come_while_qemu_is_asked_for_its_log(start: Start, compiled: Compiled, tmp_path: Path) -> None:
+    """They are given out before those that come after it."""
+    ring = RingFile.create(tmp_path / "ring")
+    writer = start(compiled("ring_writer.c"), ring.path, 1, 64, 5000)
+    with contextlib.closing(opened(ring)) as source:
+        source._monitor = Slow(ring)
+        ring.header["log"] = Log.WANTED
+        assert everything(source)["seq"].tolist() == list(range(1, 5001))
+        assert int(ring.header["log"][0]) == Log.ON
+    assert writer.wait(60) == 0
 
 
 def test_a_release_that_comes_late_is_none(start: Start, compiled: Compiled, tmp_path: Path) -> None:
