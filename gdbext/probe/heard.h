@@ -21,8 +21,7 @@ static _Thread_local const log_reader *own_log;
 /* Is it sure that nothing was delivered since this thread's vCPU had its last event? */
 static bool nothing_delivered(void)
 {
-    bool listens = own_log && !no_log && !simd_wanted && atomic_load_explicit(log_state(), memory_order_acquire) == RING_LOG_ON;
-    return listens && !own_log->muted && !log_look(own_log);
+    return own_log && !no_log && !watches_gates() && !own_log->muted && !log_look(own_log);
 }
 
 /* What the CPU loads as its stack pointer where it leaves the stack: out of the TSS at `base` (Intel SDM vol. 3A, figures

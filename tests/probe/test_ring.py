@@ -404,45 +404,11 @@ def test_a_full_file_system_is_told_before_qemu_starts(tmp_path: Path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
-class Stopping:
-    """The monitor of a QEMU that somebody else has told to stop: it answers once no vCPU stands in the probe."""
+class Asked:
+    """The monitor of a QEMU that answers, with nothing to say, once `over` says so."""
 
-    def __init__(self, ring: RingFile) -> None:
-        self.ring = ring
-
-    def execute(
-        self,
-        command: str,
-        arguments: Mapping[str, object] | None = None,
-        timeout: float | None = None,
-        meanwhile: Callable[[], None] | None = None,
-    ) -> None:
-        deadline = time.monotonic() + 60
-        while self.ring.control["waiting"].any():
-            assert time.monotonic() < deadline, f"{command}: the vCPU was not let go"
-            time.sleep(0.001)
-            if meanwhile is not None:
-                meanwhile()
-
-
-def test_a_vcpu_is_let_go_where_qemu_waits_for_it(start: Start, compiled: Compiled, tmp_path: Path) -> None:
-    """Ctrl-C in GDB while a rule reads memory: QEMU stops all vCPUs first, and one of them waits for the verdict."""
-    ring = RingFile.create(tmp_path / "ring")
-    writer = start(compiled("ring_writer.c"), ring.path, 1, 1024, 100, "wait")
-    with contextlib.closing(opened(ring)) as source:
-        source._monitor = Stopping(ring)
-        while not int(ring.control["waiting"][0]):
-            time.sleep(0.001)
-        source.read_memory(0x1000, 8)
-        assert not int(ring.control["waiting"][0])
-        assert writer.wait(60) == 0
-
-
-class Slow:
-    """The monitor of a QEMU that takes its time: meanwhile the rings fill, are emptied, and fill again."""
-
-    def __init__(self, ring: RingFile) -> None:
-        self.ring = ring
+    def __init__(self, over: Callable[[], bool]) -> None:
+        self.over = over
 
     def execute(
         self,
@@ -451,20 +417,39 @@ class Slow:
         timeout: float | None = None,
         meanwhile: Callable[[], None] | None = None,
     ) -> str:
-        assert meanwhile is not None
-        end = time.monotonic() + 0.3
-        while time.monotonic() < end:
-            meanwhile()
-            time.sleep(0.05)
+        deadline = time.monotonic() + 60
+        while not self.over():
+            assert time.monotonic() < deadline, f"{command}: not let go"
+            time.sleep(0.001)
+            if meanwhile is not None:
+                meanwhile()
         return ""
 
 
+def test_a_vcpu_is_let_go_where_qemu_waits_for_it(start: Start, compiled: Compiled, tmp_path: Path) -> None:
+    """Ctrl-C in GDB while a rule reads memory: QEMU stops all vCPUs first, and one of them waits for the verdict."""
+    ring = RingFile.create(tmp_path / "ring")
+    writer = start(compiled("ring_writer.c"), ring.path, 1, 1024, 100, "wait")
+    with contextlib.closing(opened(ring)) as source:
+        source._monitor = Asked(lambda: not ring.control["waiting"].any())  # somebody else has told it to stop
+        while not int(ring.control["waiting"][0]):
+            time.sleep(0.001)
+        source.read_memory(0x1000, 8)
+        assert not int(ring.control["waiting"][0])
+        assert writer.wait(60) == 0
+
+
 def test_rows_that_come_while_qemu_is_asked_for_its_log(start: Start, compiled: Compiled, tmp_path: Path) -> None:
-    """They are given out before those that come after it."""
+    """QEMU takes its time, and the ring is emptied meanwhile: that is given out before what comes after it."""
     ring = RingFile.create(tmp_path / "ring")
     writer = start(compiled("ring_writer.c"), ring.path, 1, 64, 5000)
+
+    def full_again() -> bool:
+        head, tail = int(ring.control["head"][0]), int(ring.control["tail"][0])
+        return tail > 1000 and head - tail == 64
+
     with contextlib.closing(opened(ring)) as source:
-        source._monitor = Slow(ring)
+        source._monitor = Asked(full_again)
         ring.header["log"] = Log.WANTED
         assert everything(source)["seq"].tolist() == list(range(1, 5001))
         assert int(ring.header["log"][0]) == Log.ON
